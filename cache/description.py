@@ -1,0 +1,129 @@
+"""How a model family describes itself: its parameters and its stages, as data.
+
+A worker writes this description, a gateway plans by it, and both compute keys from it. The gateway knows no model by
+name: which parameter touches which stage, what may be shared with whom and for how long, all of it stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cache.digest import Digest
+
+Scalar: TypeAlias = bool | int | float | str
+HOUR = 3600.0
+
+
+class Scope(StrEnum):
+    """Who may find an entry again. Each scope is a namespace of its own; see `cache.keys.namespace`."""
+
+    SHARED = "shared"
+    TENANT = "tenant"
+    USER = "user"
+    SESSION = "session"
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Parameter(_Data):
+    """One number or text of a request. What lies outside these bounds is refused before anything is looked up."""
+
+    name: str
+    kind: Literal["int", "float", "text", "choice"]
+    default: int | float | str | None = None  # None: the caller must give it
+    minimum: float | None = None
+    maximum: float | None = None
+    multiple_of: int | None = None  # for whole numbers
+    min_length: int = 0  # characters, for text
+    max_length: int | None = None
+    choices: tuple[str, ...] = ()
+    extra: bool = False  # travels in the request's `extra` map, because only some families have it
+    unit: str = ""
+    help: str = ""
+
+
+class When(_Data):
+    """The stage exists only in requests whose parameter is above this bound (guidance, say, without which no negative)."""
+
+    parameter: str
+    above: float
+
+    def holds(self, parameters: Mapping[str, Scalar]) -> bool:
+        return float(parameters[self.parameter]) > self.above
+
+
+class Stage(_Data):
+    """One step of a generation, and everything that may change its output."""
+
+    name: str
+    kind: str  # stages of one kind are one computation: the text of a prompt and of a negative prompt share entries
+    fingerprint: str  # of the weights, configuration, code version, numerics and libraries this stage runs on
+    parameters: Mapping[str, str] = Field(default_factory=dict)  # role in the stage -> request parameter
+    media: tuple[str, ...] = ()  # inputs known by content, e.g. ("image",)
+    upstream: Mapping[str, str] = Field(default_factory=dict)  # role in the stage -> name of an earlier stage
+    when: When | None = None
+    scope: Scope
+    ttl: float  # seconds without access after which an entry is gone
+    max_age: float = 24 * HOUR  # seconds after which an entry is never served again, accessed or not
+    canonicalises: bool = False  # its output, not its input, names what comes after it (text to token ids)
+    cached: bool = True
+    pooled: bool = False  # its output is worth keeping on the device
+
+
+class Description(_Data):
+    """A model at one revision. Stages stand in an order in which each comes after what it needs; the last is the result."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    revision: str
+    family: str
+    task: Literal["animate_image", "synthesize_speech"]
+    random_weights: bool = False  # made locally for trying things out; said wherever a result shows
+    parameters: tuple[Parameter, ...]
+    stages: tuple[Stage, ...]
+    affinity: str  # the stage whose output is worth having hot; requests that share it go to one worker
+
+    @model_validator(mode="after")
+    def _is_a_graph(self) -> Self:
+        names = {parameter.name for parameter in self.parameters}
+        known: set[str] = set()
+        for stage in self.stages:
+            if missing := set(stage.upstream.values()) - known:
+                raise ValueError(f"stage {stage.name} comes before what it needs: {sorted(missing)}")
+            if missing := set(stage.parameters.values()) - names:
+                raise ValueError(f"stage {stage.name} declares unknown parameters: {sorted(missing)}")
+            known.add(stage.name)
+        if len(known) != len(self.stages) or len(names) != len(self.parameters):
+            raise ValueError("names of stages and of parameters must be unique")
+        if self.affinity not in known:
+            raise ValueError(f"no stage named {self.affinity}")
+        return self
+
+    @property
+    def final(self) -> Stage:
+        return self.stages[-1]
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def active(self, parameters: Mapping[str, Scalar]) -> tuple[Stage, ...]:
+        """The stages that a request with these (complete) parameters has."""
+        return tuple(stage for stage in self.stages if stage.when is None or stage.when.holds(parameters))
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Description:
+        """Raises ValueError for anything that is not a description of this schema."""
+        return cls.model_validate_json(data)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.to_bytes())
