@@ -1,0 +1,152 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_L1: _ClassVar[Tier]
+    TIER_L2: _ClassVar[Tier]
+    TIER_L3: _ClassVar[Tier]
+    TIER_POOL: _ClassVar[Tier]
+
+class LookupOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOOKUP_OUTCOME_UNSPECIFIED: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_HIT: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_MISS: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_EXPIRED: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_CORRUPT: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_ERROR: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_TIMEOUT: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_SKIPPED: _ClassVar[LookupOutcome]
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    OUTCOME_HIT: _ClassVar[Outcome]
+    OUTCOME_MISS: _ClassVar[Outcome]
+    OUTCOME_COALESCED: _ClassVar[Outcome]
+    OUTCOME_BYPASS: _ClassVar[Outcome]
+
+class StageOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STAGE_OUTCOME_UNSPECIFIED: _ClassVar[StageOutcome]
+    STAGE_OUTCOME_REUSED: _ClassVar[StageOutcome]
+    STAGE_OUTCOME_RUN: _ClassVar[StageOutcome]
+    STAGE_OUTCOME_NOT_NEEDED: _ClassVar[StageOutcome]
+TIER_UNSPECIFIED: Tier
+TIER_L1: Tier
+TIER_L2: Tier
+TIER_L3: Tier
+TIER_POOL: Tier
+LOOKUP_OUTCOME_UNSPECIFIED: LookupOutcome
+LOOKUP_OUTCOME_HIT: LookupOutcome
+LOOKUP_OUTCOME_MISS: LookupOutcome
+LOOKUP_OUTCOME_EXPIRED: LookupOutcome
+LOOKUP_OUTCOME_CORRUPT: LookupOutcome
+LOOKUP_OUTCOME_ERROR: LookupOutcome
+LOOKUP_OUTCOME_TIMEOUT: LookupOutcome
+LOOKUP_OUTCOME_SKIPPED: LookupOutcome
+OUTCOME_UNSPECIFIED: Outcome
+OUTCOME_HIT: Outcome
+OUTCOME_MISS: Outcome
+OUTCOME_COALESCED: Outcome
+OUTCOME_BYPASS: Outcome
+STAGE_OUTCOME_UNSPECIFIED: StageOutcome
+STAGE_OUTCOME_REUSED: StageOutcome
+STAGE_OUTCOME_RUN: StageOutcome
+STAGE_OUTCOME_NOT_NEEDED: StageOutcome
+
+class Digest(_message.Message):
+    __slots__ = ("hex", "size")
+    HEX_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    hex: str
+    size: int
+    def __init__(self, hex: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class ParameterValue(_message.Message):
+    __slots__ = ("int_value", "float_value", "text_value")
+    INT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    int_value: int
+    float_value: float
+    text_value: str
+    def __init__(self, int_value: _Optional[int] = ..., float_value: _Optional[float] = ..., text_value: _Optional[str] = ...) -> None: ...
+
+class TierLookup(_message.Message):
+    __slots__ = ("tier", "outcome", "seconds")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    tier: Tier
+    outcome: LookupOutcome
+    seconds: float
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., outcome: _Optional[_Union[LookupOutcome, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class StageReport(_message.Message):
+    __slots__ = ("stage", "outcome", "tier", "device_seconds")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    outcome: StageOutcome
+    tier: Tier
+    device_seconds: float
+    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ...) -> None: ...
+
+class CacheReport(_message.Message):
+    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_SPENT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_SAVED_FIELD_NUMBER: _ClassVar[int]
+    MADE_AT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    outcome: Outcome
+    tier: Tier
+    lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
+    stages: _containers.RepeatedCompositeFieldContainer[StageReport]
+    device_seconds_spent: float
+    device_seconds_saved: float
+    made_at: _timestamp_pb2.Timestamp
+    address: str
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
+
+class CachePolicy(_message.Message):
+    __slots__ = ("mode", "no_store", "max_age", "fresh")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_UNSPECIFIED: _ClassVar[CachePolicy.Mode]
+        MODE_USE: _ClassVar[CachePolicy.Mode]
+        MODE_REFRESH: _ClassVar[CachePolicy.Mode]
+        MODE_BYPASS: _ClassVar[CachePolicy.Mode]
+        MODE_ONLY_IF_CACHED: _ClassVar[CachePolicy.Mode]
+    MODE_UNSPECIFIED: CachePolicy.Mode
+    MODE_USE: CachePolicy.Mode
+    MODE_REFRESH: CachePolicy.Mode
+    MODE_BYPASS: CachePolicy.Mode
+    MODE_ONLY_IF_CACHED: CachePolicy.Mode
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    NO_STORE_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    mode: CachePolicy.Mode
+    no_store: bool
+    max_age: _duration_pb2.Duration
+    fresh: bool
+    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ...) -> None: ...
