@@ -49,7 +49,7 @@ class Parameter(_Data):
 
 
 class When(_Data):
-    """The stage exists only in requests whose parameter is above this bound (guidance, say, without which no negative)."""
+    """The stage exists only in requests whose parameter is above this bound."""
 
     parameter: str
     above: float
@@ -77,10 +77,10 @@ class Stage(_Data):
 
 
 class Description(_Data):
-    """A model at one revision. Stages stand in an order in which each comes after what it needs; the last is the result."""
+    """A model at one revision. Each stage stands after what it needs; the last is the result."""
 
     schema_version: Literal[1] = 1
-    model: str
+    model: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # part of object names
     revision: str
     family: str
     task: Literal["animate_image", "synthesize_speech"]

@@ -15,13 +15,13 @@ from typing import TypeAlias
 
 from blake3 import blake3
 
-Value: TypeAlias = "None | bool | int | float | str | bytes | Sequence[Value] | Mapping[str, Value]"
+Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping[str, Value] | None"
 
 SCHEMA = "reprise/1"  # part of every hash: a change of meaning of any key bumps it, and no old entry is ever served
 
 
 def encode(value: Value) -> bytes:
-    """Bytes that stand for this value and for no other. Raises ValueError for NaN and infinities, TypeError for others."""
+    """Bytes that stand for this value and no other. ValueError for NaN and infinities, TypeError otherwise."""
     match value:
         case None:
             return _framed(b"n", b"")
@@ -83,8 +83,8 @@ def _content(tag: bytes, content: memoryview) -> Value:
     match tag:
         case b"n" if not content:
             return None
-        case b"b" if content in (b"\x00", b"\x01"):
-            return content == b"\x01"
+        case b"b" if bytes(content) in (b"\x00", b"\x01"):
+            return bytes(content) == b"\x01"
         case b"i":
             return int.from_bytes(content, "big", signed=True)
         case b"f" if len(content) == 8:

@@ -123,9 +123,7 @@ def content_ids(
     return ids
 
 
-def addresses(
-    description: Description, ids: Mapping[str, str], namespaces: Mapping[Scope, str]
-) -> dict[str, Address]:
+def addresses(description: Description, ids: Mapping[str, str], namespaces: Mapping[Scope, str]) -> dict[str, Address]:
     """Address of every stage, by stage name."""
     return {name: Address(namespaces[description.stage(name).scope], content_id) for name, content_id in ids.items()}
 
@@ -133,7 +131,9 @@ def addresses(
 def depends_on(description: Description, stage: Stage) -> frozenset[str]:
     """Names of the request parameters and media that can change this stage's output, through any upstream."""
     direct = set(stage.parameters.values()) | set(stage.media)
-    return frozenset(direct.union(*(depends_on(description, description.stage(name)) for name in stage.upstream.values())))
+    return frozenset(
+        direct.union(*(depends_on(description, description.stage(name)) for name in stage.upstream.values()))
+    )
 
 
 def _is_hex(text: str, length: int) -> bool:

@@ -1,0 +1,111 @@
+"""Composition of the tiers: reads from top to bottom as the picture of the hierarchy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+from prometheus_client import CollectorRegistry
+
+from cache.guard import Breaker, GuardedStore
+from cache.hierarchy import Hierarchy
+from cache.memory import MemoryTier
+from cache.metered import CacheMetrics, MeteredTier, Tally
+from cache.objects import ObjectsStore
+from cache.redis import MAX_PAYLOAD, RedisStore
+from cache.settings import CacheSettings
+from cache.store import Store, StoredTier
+from cache.tier import TierName
+from cache.write_behind import WriteBehind
+
+
+@dataclass
+class Tiers:
+    """The tiers of one process, opened together and closed together. Use as an async context manager."""
+
+    memory: MemoryTier
+    memory_tally: Tally
+    shared: list[MeteredTier]
+    breakers: dict[TierName, Breaker]
+    redis: RedisStore | None
+    objects: ObjectsStore | None
+    writer: WriteBehind
+    through_memory: Hierarchy  # L1, L2, L3
+    below_memory: Hierarchy  # L2, L3: for those who keep their own form of things in L1
+
+    async def __aenter__(self) -> Tiers:
+        await self.writer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.writer.__aexit__(kind, error, trace)
+        for tier in self.shared:
+            await tier.aclose()
+        await self.memory.aclose()
+
+
+def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
+    metrics = CacheMetrics(registry)
+    breakers: dict[TierName, Breaker] = {}
+
+    def tier(name: TierName, store: Store, budget: float | None, max_payload: int | None) -> MeteredTier:
+        breakers[name] = Breaker(settings.breaker.failures, settings.breaker.rest)
+        metrics.watch_breaker(name, breakers[name])
+        guarded = GuardedStore(store, breakers[name], budget=budget)
+        return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
+
+    memory = MemoryTier(
+        max_bytes=settings.l1.max_bytes if settings.l1.enabled else 0, max_entries=settings.l1.max_entries
+    )
+    redis = _redis(settings)
+    objects = _objects(settings)
+    shared = []
+    if redis is not None:
+        shared.append(tier(TierName.L2, redis, settings.l2.budget, MAX_PAYLOAD))
+    if objects is not None:
+        shared.append(tier(TierName.L3, objects, None, None))
+    writer = WriteBehind(
+        shared,
+        max_bytes=settings.write_behind.max_bytes,
+        max_entries=settings.write_behind.max_entries,
+        drain_timeout=settings.write_behind.drain,
+    )
+    memory_tally = Tally(TierName.L1, metrics)
+    metrics.watch_memory(memory)
+    metrics.watch_writer(writer)
+    return Tiers(
+        memory=memory,
+        memory_tally=memory_tally,
+        shared=shared,
+        breakers=breakers,
+        redis=redis,
+        objects=objects,
+        writer=writer,
+        through_memory=Hierarchy([MeteredTier(memory, memory_tally), *shared], writer),
+        below_memory=Hierarchy(shared, writer),
+    )
+
+
+def _redis(settings: CacheSettings) -> RedisStore | None:
+    l2 = settings.l2
+    if not l2.enabled:
+        return None
+    return RedisStore.connect(l2.url.get_secret_value(), budget=l2.budget, connections=l2.connections)
+
+
+def _objects(settings: CacheSettings) -> ObjectsStore | None:
+    l3 = settings.l3
+    if not l3.enabled:
+        return None
+    return ObjectsStore.connect(
+        l3.url,
+        endpoint=l3.endpoint,
+        access_key=l3.access_key,
+        secret_key=l3.secret_key.get_secret_value(),
+        region=l3.region,
+        stall=l3.stall,
+        write_timeout=l3.write_timeout,
+        reads=l3.reads,
+    )

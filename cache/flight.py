@@ -1,0 +1,128 @@
+"""Flight: one generation that any number of callers follow, inside one process.
+
+A flight is a log of events that its leader's task writes and followers read, each at its own pace and from wherever
+it joins. The work runs in a task of its own: a caller that leaves takes nobody down with it. When the last one has left
+and the grace is over, the leader's task is told.
+
+| event | result |
+|---|---|
+| a follower leaves | the others are served |
+| all leave, one returns within the grace | served, one call of the work |
+| all leave for longer | the work is cancelled once |
+| the work fails | every follower gets the error, once; the next caller starts anew |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from cache.news import News
+
+K = TypeVar("K", bound=Hashable)
+E = TypeVar("E")
+
+
+class Flight(Generic[E]):
+    """The log of one generation."""
+
+    def __init__(self, on_deserted: Callable[[], None]) -> None:
+        self.events: list[E] = []
+        self.followers = 0
+        self.ended = False
+        self.error: BaseException | None = None
+        self._on_deserted = on_deserted
+        self._news = News()
+
+    def publish(self, event: E) -> None:
+        self.events.append(event)
+        self._news.announce()
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.ended, self.error = True, error
+        self._news.announce()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Interest in this flight for as long as the block lasts."""
+        self.followers += 1
+        try:
+            yield
+        finally:
+            self.followers -= 1
+            if self.followers == 0 and not self.ended:
+                self._on_deserted()
+
+    async def follow(self, start: int = 0) -> AsyncIterator[E]:
+        """Events from index `start` on: those of the past at once, then each as it comes. Raises the work's error."""
+        position = start
+        while True:
+            while position < len(self.events):
+                yield self.events[position]
+                position += 1
+            if self.ended:
+                break
+            await self._news.wait()
+        if self.error is not None:
+            raise self.error
+
+
+class Flights(Generic[K, E]):
+    """The flights under way, by key. `grace` is how long, in seconds, deserted work goes on."""
+
+    def __init__(self, *, grace: float) -> None:
+        self._grace = grace
+        self._flights: dict[K, Flight[E]] = {}
+        self._tasks: dict[Flight[E], asyncio.Future[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def get(self, key: K) -> Flight[E] | None:
+        return self._flights.get(key)
+
+    def join(self, key: K, lead: Callable[[Flight[E]], Awaitable[None]]) -> tuple[Flight[E], bool]:
+        """The flight for this key, and whether this call began it. `lead` does the work and publishes its events.
+
+        A flight can be joined until `lead` returns; it may stay on after the result to see it stored. Whoever joins
+        must enter `following()` before giving control back to the loop.
+        """
+        if (under_way := self._flights.get(key)) is not None:
+            return under_way, False
+        flight: Flight[E] = Flight(lambda: self._deserted(flight))
+        self._flights[key] = flight
+        task = asyncio.ensure_future(lead(flight))
+        self._tasks[flight] = task
+        task.add_done_callback(lambda done: self._landed(key, flight, done))
+        return flight, True
+
+    def cancel(self, flight: Flight[E]) -> None:
+        """End the work now, whoever follows."""
+        if task := self._tasks.get(flight):
+            task.cancel()
+
+    async def drain(self, patience: float) -> None:
+        """Wait until every flight has ended, for `patience` seconds at most; cancel those that have not."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=patience)
+        remaining = list(self._tasks.values())
+        for task in remaining:
+            task.cancel()
+        await asyncio.gather(*remaining, return_exceptions=True)
+
+    def _landed(self, key: K, flight: Flight[E], task: asyncio.Future[None]) -> None:
+        del self._flights[key], self._tasks[flight]
+        flight.end(Deserted("the work was cancelled") if task.cancelled() else task.exception())
+
+    def _deserted(self, flight: Flight[E]) -> None:
+        asyncio.get_running_loop().call_later(self._grace, self._cancel_if_still_deserted, flight)
+
+    def _cancel_if_still_deserted(self, flight: Flight[E]) -> None:
+        if flight.followers == 0:
+            self.cancel(flight)
+
+
+class Deserted(Exception):
+    """The work was cancelled because nobody wanted it any more, or the process is stopping."""

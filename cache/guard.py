@@ -1,0 +1,113 @@
+"""Guard: a budget and a breaker around a store, and protection from callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, TypeVar
+
+from cache.errors import TierError, TierResting, TierTimeout
+from cache.store import Store
+
+_T = TypeVar("_T")
+
+
+class Breaker:
+    """Stops asking a server that keeps failing, and probes it with one question at a time until it answers again.
+
+    After `failures` failures in a row it rests for `rest` seconds; then one caller is let through (half-open), whose
+    fate decides. Not thread-safe; it belongs to one event loop.
+    """
+
+    def __init__(self, failures: int = 5, rest: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = failures
+        self._rest = rest
+        self._clock = clock
+        self._failures = 0
+        self._open_until: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        if self._open_until is None:
+            return "closed"
+        return "half-open" if self._probing or self._clock() >= self._open_until else "open"
+
+    def admit(self) -> None:
+        """Raises TierResting if the server should be left alone now."""
+        if self._open_until is None:
+            return
+        if self._probing or self._clock() < self._open_until:
+            raise TierResting("resting after failures")
+        self._probing = True
+
+    def succeeded(self) -> None:
+        self._failures, self._open_until, self._probing = 0, None, False
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self._probing or self._failures >= self._limit:
+            self._open_until = self._clock() + self._rest
+        self._probing = False
+
+
+class GuardedStore:
+    """A store whose every call ends within the budget, or was not made at all.
+
+    Calls run in tasks of their own: a caller that is cancelled leaves its call to finish, because cutting a command off
+    in the middle costs the connection. `budget` bounds a call in seconds; None leaves timing to the store, which knows
+    better what progress is (an object store that streams a large blob).
+    """
+
+    def __init__(self, store: Store, breaker: Breaker, *, budget: float | None) -> None:
+        self._store = store
+        self._budget = budget
+        self._running: set[asyncio.Task[Any]] = set()
+        self.breaker = breaker
+
+    async def get(self, name: str, ttl: float) -> bytes | None:
+        return await self._call(self._store.get(name, ttl))
+
+    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
+        return await self._call(self._store.get_many(names, ttl))
+
+    async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
+        return await self._call(self._store.put(name, data, ttl, replace=replace))
+
+    async def delete(self, name: str) -> None:
+        await self._call(self._store.delete(name))
+
+    async def aclose(self) -> None:
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._store.aclose()
+
+    async def _call(self, call: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            self.breaker.admit()
+        except TierResting:
+            call.close()
+            raise
+        task = asyncio.create_task(self._timed(call))
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even if the caller left before it was raised
+
+    async def _timed(self, call: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            async with asyncio.timeout(self._budget):
+                result = await call
+        except (TierError, asyncio.CancelledError):
+            self.breaker.failed()
+            raise
+        except TimeoutError as error:
+            self.breaker.failed()
+            raise TierTimeout("over budget") from error
+        self.breaker.succeeded()
+        return result

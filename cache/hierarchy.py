@@ -1,0 +1,186 @@
+"""Hierarchy: the ordered tiers together. Reads go from fast to slow and promote; commits go behind.
+
+A record is a hit only when its blob was read too: presence is proved by reading. A record whose blob is in no tier is
+removed, so that the next commit can heal it. A tier that failed proves nothing, and nothing is removed on its word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from cache.digest import Digest
+from cache.errors import TierError
+from cache.keys import Address, Key
+from cache.record import NotARecord, Record
+from cache.tier import Lookup, Outcome, Tier, TierName
+from cache.write_behind import Write, WriteBehind
+
+_NEGATIVE_SECONDS = 1.0  # for how long a stage that no tier had is not asked for again
+_NEGATIVE_ENTRIES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to a lookup through the tiers. `record` and `data` are both there, or it is a miss."""
+
+    lookups: tuple[Lookup, ...]
+    record: Record | None = None
+    data: bytes | None = None
+    tier: TierName | None = None  # the tier that gave the bytes
+
+
+class Hierarchy:
+    """`tiers` from fast to slow; a local one, if any, comes first. The last one is durable."""
+
+    def __init__(self, tiers: Sequence[Tier], writer: WriteBehind, *, clock: Callable[[], float] = time.time) -> None:
+        self.tiers = tuple(tiers)
+        self._writer = writer
+        self._clock = clock
+        self._absent: dict[Address, float] = {}
+
+    async def fetch(self, address: Address, ttl: float, *, max_age: float | None = None) -> Found:
+        """The output at an address: its record and its bytes, from the first tiers that have them."""
+        record, lookups, holder = await self._find(address, ttl)
+        if record is None or (max_age is not None and self._clock() - record.made_at > max_age):
+            return Found(tuple(lookups))
+        if record.output.inline is not None:
+            await self._promote(record, holder, None)
+            return Found(tuple(lookups), record, record.output.inline, self.tiers[holder].name)
+        data, tier, reads = await self.read(address.namespace, record.output.digest, ttl)
+        if data is None:
+            if _proves_absence(reads):
+                await self._forget(address)
+            return Found((*lookups, *reads))
+        await self._promote(record, holder, data)
+        return Found((*lookups, *(read for read in reads if read.tier is not lookups[-1].tier)), record, data, tier)
+
+    async def find_many(self, wanted: Sequence[tuple[Address, float]]) -> dict[Address, tuple[Record, TierName]]:
+        """Records at these (address, TTL in seconds) pairs, asked for at once. Their blobs are not read yet."""
+        now = self._clock()
+        missing = {address: ttl for address, ttl in wanted if self._absent.get(address, 0.0) <= now}
+        found: dict[Address, tuple[Record, TierName]] = {}
+        for tier in self.tiers:
+            if not missing:
+                break
+            addresses = list(missing)
+            lookups = await tier.get_many([Key.of_record(address) for address in addresses], max(missing.values()))
+            for address, lookup in zip(addresses, lookups, strict=True):
+                record = self._record(address, lookup)[0]
+                if record is not None:
+                    found[address] = record, lookup.tier
+                    del missing[address]
+        self._remember_absent(missing, now)
+        return found
+
+    async def read(
+        self, namespace: str, digest: Digest, ttl: float
+    ) -> tuple[bytes | None, TierName | None, list[Lookup]]:
+        """A blob's bytes, the tier that gave them, and every lookup on the way."""
+        key, lookups = Key.of_blob(namespace, digest), list[Lookup]()
+        for position, tier in enumerate(self.tiers):
+            if not tier.holds(digest.size):
+                continue
+            lookup = await tier.get(key, ttl)
+            if lookup.value is not None and not digest.names(lookup.value):
+                await _delete(tier, key)
+                lookup = replace(lookup, outcome=Outcome.CORRUPT, value=None)
+            lookups.append(lookup)
+            if lookup.value is not None:
+                await self._promote_writes([Write(key, lookup.value, ttl)], position)
+                return lookup.value, tier.name, lookups
+        return None, None, lookups
+
+    async def keep(self, namespace: str, data: bytes, ttl: float) -> bool:
+        """Store a blob by itself, and wait until the durable tier has it or has refused."""
+        write = Write(Key.of_blob(namespace, Digest.of(data)), data, ttl)
+        await self._remember([write])
+        return await (await self._writer.submit([write]))
+
+    async def commit(
+        self, record: Record, data: bytes, *, aliases: Sequence[Record] = (), replace: bool = False
+    ) -> asyncio.Future[bool]:
+        """Queue an output for the shared tiers: blob, then records. The future says whether it became durable."""
+        writes = [
+            Write(Key.of_record(entry.address), entry.to_bytes(), entry.ttl, replace) for entry in (record, *aliases)
+        ]
+        if record.output.inline is None:
+            writes.insert(0, Write(Key.of_blob(record.address.namespace, record.output.digest), data, record.ttl))
+        await self._remember(writes)
+        for entry in (record, *aliases):
+            self._absent.pop(entry.address, None)
+        return await self._writer.submit(writes)
+
+    def touch(self, record: Record) -> Record:
+        """Note an access: at most once per half TTL the shared tiers' copies of the record are rewritten."""
+        now = self._clock()
+        if not record.worth_touching(now):
+            return record
+        touched = record.touched(now)
+        write = Write(Key.of_record(record.address), touched.to_bytes(), record.ttl, replace=True)
+        self._writer.offer([write], [tier for tier in self.tiers if not tier.local])
+        return touched
+
+    async def _find(self, address: Address, ttl: float) -> tuple[Record | None, list[Lookup], int]:
+        lookups: list[Lookup] = []
+        for position, tier in enumerate(self.tiers):
+            record, lookup = self._record(address, await tier.get(Key.of_record(address), ttl))
+            lookups.append(lookup)
+            if record is not None:
+                return record, lookups, position
+            if lookup.outcome is Outcome.CORRUPT:
+                await _delete(tier, Key.of_record(address))
+        return None, lookups, len(self.tiers)
+
+    def _record(self, address: Address, lookup: Lookup) -> tuple[Record | None, Lookup]:
+        if lookup.value is None:
+            return None, lookup
+        try:
+            record = Record.from_bytes(lookup.value, address)
+        except NotARecord:
+            return None, replace(lookup, outcome=Outcome.CORRUPT, value=None)
+        if record.expired(self._clock()):
+            return None, replace(lookup, outcome=Outcome.EXPIRED, value=None)
+        return record, lookup
+
+    async def _promote(self, record: Record, holder: int, data: bytes | None) -> None:
+        record = self.touch(record)
+        writes = [Write(Key.of_record(record.address), record.to_bytes(), record.ttl)]
+        if data is not None:
+            writes.insert(0, Write(Key.of_blob(record.address.namespace, record.output.digest), data, record.ttl))
+        await self._promote_writes(writes, holder)
+
+    async def _promote_writes(self, writes: Sequence[Write], holder: int) -> None:
+        if holder == 0:
+            return
+        await self._remember(writes)
+        if shared := [tier for tier in self.tiers[:holder] if not tier.local]:
+            self._writer.offer(writes, shared)
+
+    async def _remember(self, writes: Sequence[Write]) -> None:
+        for tier in self.tiers:
+            if tier.local:
+                for write in writes:
+                    await tier.put(write.key, write.payload, write.ttl, replace=True)
+
+    def _remember_absent(self, missing: dict[Address, float], now: float) -> None:
+        if len(self._absent) > _NEGATIVE_ENTRIES:
+            self._absent.clear()
+        self._absent.update(dict.fromkeys(missing, now + _NEGATIVE_SECONDS))
+
+    async def _forget(self, address: Address) -> None:
+        for tier in self.tiers:
+            await _delete(tier, Key.of_record(address))
+
+
+def _proves_absence(lookups: Sequence[Lookup]) -> bool:
+    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT) for lookup in lookups)
+
+
+async def _delete(tier: Tier, key: Key) -> None:
+    try:
+        await tier.delete(key)
+    except TierError:
+        return  # it stays, and is found damaged again; nothing else depends on it

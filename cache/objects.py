@@ -1,0 +1,130 @@
+"""L3's driver: any store that speaks the S3 API, or a local folder, both through obstore.
+
+Metadata lives in the envelope, never in object attributes, which a folder does not have. There are no library retries:
+a read has its own budget to the first byte and for every stalled piece, and writes are retried by the write-behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, S3Store
+
+from cache.errors import TierError, TierTimeout
+
+_PIECE = 1024 * 1024  # bytes read at a time
+
+
+class ObjectsStore:
+    """Bytes in an object store. It forgets nothing by itself; age is judged by what the records say."""
+
+    def __init__(self, store: ObjectStore, *, stall: float, write_timeout: float, reads: int) -> None:
+        self._store = store
+        self._stall = stall
+        self._write_timeout = write_timeout
+        self._reading = asyncio.Semaphore(reads)
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        endpoint: str = "",
+        access_key: str = "",
+        secret_key: str = "",
+        region: str = "us-east-1",
+        stall: float = 0.5,
+        write_timeout: float = 10.0,
+        reads: int = 16,
+    ) -> ObjectsStore:
+        """`s3://bucket/prefix` or `file:///folder`. `stall` and `write_timeout` are in seconds."""
+        if url.startswith("file://"):
+            store: ObjectStore = _folder(Path(url.removeprefix("file://")))
+        else:
+            options: dict[str, Any] = {"region": region}
+            if endpoint:
+                options |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
+            if access_key:
+                options |= {"access_key_id": access_key, "secret_access_key": secret_key}
+            bucket, _, prefix = url.removeprefix("s3://").partition("/")
+            store = S3Store(
+                bucket,
+                prefix=prefix or None,
+                client_options={
+                    "allow_http": True,
+                    "connect_timeout": timedelta(seconds=stall),
+                    "timeout": timedelta(seconds=max(write_timeout, 60.0)),
+                },
+                retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=0)},
+                **options,
+            )
+        return cls(store, stall=stall, write_timeout=write_timeout, reads=reads)
+
+    async def get(self, name: str, ttl: float) -> bytes | None:
+        async with self._reading, _translated(self._stall) as deadline:
+            try:
+                result = await obstore.get_async(self._store, name)
+            except FileNotFoundError:
+                return None
+            pieces = []
+            async for piece in result.stream(min_chunk_size=_PIECE):
+                pieces.append(piece)
+                deadline.reschedule(asyncio.get_running_loop().time() + self._stall)
+            return b"".join(map(bytes, pieces))
+
+    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
+        return await asyncio.gather(*(self.get(name, ttl) for name in names))
+
+    async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
+        async with _translated(self._write_timeout):
+            try:
+                await obstore.put_async(self._store, name, data, mode="overwrite" if replace else "create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+    async def delete(self, name: str) -> None:
+        async with _translated(self._write_timeout):
+            try:
+                await obstore.delete_async(self._store, name)
+            except FileNotFoundError:
+                return
+
+    async def names(self, prefix: str) -> list[str]:
+        """Names of everything under a prefix. For small listings (models) and for maintenance."""
+        async with _translated(self._write_timeout):
+            listing: list[str] = []
+            async for page in obstore.list(self._store, prefix=prefix):
+                listing.extend(entry["path"] for entry in page)
+            return listing
+
+    async def aclose(self) -> None:
+        """Nothing to close: connections belong to the store object."""
+
+
+def _folder(root: Path) -> LocalStore:
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.rglob("*#*"):
+        # A writer that was killed leaves its unfinished file under such a name.
+        if re.search(r"#\d+$", leftover.name):
+            leftover.unlink(missing_ok=True)
+    return LocalStore(root)
+
+
+@asynccontextmanager
+async def _translated(seconds: float) -> AsyncIterator[asyncio.Timeout]:
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            yield deadline
+    except TimeoutError as error:
+        raise TierTimeout("object store") from error
+    except (BaseError, OSError, ValueError) as error:
+        raise TierError(type(error).__name__) from error

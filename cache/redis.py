@@ -1,0 +1,121 @@
+"""L2's driver: Redis, standalone, Sentinel or Cluster. Nothing newer than the commands of Redis 6.2.
+
+The library's defaults are not used: they wait for seconds and retry for a minute. Time is bounded by `guard.py` in all
+and by socket time-outs underneath; there are no library retries; pools wait instead of failing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar, cast
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from cache.errors import TierError, TierTimeout
+
+MAX_PAYLOAD = 1024 * 1024 - 4096  # a value just under a power of two wastes no allocator class
+_T = TypeVar("_T")
+
+
+class RedisStore:
+    """Bytes in Redis, each with a TTL that starts again at every read."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @classmethod
+    def connect(cls, url: str, *, budget: float, connections: int) -> RedisStore:
+        """`redis://`, `rediss://` and `unix://` as redis-py has them; `redis+cluster://host:port`;
+        `redis+sentinel://host:port,host:port/0?service=NAME`. `budget` is in seconds.
+        """
+        return cls(_client(url, budget, connections))
+
+    async def get(self, name: str, ttl: float) -> bytes | None:
+        value: bytes | None = await _translated(self._client.getex(name, px=_milliseconds(ttl)))
+        return value
+
+    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
+        # A pipeline of GETEX and not MGET: as many round trips, but it refreshes ages and works across cluster slots.
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.getex(name, px=_milliseconds(ttl))
+        values: list[bytes | None] = await _translated(pipeline.execute())
+        return values
+
+    async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
+        return bool(await _translated(self._client.set(name, data, px=_milliseconds(ttl), nx=not replace)))
+
+    async def delete(self, name: str) -> None:
+        await _translated(self._client.unlink(name))
+
+    async def usage(self) -> dict[str, int]:
+        """Entries, bytes, capacity and evictions of the whole server."""
+        info: dict[str, Any] = await _translated(self._client.info("everything"))
+        return {
+            "entries": sum(
+                int(db["keys"]) for name, db in info.items() if name.startswith("db") and isinstance(db, dict)
+            ),
+            "bytes": int(info["used_memory"]),
+            "capacity_bytes": int(info["maxmemory"]),
+            "evictions": int(info["evicted_keys"]),
+        }
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+def _client(url: str, budget: float, connections: int) -> Any:
+    timing: dict[str, Any] = {
+        "socket_timeout": budget,
+        "socket_connect_timeout": budget,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    parts = urlsplit(url)
+    match parts.scheme:
+        case "redis+cluster":
+            return RedisCluster(
+                host=parts.hostname or "localhost",
+                port=parts.port or 6379,
+                password=parts.password,
+                max_connections=connections,
+                **timing,
+            )
+        case "redis+sentinel":
+            nodes = [(host, int(port)) for host, _, port in (node.rpartition(":") for node in _hosts(parts.netloc))]
+            service = parse_qs(parts.query)["service"][0]
+            sentinel: Any = cast("Any", Sentinel)(nodes, sentinel_kwargs=timing, password=parts.password, **timing)
+            return sentinel.master_for(service, db=int(parts.path.strip("/") or 0), max_connections=connections)
+    pool = BlockingConnectionPool.from_url(
+        urlunsplit(parts),
+        max_connections=connections,
+        timeout=budget,
+        # With these on, redis-py 8.1 does not replace sockets that the server closed: after a restart, every one fails.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        **timing,
+    )
+    return Redis.from_pool(pool)
+
+
+def _hosts(netloc: str) -> list[str]:
+    return netloc.rpartition("@")[2].split(",")
+
+
+async def _translated(command: Awaitable[_T]) -> _T:
+    try:
+        return await command
+    except (TimeoutError, RedisTimeoutError) as error:
+        raise TierTimeout("redis") from error
+    except (RedisError, OSError) as error:
+        raise TierError(type(error).__name__) from error
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

@@ -1,0 +1,141 @@
+"""Settings: one YAML file and the environment, read once, typed, loud and frozen.
+
+Every process reads the same file and takes the sections it knows; a key that nobody knows is refused with its name.
+`REPRISE_CACHE__L2__URL=...` overrides `cache.l2.url`. Durations are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+MIB = 1024 * 1024
+_S = TypeVar("_S", bound="ProcessSettings")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class L1Settings(Section):
+    enabled: bool = True
+    max_bytes: int = Field(256 * MIB, ge=0)
+    max_entries: int = Field(200, ge=0)
+
+
+class L2Settings(Section):
+    enabled: bool = True
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")  # may hold a password
+    budget: float = Field(0.05, gt=0)  # for one call, waiting for a connection included
+    connections: int = Field(32, gt=0)
+
+
+class L3Settings(Section):
+    enabled: bool = True
+    url: str = "s3://reprise"  # or file:///folder
+    endpoint: str = ""  # of the store, where it is not AWS
+    region: str = "us-east-1"
+    access_key: str = ""
+    secret_key: SecretStr = SecretStr("")
+    stall: float = Field(0.5, gt=0)  # until the first byte, and for every stalled piece
+    write_timeout: float = Field(10.0, gt=0)
+    reads: int = Field(16, gt=0)  # at a time
+
+
+class BreakerSettings(Section):
+    failures: int = Field(5, gt=0)  # in a row, before a tier is left to rest
+    rest: float = Field(1.0, gt=0)
+
+
+class WriteBehindSettings(Section):
+    max_bytes: int = Field(256 * MIB, gt=0)
+    max_entries: int = Field(4096, gt=0)
+    drain: float = Field(20.0, ge=0)  # how long a stopping process waits for its writes
+
+
+class CacheSettings(Section):
+    """Bounds and addresses of the tiers. `secret` hides names of tenants and users; every process needs the same."""
+
+    secret: SecretStr  # 64 hexadecimal digits
+    l1: L1Settings = L1Settings()
+    l2: L2Settings = L2Settings()
+    l3: L3Settings = L3Settings()
+    breaker: BreakerSettings = BreakerSettings()
+    write_behind: WriteBehindSettings = WriteBehindSettings()
+
+    @field_validator("secret")
+    @classmethod
+    def _is_32_bytes(cls, secret: SecretStr) -> SecretStr:
+        try:
+            size = len(bytes.fromhex(secret.get_secret_value()))
+        except ValueError:
+            size = 0
+        if size != 32:
+            raise ValueError("must be 64 hexadecimal digits; make one with: openssl rand -hex 32")
+        return secret
+
+    @property
+    def secret_bytes(self) -> bytes:
+        return bytes.fromhex(self.secret.get_secret_value())
+
+
+class TelemetrySettings(Section):
+    """What a process says about itself. Each output is one setting; empty or 0 turns it off."""
+
+    otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4317
+    spans_file: str = ""  # spans as JSON lines, for `reprise trace`; rotated
+    sample_ratio: float = Field(0.01, ge=0, le=1)  # of hits; misses, errors and slow requests are always kept
+    slow: float = Field(1.0, gt=0)  # a request that takes longer is always kept
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(0, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+
+class ProcessSettings(BaseSettings):
+    """Base of a process's settings. Subclasses add their own sections; `other` sections belong to other processes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REPRISE_", env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+    cache: CacheSettings
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # the environment wins over the file
+
+
+class SettingsError(Exception):
+    """The file or the environment is not usable. The message names each key and what is wrong with it."""
+
+
+def load(settings: type[_S], path: str | Path | None, *, others: frozenset[str] = frozenset()) -> _S:
+    """Read settings from a YAML file and the environment. `others` are sections that another process reads."""
+    content = _read(Path(path)) if path else {}
+    try:
+        return settings(**{section: value for section, value in content.items() if section not in others})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise SettingsError(f"{path or 'environment'}: {problems}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: must be a mapping of sections")
+    return content

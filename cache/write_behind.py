@@ -1,0 +1,202 @@
+"""Write-behind: what was made goes to the shared tiers from a bounded queue, while callers already have it.
+
+A batch is written in an order in which no reader can meet an index before its blob: blobs, then records. Results are
+never dropped: `submit` waits for room, which delays the reply. Promotions are: `offer` gives up when there is none.
+The last tier is the durable one; it is retried. The others are caches and get one try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from cache.errors import TierError
+from cache.keys import Key
+from cache.news import News
+from cache.record import NotARecord, Record
+from cache.tier import Outcome, Tier
+
+_PAUSES = (0.1, 0.4, 1.6)  # seconds between tries at the durable tier
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One entry to be stored. Records are create-only unless `replace` is set: the first commit wins."""
+
+    key: Key
+    payload: bytes
+    ttl: float
+    replace: bool = False
+
+    @property
+    def is_index(self) -> bool:
+        return self.key.kind == "r"
+
+
+@dataclass(slots=True)
+class Counts:
+    written: int = 0
+    failed: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    writes: tuple[Write, ...]
+    tiers: tuple[Tier, ...]
+    durable: asyncio.Future[bool]
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(write.payload) for write in self.writes)
+
+
+class WriteBehind:
+    """Use as an async context manager; leaving it drains the queue for `drain_timeout` seconds at most."""
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        *,
+        max_bytes: int,
+        max_entries: int,
+        writers: int = 4,
+        drain_timeout: float = 20.0,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._tiers = tuple(tiers)
+        self._max_bytes = max_bytes
+        self._max_entries = max_entries
+        self._writers = writers
+        self._drain_timeout = drain_timeout
+        self._pause = pause
+        self._clock = clock
+        self._queue: asyncio.Queue[_Batch] = asyncio.Queue()
+        self._settled = News()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.bytes = 0  # accepted and not yet written or given up
+        self.entries = 0
+        self.counts = Counts()
+
+    async def __aenter__(self) -> WriteBehind:
+        self._tasks = [asyncio.create_task(self._write_forever()) for _ in range(self._writers)]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.drain(self._drain_timeout)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def submit(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+        """Queue a result, waiting for room. The future says whether the durable tier has it."""
+        batch = self._batch(writes, self._tiers)
+        while not self._has_room(batch):
+            await self._settled.wait()
+        self._enqueue(batch)
+        return batch.durable
+
+    def offer(self, writes: Sequence[Write], tiers: Sequence[Tier]) -> bool:
+        """Queue a promotion to these tiers if there is room now."""
+        batch = self._batch(writes, tiers)
+        if not self._has_room(batch):
+            self.counts.dropped += len(writes)
+            return False
+        self._enqueue(batch)
+        return True
+
+    async def drain(self, patience: float) -> bool:
+        """Wait until everything accepted is written or given up. False if that took longer than `patience` seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                while self.entries:
+                    await self._settled.wait()
+        except TimeoutError:
+            _log.warning("write-behind not drained", entries=self.entries, bytes=self.bytes)
+            return False
+        return True
+
+    def _batch(self, writes: Sequence[Write], tiers: Sequence[Tier]) -> _Batch:
+        return _Batch(tuple(writes), tuple(tiers), asyncio.get_running_loop().create_future())
+
+    def _has_room(self, batch: _Batch) -> bool:
+        if self.entries == 0:
+            return True  # a batch over the bound passes alone rather than never
+        return self.bytes + batch.bytes <= self._max_bytes and self.entries + len(batch.writes) <= self._max_entries
+
+    def _enqueue(self, batch: _Batch) -> None:
+        self.bytes += batch.bytes
+        self.entries += len(batch.writes)
+        self._queue.put_nowait(batch)
+
+    async def _write_forever(self) -> None:
+        while True:
+            batch = await self._queue.get()
+            try:
+                durable = await self._write(batch)
+            except Exception:  # noqa: BLE001 - a bug in a tier must not end the only writer there is
+                _log.exception("write-behind failed")
+                durable = False
+            self._settle(batch, durable)
+
+    def _settle(self, batch: _Batch, durable: bool) -> None:
+        self.bytes -= batch.bytes
+        self.entries -= len(batch.writes)
+        if durable:
+            self.counts.written += len(batch.writes)
+        else:
+            self.counts.failed += len(batch.writes)
+        if not batch.durable.done():
+            batch.durable.set_result(durable)
+        self._settled.announce()
+
+    async def _write(self, batch: _Batch) -> bool:
+        if not batch.tiers:
+            return False
+        *fast, last = batch.tiers
+        # A tier that holds every blob of the batch needs nobody; one that does not must not show a record before the
+        # durable tier has the blob.
+        complete = [tier for tier in fast if all(tier.holds(len(write.payload)) for write in batch.writes)]
+        durable, *_ = await asyncio.gather(
+            self._store_durably(last, batch.writes), *(self._store(tier, batch.writes) for tier in complete)
+        )
+        if durable:
+            await asyncio.gather(*(self._store(tier, batch.writes) for tier in fast if tier not in complete))
+        return durable
+
+    async def _store_durably(self, tier: Tier, writes: Sequence[Write]) -> bool:
+        for pause in _PAUSES:
+            if await self._store(tier, writes):
+                return True
+            await self._pause(pause)
+        return await self._store(tier, writes)
+
+    async def _store(self, tier: Tier, writes: Sequence[Write]) -> bool:
+        wanted = [write for write in writes if tier.holds(len(write.payload))]
+        try:
+            await asyncio.gather(*(self._put(tier, write) for write in wanted if not write.is_index))
+            await asyncio.gather(*(self._put(tier, write) for write in wanted if write.is_index))
+        except TierError as error:
+            _log.info("write failed", tier=tier.name.value, error=type(error).__name__, kind=str(error))
+            return False
+        return True
+
+    async def _put(self, tier: Tier, write: Write) -> None:
+        created = await tier.put(write.key, write.payload, write.ttl, replace=write.replace)
+        if not created and write.is_index and not await self._is_live(tier, write):
+            await tier.put(write.key, write.payload, write.ttl, replace=True)
+
+    async def _is_live(self, tier: Tier, write: Write) -> bool:
+        lookup = await tier.get(write.key, write.ttl)
+        if lookup.outcome is not Outcome.HIT or lookup.value is None:
+            return False
+        try:
+            return not Record.from_bytes(lookup.value).expired(self._clock())
+        except NotARecord:
+            return False
