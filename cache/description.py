@@ -28,7 +28,7 @@ class Scope(StrEnum):
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Parameter(_Data):
@@ -92,17 +92,22 @@ class Description(_Data):
     @model_validator(mode="after")
     def _is_a_graph(self) -> Self:
         names = {parameter.name for parameter in self.parameters}
+        numbers = {parameter.name for parameter in self.parameters if parameter.kind in ("int", "float")}
         known: set[str] = set()
         for stage in self.stages:
             if missing := set(stage.upstream.values()) - known:
                 raise ValueError(f"stage {stage.name} comes before what it needs: {sorted(missing)}")
             if missing := set(stage.parameters.values()) - names:
                 raise ValueError(f"stage {stage.name} declares unknown parameters: {sorted(missing)}")
+            if stage.when is not None and stage.when.parameter not in numbers:
+                raise ValueError(f"stage {stage.name} is conditional on what is no number: {stage.when.parameter}")
             known.add(stage.name)
         if len(known) != len(self.stages) or len(names) != len(self.parameters):
             raise ValueError("names of stages and of parameters must be unique")
         if self.affinity not in known:
             raise ValueError(f"no stage named {self.affinity}")
+        if self.final.when is not None or self.stage(self.affinity).when is not None:
+            raise ValueError("every request has a result and an affinity; their stages cannot be conditional")
         return self
 
     @property

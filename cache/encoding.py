@@ -35,8 +35,8 @@ def encode(value: Value) -> bytes:
             return _framed(b"f", struct.pack(">d", value + 0.0))
         case str():
             return _framed(b"s", value.encode("utf-8", "strict"))
-        case bytes():
-            return _framed(b"x", value)
+        case bytes() | bytearray() | memoryview():
+            return _framed(b"x", bytes(value))
         case Mapping():
             items = sorted((encode(key), encode(item)) for key, item in value.items())
             return _framed(b"m", b"".join(key + item for key, item in items))
@@ -47,10 +47,14 @@ def encode(value: Value) -> bytes:
 
 def decode(data: bytes) -> Value:
     """The value whose encoding this is. Raises ValueError for anything that `encode` would not have written."""
-    value, rest = _decode_one(memoryview(data))
+    try:
+        value, rest = _decode_one(memoryview(data))
+        canonical = encode(value)
+    except RecursionError:
+        raise ValueError("nested deeper than any value of ours") from None
     if rest:
         raise ValueError("bytes after the end of the value")
-    if encode(value) != data:
+    if canonical != data:
         raise ValueError("not the canonical form")
     return value
 

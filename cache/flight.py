@@ -15,7 +15,7 @@ and the grace is over, the leader's task is told.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -55,18 +55,24 @@ class Flight(Generic[E]):
             if self.followers == 0 and not self.ended:
                 self._on_deserted()
 
-    async def follow(self, start: int = 0) -> AsyncIterator[E]:
-        """Events from index `start` on: those of the past at once, then each as it comes. Raises the work's error."""
+    def wake(self) -> None:
+        """Let followers look whether they still want to follow."""
+        self._news.announce()
+
+    async def follow(self, start: int = 0, *, until: Callable[[], bool] = lambda: False) -> AsyncGenerator[E]:
+        """Events from index `start` on: those of the past at once, then each as it comes, until `until` holds after a
+        `wake`. Raises the work's error.
+        """
         position = start
-        while True:
+        while not until():
             while position < len(self.events):
                 yield self.events[position]
                 position += 1
             if self.ended:
-                break
+                if self.error is not None:
+                    raise self.error
+                return
             await self._news.wait()
-        if self.error is not None:
-            raise self.error
 
 
 class Flights(Generic[K, E]):

@@ -67,8 +67,8 @@ class Key:
         return cls("b", namespace, digest.hex)
 
     @classmethod
-    def of_wire(cls, namespace: str, digest: Digest) -> Key:
-        return cls("w", namespace, digest.hex)
+    def of_wire(cls, address: Address) -> Key:
+        return cls("w", address.namespace, address.content_id)
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.namespace}/{self.hex[:2]}/{self.hex}"
@@ -130,10 +130,12 @@ def addresses(description: Description, ids: Mapping[str, str], namespaces: Mapp
 
 def depends_on(description: Description, stage: Stage) -> frozenset[str]:
     """Names of the request parameters and media that can change this stage's output, through any upstream."""
-    direct = set(stage.parameters.values()) | set(stage.media)
-    return frozenset(
-        direct.union(*(depends_on(description, description.stage(name)) for name in stage.upstream.values()))
-    )
+    names = set(stage.parameters.values()) | set(stage.media)
+    for upstream in map(description.stage, stage.upstream.values()):
+        names |= depends_on(description, upstream)
+        if upstream.when is not None:
+            names.add(upstream.when.parameter)  # whether there is an upstream at all matters as much as what it says
+    return frozenset(names)
 
 
 def _is_hex(text: str, length: int) -> bool:

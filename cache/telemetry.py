@@ -110,6 +110,10 @@ class Tracing:
         """A span that the caller ends. `started_ns` may lie in the past."""
         return self.tracer.start_span(name, context=parent, start_time=started_ns, attributes=attributes, kind=kind)
 
+    def child(self, parent: Span, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> Span:
+        """A span of another part of the same request."""
+        return self.begin(name, parent=trace.set_span_in_context(parent), attributes=attributes)
+
     def lookups(self, parent: Span, lookups: Sequence[Lookup]) -> None:
         """One span for every tier that was consulted."""
         context = trace.set_span_in_context(parent)

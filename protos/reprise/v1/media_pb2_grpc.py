@@ -67,8 +67,8 @@ class MediaServiceServicer:
     def AnimateImage(self, request, context):
         """Turns a picture and a prompt into a video.
 
-        The first event names the generation, the last one holds the result. A hit is one event when the file is at most
-        1 MiB. Leaving the stream does not stop the work at once: Watch picks it up again within a grace period.
+        The first event names the generation, the last one holds the result. A hit generates nothing and has no name: it
+        is one event when the file is at most 1 MiB. Leaving the stream does not stop the work at once: Watch picks it up again within a grace period.
 
         Errors:
         - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it. Change it.

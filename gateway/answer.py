@@ -1,0 +1,141 @@
+"""Answer: where a result came from. One value; the report, the `cache-status` trailer, the span and the counters are
+views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry.trace import Span
+
+from cache.description import Stage
+from cache.keys import Address
+from cache.record import Record
+from cache.tier import Lookup, TierName
+from cache.tier import Outcome as LookupOutcome
+from reprise.v1 import common_pb2 as pb
+
+_TIERS = {
+    TierName.L1: pb.TIER_L1,
+    TierName.L2: pb.TIER_L2,
+    TierName.L3: pb.TIER_L3,
+    TierName.POOL: pb.TIER_POOL,
+}
+_LOOKUPS = {
+    LookupOutcome.HIT: pb.LOOKUP_OUTCOME_HIT,
+    LookupOutcome.MISS: pb.LOOKUP_OUTCOME_MISS,
+    LookupOutcome.EXPIRED: pb.LOOKUP_OUTCOME_EXPIRED,
+    LookupOutcome.CORRUPT: pb.LOOKUP_OUTCOME_CORRUPT,
+    LookupOutcome.ERROR: pb.LOOKUP_OUTCOME_ERROR,
+    LookupOutcome.TIMEOUT: pb.LOOKUP_OUTCOME_TIMEOUT,
+    LookupOutcome.SKIPPED: pb.LOOKUP_OUTCOME_SKIPPED,
+}
+
+
+class Outcome(StrEnum):
+    """How a request was answered."""
+
+    HIT = "hit"
+    MISS = "miss"
+    COALESCED = "coalesced"
+    BYPASS = "bypass"
+
+
+_OUTCOMES = {
+    Outcome.HIT: pb.OUTCOME_HIT,
+    Outcome.MISS: pb.OUTCOME_MISS,
+    Outcome.COALESCED: pb.OUTCOME_COALESCED,
+    Outcome.BYPASS: pb.OUTCOME_BYPASS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    outcome: Outcome
+    record: Record
+    address: Address
+    lookups: Sequence[Lookup]
+    stages: Sequence[pb.StageReport]
+    tier: TierName | None = None  # that gave the bytes, for a hit
+
+    @property
+    def device_seconds_spent(self) -> float:
+        if self.outcome in (Outcome.HIT, Outcome.COALESCED):
+            return 0.0
+        return sum(stage.device_seconds for stage in self.stages if stage.outcome == pb.STAGE_OUTCOME_RUN)
+
+    @property
+    def device_seconds_saved(self) -> float:
+        return max(0.0, self.record.total_device_seconds - self.device_seconds_spent)
+
+    def report(self) -> pb.CacheReport:
+        return pb.CacheReport(
+            outcome=_OUTCOMES[self.outcome],
+            tier=tier_message(self.tier),
+            lookups=[
+                pb.TierLookup(tier=_TIERS[each.tier], outcome=_LOOKUPS[each.outcome], seconds=each.seconds)
+                for each in self.lookups
+            ],
+            stages=self.stages,
+            device_seconds_spent=self.device_seconds_spent,
+            device_seconds_saved=self.device_seconds_saved,
+            made_at=Timestamp(seconds=int(self.record.made_at), nanos=int(self.record.made_at % 1 * 1e9)),
+            address=str(self.address),
+        )
+
+    def cache_status(self, now: float) -> str:
+        """One entry of an RFC 9211 `Cache-Status` field."""
+        match self.outcome:
+            case Outcome.HIT:
+                ttl = int(min(self.record.ttl, self.record.expires_at - now))
+                return f"reprise; hit; ttl={ttl}; detail={self.tier.value if self.tier else 'worker'}"
+            case Outcome.COALESCED:
+                return "reprise; fwd=uri-miss; collapsed"
+            case Outcome.BYPASS:
+                return "reprise; fwd=request"
+            case Outcome.MISS:
+                return "reprise; fwd=uri-miss"
+
+    def describe(self, span: Span) -> None:
+        span.set_attributes(
+            {
+                "reprise.outcome": self.outcome.value,
+                "reprise.tier": self.tier.value if self.tier else "",
+                "reprise.address": str(self.address),
+                "reprise.bytes": self.record.output.digest.size,
+                "reprise.device_seconds.spent": self.device_seconds_spent,
+                "reprise.device_seconds.saved": self.device_seconds_saved,
+            }
+        )
+
+
+def hit_stages(stages: Sequence[Stage], record: Record, tier: TierName) -> list[pb.StageReport]:
+    """Of a hit: the result was reused, and nothing before it was needed."""
+    *before, final = stages
+    return [
+        *(pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED) for stage in before),
+        pb.StageReport(
+            stage=final.name,
+            outcome=pb.STAGE_OUTCOME_REUSED,
+            tier=tier_message(tier),
+            device_seconds=record.device_seconds,
+        ),
+    ]
+
+
+def tier_message(tier: TierName | None) -> pb.Tier:
+    return _TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED
+
+
+def lookup_outcome_message(outcome: LookupOutcome) -> pb.LookupOutcome:
+    return _LOOKUPS[outcome]
+
+
+def outcome_message(outcome: Outcome) -> pb.Outcome:
+    return _OUTCOMES[outcome]
+
+
+def tier_name(tier: pb.Tier) -> TierName | None:
+    return next((name for name, message in _TIERS.items() if message == tier), None)

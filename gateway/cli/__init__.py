@@ -1,0 +1,14 @@
+"""The command line: `reprise`. Each module of this package holds related commands; this one lists them."""
+
+import click
+
+from gateway.cli import stack
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Generative media that is never computed twice."""
+
+
+for command in (stack.up, stack.down):
+    main.add_command(command)

@@ -1,0 +1,91 @@
+"""`reprise up` and `reprise down`: everything real, on this machine, in one command."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gateway.stack import Running, Stack, StackError
+from gateway.stack.local import compose
+
+_REMIND_EVERY = 10.0  # seconds between two lines about the same wait, where no spinner can turn
+
+data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--data",
+    envvar="REPRISE_DATA",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".reprise"),
+    show_default=True,
+    help="Where the stack keeps everything. [env: REPRISE_DATA]",
+)
+
+
+@click.command()
+@data_option
+@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help="How many inference servers.")
+@click.option("--port", type=click.IntRange(1, 65535), default=7400, show_default=True, help="Of the gateway.")
+def up(data: Path, workers: int, port: int) -> None:
+    """Start Redis, an S3 server, workers and a gateway."""
+    console = Console(highlight=False)
+    with _shown(console) as watch, _said():
+        stack = Stack(data, watch)
+        stack.refuse_twice()
+        running = stack.up(compose(data, port=port, workers=workers))
+    console.print(_table(running, data.absolute()))
+    console.print(f"\nEverything it keeps is in {data.absolute()}", soft_wrap=True)
+    console.print("Next: [bold]reprise --help[/] for what it can do, [bold]reprise down[/] to stop it.", soft_wrap=True)
+
+
+@click.command()
+@data_option
+def down(data: Path) -> None:
+    """Stop the stack. What it has stored stays."""
+    console = Console(highlight=False)
+    with _shown(console) as watch, _said():
+        ended = Stack(data, watch).down() if data.exists() else []
+    console.print(f"Stopped: {', '.join(ended)}." if ended else f"Nothing was running in {data.absolute()}.")
+
+
+class _Progress:
+    """Turns a spinner on a terminal; elsewhere prints a line per step and a reminder when one takes long."""
+
+    def __init__(self, console: Console, spin: Callable[[str], None]) -> None:
+        self._console = console
+        self._spin = spin
+        self._last: tuple[str, str, int] | None = None
+
+    def __call__(self, part: str, what: str, seconds: float) -> None:
+        if what == "ready":
+            self._console.print(f"{part}: ready in {seconds:.1f} s")
+        elif self._console.is_terminal:
+            self._spin(f"{part}: {what} {seconds:.0f} s")
+        elif (now := (part, what, int(seconds / _REMIND_EVERY))) != self._last:
+            self._last = now
+            self._console.print(f"{part}: {what}" + (f", {seconds:.0f} s so far" if seconds > 1 else ""))
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[_Progress]:
+    with console.status("") as status:
+        yield _Progress(console, status.update)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What went wrong is told in a sentence, not in a traceback."""
+    try:
+        yield
+    except StackError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _table(running: Sequence[Running], data: Path) -> Table:
+    table = Table("part", "pid", "address", "log", box=None, padding=(0, 2, 0, 0))
+    for each in running:
+        log = each.part.log.relative_to(data) if each.part.log.is_relative_to(data) else each.part.log
+        table.add_row(each.part.name, str(each.pid), each.part.address, str(log))
+    return table

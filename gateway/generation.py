@@ -1,0 +1,155 @@
+"""Generation: one caller's interest in a flight, under a name of its own.
+
+Callers who ask for the same thing share a flight and its events. What differs between them (the name, the report, the
+trace) is composed for each as the event passes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from opentelemetry.trace import Span
+
+from cache.flight import Deserted, Flight
+from cache.keys import Principal
+from cache.telemetry import trace_id_of
+from cache.tier import Lookup
+from gateway.answer import Answer
+from gateway.errors import Cancelled, NotFound
+from gateway.plan import Plan
+from gateway.wire import Reply, event_response
+from reprise.v1.common_pb2 import Digest, StageReport
+from reprise.v1.media_pb2 import Accepted, GenerationEvent, Result, Stored
+
+_MAX_NAMES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The leader knows what to expect of each stage."""
+
+    stages: Sequence[StageReport]
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The artifact is there."""
+
+    reply: Reply
+    stages: Sequence[StageReport]
+    joined: bool  # another gateway had begun it
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Whether the artifact is durable is known."""
+
+    stored: Stored
+
+
+Step: TypeAlias = bytes | Planned | Completed | Settled  # bytes: a response that is the same for everybody
+
+
+@dataclass(eq=False)
+class Generation:
+    plan: Plan
+    principal: Principal
+    flight: Flight[Step]
+    led: bool  # this caller's request began it
+    lookups: Sequence[Lookup]
+    span: Span
+    answered: Callable[[Answer], None]
+    compose: Callable[[Generation, Completed], Answer]
+    name: str = field(default_factory=lambda: secrets.token_urlsafe(18))
+    streams: int = 0
+    cancelled: bool = False
+
+    async def events(self, start: int = 0, *, to_result: bool) -> AsyncGenerator[bytes]:
+        """Responses from event `start` on, up to the result or to the very end. Raises what ended the flight."""
+        self.streams += 1
+        try:
+            with self.flight.following():
+                async with aclosing(self.flight.follow(start, until=lambda: self.cancelled)) as steps:
+                    sequence = start
+                    async for step in steps:
+                        sequence += 1
+                        yield self._response(step, sequence)
+                        if to_result and isinstance(step, Completed):
+                            return
+        except Deserted as error:
+            raise Cancelled(reason="ABANDONED") from error
+        finally:
+            self.streams -= 1
+        if self.cancelled:
+            raise Cancelled
+
+    def _response(self, step: Step, sequence: int) -> bytes:
+        match step:
+            case bytes():
+                return step
+            case Planned():
+                accepted = Accepted(name=self.name, seed=self.plan.seed, stages=step.stages)
+                return event_response(GenerationEvent(sequence=sequence, accepted=accepted))
+            case Completed():
+                answer = self.compose(self, step)
+                self.answered(answer)
+                result = result_message(self.plan, answer, step.reply, self.span, Stored.STATE_PENDING)
+                return event_response(GenerationEvent(sequence=sequence, result=result))
+            case Settled():
+                return event_response(GenerationEvent(sequence=sequence, stored=step.stored))
+
+
+class Generations:
+    """Generations by name, for Watch and Cancel. Finished ones are kept for `linger` seconds."""
+
+    def __init__(self, *, linger: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._linger = linger
+        self._clock = clock
+        self._by_name: OrderedDict[str, Generation] = OrderedDict()
+        self._ended: dict[str, float] = {}
+
+    def add(self, generation: Generation) -> None:
+        self._forget_finished()
+        self._by_name[generation.name] = generation
+
+    def find(self, name: str, principal: Principal) -> Generation:
+        """Raises NotFound also for somebody else's: its existence is nobody's business."""
+        self._forget_finished()
+        generation = self._by_name.get(name)
+        if generation is None or (generation.principal.tenant, generation.principal.user) != (
+            principal.tenant,
+            principal.user,
+        ):
+            raise NotFound("GENERATION_UNKNOWN")
+        return generation
+
+    def _forget_finished(self) -> None:
+        now = self._clock()
+        for name, generation in self._by_name.items():
+            if generation.flight.ended:
+                self._ended.setdefault(name, now)
+        overdue = [name for name, ended in self._ended.items() if now - ended >= self._linger]
+        surplus = list(self._ended)[: max(0, len(self._by_name) - _MAX_NAMES)]
+        for name in {*overdue, *surplus}:
+            del self._by_name[name], self._ended[name]
+
+
+def result_message(plan: Plan, answer: Answer, reply: Reply, span: Span | None, stored: Stored.State) -> Result:
+    record = answer.record
+    if not plan.policy.store and stored == Stored.STATE_PENDING:
+        stored = Stored.STATE_NOT_STORED
+    return Result(
+        artifact=Digest(hex=record.output.digest.hex, size=record.output.digest.size),
+        media_type=record.output.media_type,
+        report=answer.report(),
+        seed=plan.seed,
+        trace_id=trace_id_of(span),
+        random_weights=reply.random_weights,
+        stored=Stored(state=stored),
+    )

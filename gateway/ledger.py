@@ -1,0 +1,47 @@
+"""Ledger: how requests were answered, what that cost and what it saved. Feeds Prometheus and Stats from one place."""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from gateway.answer import Answer, Outcome
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+
+class Ledger:
+    """Device time is in seconds, from measured costs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.outcomes: Counts[Outcome] = Counts()
+        self.device_seconds_spent = 0.0
+        self.device_seconds_saved = 0.0
+        self.generations = 0
+        self._answers = Counter(
+            "reprise_answers", "Requests answered", ["method", "outcome", "tier"], registry=registry
+        )
+        self._seconds = Histogram(
+            "reprise_answer_seconds", "Time to the result", ["method", "outcome"], buckets=_BUCKETS, registry=registry
+        )
+        self._errors = Counter("reprise_refusals", "Requests refused", ["method", "code", "reason"], registry=registry)
+        self._spent = Counter("reprise_device_seconds_spent", "Device time spent", registry=registry)
+        self._saved = Counter("reprise_device_seconds_saved", "Device time saved", registry=registry)
+        self._generations = Counter("reprise_generations", "Generations asked of workers", registry=registry)
+
+    def enter(self, method: str, answer: Answer, seconds: float) -> None:
+        self.outcomes[answer.outcome] += 1
+        self.device_seconds_spent += answer.device_seconds_spent
+        self.device_seconds_saved += answer.device_seconds_saved
+        self._answers.labels(method, answer.outcome.value, answer.tier.value if answer.tier else "").inc()
+        self._seconds.labels(method, answer.outcome.value).observe(seconds)
+        self._spent.inc(answer.device_seconds_spent)
+        self._saved.inc(answer.device_seconds_saved)
+
+    def generated(self) -> None:
+        self.generations += 1
+        self._generations.inc()
+
+    def refused(self, method: str, code: str, reason: str) -> None:
+        self._errors.labels(method, code, reason).inc()

@@ -1,0 +1,147 @@
+"""MediaService: messages in, a plan, responses out. Everything that decides anything is elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, contextmanager
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import grpc
+
+from cache.build import Tiers
+from cache.description import Scope
+from cache.digest import Digest
+from cache.keys import Principal, namespaces
+from cache.telemetry import parent_of
+from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
+from gateway.identity import current_caller
+from gateway.ledger import Ledger
+from gateway.models import Models
+from gateway.pictures import Darkroom, Source
+from gateway.plan import Plan, Policy, choose_seed, make_plan
+from gateway.resolve import Resolver, Visit
+from gateway.validate import complete, given_fields
+from gateway.wire import CHUNK_BYTES
+from reprise.v1 import common_pb2 as pb
+from reprise.v1 import media_pb2 as media
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+UPLOAD_TTL = 2 * 3600.0  # seconds without use
+_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy"})
+
+
+class MediaServicer:
+    def __init__(
+        self,
+        models: Models,
+        resolver: Resolver,
+        tiers: Tiers,
+        darkroom: Darkroom,
+        ledger: Ledger,
+        *,
+        secret: bytes,
+        default_seed: int,
+    ) -> None:
+        self._models = models
+        self._resolver = resolver
+        self._files = tiers.through_memory
+        self._darkroom = darkroom
+        self._ledger = ledger
+        self._default_seed = default_seed
+        self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
+
+    async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
+        with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
+            plan = await self._plan_animation(request, visit.principal)
+            async with aclosing(self._resolver.resolve(plan, visit)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def Watch(self, request: media.WatchRequest, context: Context) -> AsyncIterator[bytes]:
+        with self._visit("reprise.v1.MediaService/Watch", context) as visit:
+            async with aclosing(self._resolver.watch(request.name, request.from_sequence, visit)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def Cancel(self, request: media.CancelRequest, context: Context) -> media.CancelResponse:
+        with self._visit("reprise.v1.MediaService/Cancel", context) as visit:
+            self._resolver.cancel(request.name, visit)
+            return media.CancelResponse()
+
+    async def Upload(self, request: media.UploadRequest, context: Context) -> media.UploadResponse:
+        with self._visit("reprise.v1.MediaService/Upload", context) as visit:
+            namespace = self._own_files(visit.principal)
+            source = await self._darkroom.identify(namespace, request.content)
+            if not await self._files.keep(namespace, request.content, UPLOAD_TTL):
+                raise Unavailable("STORE_UNREACHABLE")
+            digest = pb.Digest(hex=source.file.hex, size=source.file.size)
+            return media.UploadResponse(digest=digest, width=source.width, height=source.height)
+
+    async def Download(self, request: media.DownloadRequest, context: Context) -> AsyncIterator[media.DownloadResponse]:
+        with self._visit("reprise.v1.MediaService/Download", context) as visit:
+            digest = _digest(request.artifact, "artifact")
+            if request.offset > digest.size:
+                raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
+            namespace = self._namespaces(visit.principal)[Scope.TENANT]
+            data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
+            if data is None:
+                raise NotFound("ARTIFACT_UNKNOWN")
+            for offset in range(request.offset, max(digest.size, request.offset + 1), CHUNK_BYTES):
+                chunk = media.Chunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+                yield media.DownloadResponse(chunk=chunk)
+
+    async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
+        policy = Policy.of(request.cache_policy)
+        description = await self._models.describe(request.model, "animate_image")
+        given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
+        defaults = {"seed": self._default_seed}
+        parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
+        source = await self._picture(request, principal)
+        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
+
+    async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
+        namespace = self._own_files(principal)
+        match request.WhichOneof("picture"):
+            case "image":
+                return await self._darkroom.identify(namespace, request.image)
+            case "image_digest":
+                digest = _digest(request.image_digest, "image_digest")
+
+                async def fetch() -> bytes:
+                    data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
+                    if data is None:
+                        raise NotFound("DIGEST_UNKNOWN")
+                    return data
+
+                return await self._darkroom.recognise(namespace, digest, fetch)
+        raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
+
+    def _own_files(self, principal: Principal) -> str:
+        return self._namespaces(principal)[Scope.USER]
+
+    @contextmanager
+    def _visit(self, method: str, context: Context) -> Any:
+        visit = Visit(
+            principal=current_caller().principal,
+            method=method,
+            parent=parent_of(_metadata(context)),
+            set_cache_status=lambda status: context.set_trailing_metadata((("cache-status", status),)),
+            started_ns=time.time_ns(),
+        )
+        try:
+            yield visit
+        except Refused as refused:
+            self._ledger.refused(method, refused.code.name, refused.reason)
+            raise
+
+
+def _metadata(context: Context) -> Mapping[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _digest(message: pb.Digest, field: str) -> Digest:
+    if len(message.hex) != 64 or not set(message.hex) <= set("0123456789abcdef"):
+        raise InvalidField(f"{field}.hex", "must be 64 lower-case hexadecimal digits")
+    return Digest(message.hex, message.size)

@@ -1,0 +1,84 @@
+"""Models: which description of a model is the active one, from live workers or from the catalogue.
+
+Order: the configured revision; else the newest healthy worker's; else what was known last; else what the catalogue
+says. So hits are served with every worker gone, also by a gateway that has just started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from cache.catalogue import Catalogue
+from cache.description import Description
+from cache.errors import TierError
+from gateway.errors import InvalidField, NotFound, Unavailable
+from gateway.workers import Fleet
+
+_RETRY = 2.0  # seconds
+_log = structlog.get_logger(__name__)
+
+
+class Models:
+    def __init__(
+        self,
+        fleet: Fleet,
+        catalogue: Catalogue | None,
+        *,
+        revisions: Mapping[str, str],
+        defaults: Mapping[str, str],
+    ) -> None:
+        self._fleet = fleet
+        self._catalogue = catalogue
+        self._revisions = revisions
+        self._defaults = defaults
+        self._known: dict[str, Description] = {}
+
+    async def recall(self) -> None:
+        """Learn from the catalogue what this gateway does not know yet."""
+        if self._catalogue is None:
+            return
+        try:
+            for model in await self._catalogue.models():
+                if model not in self._known and (description := await self._catalogue.active(model)):
+                    self._known[model] = description
+        except TierError as error:
+            _log.warning("catalogue not readable", error=str(error))
+
+    async def describe(self, model: str, task: str) -> Description:
+        """The active description of a model, or of the task's default if no model is named.
+
+        Raises NotFound, Unavailable, or InvalidField if the model has another task.
+        """
+        name = model or self._default(task)
+        description = self._active(name) if name else None
+        if description is None:
+            await self.recall()
+            name = name or self._default(task)
+            description = self._active(name) if name else None
+        if description is None:
+            raise self._missing()
+        if description.task != task:
+            raise InvalidField("model", f"this model does another task: {description.task}")
+        return description
+
+    def _active(self, model: str) -> Description | None:
+        revision = self._revisions.get(model)
+        if (live := self._fleet.newest_description(model, revision)) is not None:
+            self._known[model] = live
+        known = self._known.get(model)
+        return known if known is not None and revision in (None, known.revision) else None
+
+    def _default(self, task: str) -> str | None:
+        if task in self._defaults:
+            return self._defaults[task]
+        for model in sorted(self._fleet.models()):
+            self._active(model)
+        return next((name for name, known in sorted(self._known.items()) if known.task == task), None)
+
+    def _missing(self) -> NotFound | Unavailable:
+        # With nothing known at all, the model may well exist: its worker has just not spoken yet.
+        if self._known or self._fleet.models():
+            return NotFound("MODEL_UNKNOWN")
+        return Unavailable("NEVER_DESCRIBED", retry_after=_RETRY)

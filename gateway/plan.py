@@ -1,0 +1,111 @@
+"""Plan: a request made canonical, with the address of everything it can reach. Knows no model by name."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+
+from cache.description import Description, Scalar, Scope, Stage
+from cache.keys import Address, addresses, content_ids
+from gateway.errors import InvalidField
+from gateway.pictures import Source
+from reprise.v1.common_pb2 import CachePolicy
+
+_MAX_SEED = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a request wants of the cache, in terms of what may be read, reused and written."""
+
+    read: bool = True  # answer with a stored result
+    generate: bool = True
+    reuse: bool = True  # use stored outputs of stages
+    store: bool = True
+    refresh: bool = False
+    max_age: float | None = None  # seconds
+    fresh: bool = False
+
+    @property
+    def replaces(self) -> bool:
+        """What is stored gives way: it is being refreshed, or may be too old for this request."""
+        return self.refresh or self.max_age is not None
+
+    @classmethod
+    def of(cls, message: CachePolicy) -> Policy:
+        """Raises InvalidField for combinations that mean nothing."""
+        mode = message.mode
+        refresh, bypass = mode == CachePolicy.MODE_REFRESH, mode == CachePolicy.MODE_BYPASS
+        only_if_cached = mode == CachePolicy.MODE_ONLY_IF_CACHED
+        if message.fresh and only_if_cached:
+            raise InvalidField("cache_policy.fresh", "a fresh result is never cached: choose another mode")
+        return cls(
+            read=not (refresh or bypass or message.fresh),
+            generate=not only_if_cached,
+            reuse=not (refresh or bypass),
+            store=not (bypass or message.no_store),
+            refresh=refresh,
+            max_age=_seconds(message.max_age) if message.HasField("max_age") else None,
+            fresh=message.fresh,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request, understood."""
+
+    description: Description
+    parameters: Mapping[str, Scalar]
+    media: Mapping[str, Source]
+    namespaces: Mapping[Scope, str]
+    addresses: Mapping[str, Address]  # by stage
+    policy: Policy
+
+    @property
+    def address(self) -> Address:
+        """Where the result is, or will be."""
+        return self.addresses[self.description.final.name]
+
+    @property
+    def affinity(self) -> str:
+        """Requests with this in common should meet on one worker."""
+        return self.addresses[self.description.affinity].content_id
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.description.active(self.parameters)
+
+    @property
+    def seed(self) -> int:
+        return int(self.parameters.get("seed", 0))
+
+
+def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar]:
+    """The given parameters, with a seed drawn if variety is asked for. Raises InvalidField if both are."""
+    if not policy.fresh:
+        return dict(given)
+    if "seed" in given:
+        raise InvalidField("seed", "leave it out to get a fresh one, or do not ask for a fresh result")
+    return {**given, "seed": secrets.randbelow(_MAX_SEED)}
+
+
+def make_plan(
+    description: Description,
+    parameters: Mapping[str, Scalar],
+    media: Mapping[str, Source],
+    namespaces: Mapping[Scope, str],
+    policy: Policy,
+) -> Plan:
+    """`parameters` are complete and validated."""
+    ids = content_ids(description, parameters, {name: source.identity for name, source in media.items()})
+    return Plan(description, parameters, media, namespaces, addresses(description, ids, namespaces), policy)
+
+
+def _seconds(duration: Duration) -> float:
+    seconds = duration.seconds + duration.nanos / 1e9
+    if seconds < 0:
+        raise InvalidField("cache_policy.max_age", "must not be negative")
+    return seconds

@@ -1,0 +1,234 @@
+"""Resolve: the path of one request. Look up; join the flight or lead it; forward; fill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, StatusCode
+
+from cache.build import Tiers
+from cache.flight import Flight, Flights
+from cache.keys import Key, Principal
+from cache.telemetry import Tracing, trace_id_of
+from cache.tier import Lookup, TierName
+from cache.tier import Outcome as LookupOutcome
+from gateway.answer import Answer, Outcome, hit_stages, tier_name
+from gateway.errors import NotFound, Overloaded, Refused
+from gateway.forward import Forwarder
+from gateway.generation import Completed, Generation, Generations, Step, result_message
+from gateway.ledger import Ledger
+from gateway.plan import Plan
+from gateway.wire import Reply
+from reprise.v1 import common_pb2 as pb
+from reprise.v1.media_pb2 import Stored
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the transport knows of a request."""
+
+    principal: Principal
+    method: str
+    parent: Context | None  # the caller's trace
+    set_cache_status: Callable[[str], None]
+    started_ns: int = field(default_factory=time.time_ns)
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Resolver:
+    def __init__(
+        self,
+        tiers: Tiers,
+        forwarder: Forwarder,
+        flights: Flights[object, Step],
+        generations: Generations,
+        tracing: Tracing,
+        ledger: Ledger,
+        *,
+        max_generations: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._memory = tiers.memory
+        self._memory_tally = tiers.memory_tally
+        self._hierarchy = tiers.below_memory
+        self._forwarder = forwarder
+        self._flights = flights
+        self._generations = generations
+        self._tracing = tracing
+        self._max_generations = max_generations
+        self._clock = clock
+        self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
+        self.ledger = ledger
+
+    async def resolve(self, plan: Plan, visit: Visit) -> AsyncGenerator[bytes]:
+        """Responses in wire form, the result in the last. Raises Refused."""
+        lookups: Sequence[Lookup] = ()
+        if plan.policy.read:
+            reply, lookups = await self._look_up(plan)
+            if reply is not None:
+                for message in self._hit(plan, visit, reply, lookups):
+                    yield message
+                return
+        if not plan.policy.generate:
+            raise NotFound("NOT_CACHED")
+        span = self._begin_span(plan, visit, lookups)
+        try:
+            generation = self._join(plan, visit, lookups, span)
+            async with aclosing(generation.events(to_result=True)) as responses:
+                async for response in responses:
+                    yield response
+        except Refused as refused:
+            span.set_status(StatusCode.ERROR, refused.reason)
+            raise
+        finally:
+            span.end()
+
+    def watch(self, name: str, from_sequence: int, visit: Visit) -> AsyncGenerator[bytes]:
+        """The responses of a generation under way, to the very last. Raises NotFound."""
+        return self._generations.find(name, visit.principal).events(max(0, from_sequence - 1), to_result=False)
+
+    def cancel(self, name: str, visit: Visit) -> None:
+        """Give up one caller's interest; the work ends if nobody else has any. Raises NotFound."""
+        generation = self._generations.find(name, visit.principal)
+        generation.cancelled = True
+        flight = generation.flight
+        if not flight.ended and flight.followers <= generation.streams:
+            self._forwarder.abandon(flight)
+            self._flights.cancel(flight)
+        flight.wake()
+
+    async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup]]:
+        reply, lookup = self._in_memory(plan)
+        if reply is not None:
+            return reply, (lookup,)
+        final = plan.description.final
+        found = await self._hierarchy.fetch(plan.address, final.ttl, max_age=plan.policy.max_age)
+        if found.record is None or found.data is None:
+            return None, (lookup, *found.lookups)
+        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights)
+        self._hold(plan, reply)
+        return reply, (lookup, *found.lookups)
+
+    def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
+        started_ns, start = time.time_ns(), time.perf_counter()
+        reply: Reply | None = self._memory.held(Key.of_wire(plan.address))
+        if reply is not None:
+            reply = self._still_good(plan, reply)
+        outcome = LookupOutcome.MISS if reply is None else LookupOutcome.HIT
+        lookup = Lookup(TierName.L1, outcome, None, started_ns, time.perf_counter() - start)
+        self._memory_tally.count(lookup, reply.weight if reply is not None else 0)
+        return reply, lookup
+
+    def _still_good(self, plan: Plan, reply: Reply) -> Reply | None:
+        now, max_age = self._clock(), plan.policy.max_age
+        if now >= reply.record.expires_at:
+            return None
+        if max_age is not None and now - reply.record.made_at > max_age:
+            return None
+        touched = self._hierarchy.touch(reply.record)
+        if touched is not reply.record:
+            reply = Reply(touched, reply.chunks, reply.random_weights)
+            self._hold(plan, reply)
+        return reply
+
+    def _hold(self, plan: Plan, reply: Reply) -> None:
+        record = reply.record
+        self._memory.hold(
+            Key.of_wire(plan.address),
+            reply,
+            reply.weight,
+            record.ttl,
+            hard_expiry=record.expires_at,
+            cost=record.total_device_seconds,
+        )
+
+    def _hit(self, plan: Plan, visit: Visit, reply: Reply, lookups: Sequence[Lookup]) -> list[bytes]:
+        tier = lookups[-1].tier
+        answer = Answer(
+            Outcome.HIT, reply.record, plan.address, lookups, hit_stages(plan.stages, reply.record, tier), tier
+        )
+        span = None
+        if self._tracing.wants(visit.parent, time.perf_counter() - visit.started):
+            span = self._begin_span(plan, visit, lookups)
+            answer.describe(span)
+            span.end()
+        self._answered(visit, answer)
+        return list(reply.messages(result_message(plan, answer, reply, span, Stored.STATE_DURABLE)))
+
+    def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], span: Span) -> Generation:
+        key = (plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age)
+        if self._flights.get(key) is None and len(self._flights) >= self._max_generations:
+            raise Overloaded("GATEWAY_BUSY")
+
+        async def lead(flight: Flight[Step]) -> None:
+            generate = self._tracing.child(span, "reprise.generate")
+            try:
+                await self._forwarder.lead(flight, plan, generate, lambda done: self._fill(plan, done))
+            finally:
+                generate.end()
+
+        flight, led = self._flights.join(key, lead)
+        if led:
+            self._leaders[flight] = span
+        elif (leader := self._leaders.get(flight)) is not None:
+            span.add_link(leader.get_span_context())
+            span.set_attribute("reprise.flight.leader_trace_id", trace_id_of(leader))
+        generation = Generation(
+            plan=plan,
+            principal=visit.principal,
+            flight=flight,
+            led=led,
+            lookups=lookups,
+            span=span,
+            answered=lambda answer: self._answered(visit, answer, span),
+            compose=self._completed,
+        )
+        self._generations.add(generation)
+        return generation
+
+    def _fill(self, plan: Plan, done: Completed) -> None:
+        if plan.policy.store:
+            self._hold(plan, done.reply)
+        if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
+            self.ledger.generated()
+
+    def _completed(self, generation: Generation, done: Completed) -> Answer:
+        plan = generation.plan
+        final = done.stages[-1] if done.stages else pb.StageReport()
+        if all(stage.outcome != pb.STAGE_OUTCOME_RUN for stage in done.stages):
+            outcome = Outcome.HIT  # the worker knew the result by another spelling, or was faster than our lookup
+        elif not generation.led or done.joined:
+            outcome = Outcome.COALESCED
+        elif not (plan.policy.reuse or plan.policy.store):
+            outcome = Outcome.BYPASS
+        else:
+            outcome = Outcome.MISS
+        tier = tier_name(final.tier) if outcome is Outcome.HIT else None
+        return Answer(outcome, done.reply.record, plan.address, generation.lookups, done.stages, tier)
+
+    def _answered(self, visit: Visit, answer: Answer, span: Span | None = None) -> None:
+        visit.set_cache_status(answer.cache_status(self._clock()))
+        self.ledger.enter(visit.method, answer, time.perf_counter() - visit.started)
+        if span is not None:
+            answer.describe(span)
+
+    def _begin_span(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup]) -> Span:
+        span = self._tracing.begin(
+            visit.method,
+            parent=visit.parent,
+            started_ns=visit.started_ns,
+            attributes={
+                "rpc.system.name": "grpc",
+                "rpc.method": visit.method,
+                "reprise.model": plan.description.model,
+                "reprise.address": str(plan.address),
+            },
+            kind=SpanKind.SERVER,
+        )
+        self._tracing.lookups(span, lookups)
+        return span

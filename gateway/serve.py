@@ -1,0 +1,167 @@
+"""Serve: the gateway put together, opened and closed. The only file that names concrete parts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from cache.build import build_tiers
+from cache.catalogue import Catalogue
+from cache.description import Scope
+from cache.flight import Flights
+from cache.keys import Principal, namespace
+from cache.telemetry import Telemetry
+from gateway.forward import Forwarder
+from gateway.generation import Generations, Step
+from gateway.identity import IdentityInterceptor, identifier
+from gateway.ledger import Ledger
+from gateway.media import MediaServicer
+from gateway.models import Models
+from gateway.operators import CacheServicer
+from gateway.pictures import Darkroom
+from gateway.resolve import Resolver
+from gateway.settings import GatewaySettings
+from gateway.status import ErrorInterceptor
+from gateway.wire import serialize
+from gateway.workers import Fleet
+from reprise.v1 import cache_pb2, media_pb2
+
+_MEDIA = media_pb2.DESCRIPTOR.services_by_name["MediaService"]
+_CACHE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
+_MAX_REQUEST = 17 * 1024 * 1024  # a file of 16 MiB and the rest of its request
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_REQUEST),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+)
+_SEEN_BY_BALANCERS = 1.0  # seconds that balancers get to notice that we are leaving
+_log = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """A gateway that serves. `port` is the one it listens on."""
+
+    def __init__(self, server: grpc.aio.Server, port: int, health_servicer: health.HealthServicer) -> None:
+        self.port = port
+        self._server = server
+        self._health = health_servicer
+
+    async def leave(self, *, notice: float, drain: float) -> None:
+        """Say so first, then let streams finish for `drain` seconds at most."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(notice)
+        await self._server.stop(drain)
+
+
+@asynccontextmanager
+async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> AsyncIterator[Gateway]:
+    section = settings.gateway
+    async with AsyncExitStack() as stack:
+        tiers = await stack.enter_async_context(build_tiers(settings.cache, telemetry.registry))
+        fleet = await stack.enter_async_context(Fleet(section.workers))
+        darkroom = stack.enter_context(Darkroom())
+        ledger = Ledger(telemetry.registry)
+        secret = settings.cache.secret_bytes
+        catalogue = (
+            Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
+            if tiers.objects is not None
+            else None
+        )
+        models = Models(fleet, catalogue, revisions=section.revisions, defaults=section.default_models)
+        await models.recall()
+        flights: Flights[object, Step] = Flights(grace=section.grace)
+        stack.push_async_callback(flights.drain, section.drain)
+        forwarder = Forwarder(tiers.below_memory, fleet, telemetry.tracing, patience=section.longest_generation)
+        resolver = Resolver(
+            tiers,
+            forwarder,
+            flights,
+            Generations(linger=section.linger),
+            telemetry.tracing,
+            ledger,
+            max_generations=section.max_generations,
+        )
+        server = grpc.aio.server(
+            interceptors=[ErrorInterceptor(), IdentityInterceptor(identifier(section.identity))], options=_OPTIONS
+        )
+        _register(
+            server,
+            _MEDIA,
+            MediaServicer(models, resolver, tiers, darkroom, ledger, secret=secret, default_seed=section.default_seed),
+        )
+        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger))
+        health_servicer = await _add_health(server)
+        if section.reflection:
+            names = (_MEDIA.full_name, _CACHE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        port = server.add_insecure_port(f"{section.host}:{section.port}")
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)
+        yield Gateway(server, port, health_servicer)
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serve until told to stop; a second signal stops at once."""
+    telemetry = Telemetry.start(settings.telemetry, service="reprise-gateway", instance=settings.gateway.name)
+    try:
+        async with open_gateway(settings, telemetry) as gateway:
+            first, second = _signals()
+            await first.wait()
+            leaving = asyncio.create_task(gateway.leave(notice=_SEEN_BY_BALANCERS, drain=settings.gateway.drain))
+            hurried = asyncio.create_task(second.wait())
+            await asyncio.wait({leaving, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (leaving, hurried):
+                task.cancel()
+            await asyncio.gather(leaving, hurried, return_exceptions=True)
+    finally:
+        telemetry.stop()
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told)
+    return first, second
+
+
+def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
+    """Like the generated function, but replies that are in wire form already pass as they are."""
+    handlers: dict[str, Any] = {}
+    for method in service.methods:
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(
+            getattr(servicer, method.name),
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=serialize,
+        )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+
+async def _add_health(server: grpc.aio.Server) -> health.HealthServicer:
+    servicer = health.HealthServicer()
+    for name in ("", _MEDIA.full_name, _CACHE.full_name):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    return servicer

@@ -1,0 +1,33 @@
+"""Settings of a gateway. `deploy/local/reprise.yaml` explains each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from cache.settings import ProcessSettings, Section
+from gateway.identity import IdentitySettings
+
+OTHERS = frozenset({"worker"})  # sections of the file that a gateway leaves to workers
+
+
+class GatewaySection(Section):
+    name: str = "gateway"
+    host: str = "127.0.0.1"
+    port: int = Field(7400, ge=0, le=65535)
+    identity: IdentitySettings = IdentitySettings()
+    workers: tuple[str, ...] = ()  # host:port each, or dns:///name:port for every address behind a name
+    default_models: Mapping[str, str] = Field(default_factory=dict)  # task -> model; else the only one there is
+    revisions: Mapping[str, str] = Field(default_factory=dict)  # model -> revision; else the newest healthy worker's
+    default_seed: int = Field(42, ge=0, lt=2**53)
+    grace: float = Field(10.0, ge=0)  # how long work goes on after its last follower has left
+    linger: float = Field(60.0, ge=0)  # how long a finished generation can still be watched
+    longest_generation: float = Field(3600.0, gt=0)
+    max_generations: int = Field(256, gt=0)  # under way at once in this gateway
+    drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish
+    reflection: bool = True
+
+
+class GatewaySettings(ProcessSettings):
+    gateway: GatewaySection = GatewaySection()

@@ -1,0 +1,120 @@
+"""The whole of Reprise on one machine: which parts, in which order, with which settings.
+
+Redis and the objects first, for both kinds of process look for them; then the workers; the gateway last, so that
+whoever waits for it finds everything there. All of them read one file, `<data>/reprise.yaml`; what differs between two
+workers comes from their environment.
+"""
+
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gateway.stack.objects import Bucket, bucket_of, objects
+from gateway.stack.parts import Part, StackError
+from gateway.stack.ports import LOOPBACK, free_port, is_free
+from gateway.stack.redis import redis
+
+MODEL = "i2vgen-xl-small"
+# glibc gives freed pages back late and keeps an arena per thread: fixed thresholds let big tensors and media return
+# to the system at once, while buffers of a usual size are reused.
+_MEMORY = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(256 * 1024**2),
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 1024**2),
+}
+
+
+def compose(data: Path, *, port: int, workers: int) -> list[Part]:
+    """The parts of the local stack in the order of their start; writes their settings and draws their keys.
+
+    Raises StackError when a server program is missing or the gateway's port is taken.
+    """
+    if not is_free(port):
+        raise StackError(f"port {port} is taken by another program; choose another with --port")
+    data = data.absolute()
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    storage = [
+        redis(free_port(), data / "redis", _log(data, "redis")),
+        objects(free_port(), data / "objects", _log(data, "objects")),
+    ]
+    homes = [f"{LOOPBACK}:{free_port()}" for _ in range(workers)]
+    settings = configuration(
+        data, redis=storage[0].address, bucket=bucket_of(storage[1]), gateway=f"{LOOPBACK}:{port}", workers=homes
+    )
+    file = _write(data / "reprise.yaml", yaml.safe_dump(settings, sort_keys=False))
+    serving = [_worker(data, file, number, home) for number, home in enumerate(homes, start=1)]
+    return [*storage, *serving, _gateway(data, file, f"{LOOPBACK}:{port}")]
+
+
+def configuration(data: Path, *, redis: str, bucket: Bucket, gateway: str, workers: Sequence[str]) -> dict[str, Any]:
+    """The settings that all processes of the stack share, as `reprise.yaml` holds them."""
+    host, _, port = gateway.rpartition(":")
+    return {
+        "cache": {
+            "secret": _secret(data),
+            "l2": {"url": f"redis://{redis}/0"},
+            "l3": {
+                "url": f"s3://{bucket.bucket}",
+                "endpoint": bucket.endpoint,
+                "region": bucket.region,
+                "access_key": bucket.access_key,
+                "secret_key": bucket.secret_key,
+            },
+        },
+        "gateway": {"host": host, "port": int(port), "workers": list(workers)},
+        "worker": {"host": LOOPBACK, "models": {MODEL: str(_model(data))}},
+        "telemetry": {"spans_file": str(data / "spans.jsonl"), "sample_ratio": 1.0},
+    }
+
+
+def _worker(data: Path, file: Path, number: int, address: str) -> Part:
+    name = f"worker-{number}"
+    build = (sys.executable, "-P", "-m", "inference.models.small", str(_model(data)))
+    return Part(
+        name,
+        (sys.executable, "-P", "-m", "inference", "--config", str(file)),
+        address,
+        "grpc",
+        _log(data, name),
+        data,
+        _environment({"REPRISE_WORKER__NAME": name, "REPRISE_WORKER__PORT": address.rpartition(":")[2]}),
+        prepare=build if number == 1 else (),
+        patience=180.0,
+        grace=30.0,
+    )
+
+
+def _gateway(data: Path, file: Path, address: str) -> Part:
+    command = (sys.executable, "-P", "-m", "gateway", "--config", str(file))
+    return Part(
+        "gateway", command, address, "grpc", _log(data, "gateway"), data, _environment(), patience=60.0, grace=30.0
+    )
+
+
+def _environment(own: dict[str, str] | None = None) -> dict[str, str]:
+    return {**_MEMORY, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), **(own or {})}
+
+
+def _model(data: Path) -> Path:
+    return data / "models" / MODEL
+
+
+def _log(data: Path, name: str) -> Path:
+    return data / "logs" / f"{name}.log"
+
+
+def _secret(data: Path) -> str:
+    """Drawn once per data folder: with another one, nothing that was stored would be found again."""
+    path = data / "secret"
+    return path.read_text() if path.exists() else _write(path, secrets.token_hex(32)).read_text()
+
+
+def _write(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path

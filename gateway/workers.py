@@ -1,0 +1,196 @@
+"""Workers: who is there, what they serve, and which of them is a plan's home.
+
+A worker's Status stream is its sign of life: while it lasts and says READY the worker is healthy. The home of a plan is
+found by rendezvous hashing of its affinity among the healthy workers that serve its model, so every gateway finds the
+same one whatever the load, and a worker that goes moves only its own plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable, Collection, Sequence
+
+import grpc
+import structlog
+from blake3 import blake3
+from opentelemetry.trace import Span
+
+from cache.description import Description
+from cache.news import News
+from cache.telemetry import as_metadata
+from reprise.v1.inference_pb2 import (
+    AbandonRequest,
+    DescribeRequest,
+    DescribeResponse,
+    RunRequest,
+    RunResponse,
+    StatusRequest,
+    StatusResponse,
+)
+from reprise.v1.inference_pb2_grpc import InferenceServiceStub
+
+_MAX_MESSAGE = 64 * 1024 * 1024
+_CALL_TIMEOUT = 5.0  # seconds, for calls that answer at once
+_SIGN_OF_LIFE = 15.0  # a Status stream silent for longer is dead; workers speak every 5 seconds
+_RESOLVE_EVERY = 5.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """One inference server, watched for as long as the block lasts."""
+
+    def __init__(self, address: str, changed: Callable[[], None]) -> None:
+        self.address = address
+        self.status: StatusResponse | None = None
+        self.descriptions: dict[str, Description] = {}
+        self.started_at = 0.0
+        self._changed = changed
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = InferenceServiceStub(self._channel)
+        self._watch = asyncio.create_task(self._watch_forever())
+
+    @property
+    def healthy(self) -> bool:
+        return self.status is not None and self.status.state == StatusResponse.STATE_READY
+
+    def serves(self, model: str, revision: str) -> bool:
+        return self.healthy and model in self.descriptions and self.descriptions[model].revision == revision
+
+    def run(
+        self, request: RunRequest, span: Span, *, patience: float
+    ) -> grpc.aio.UnaryStreamCall[RunRequest, RunResponse]:
+        call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse] = self._stub.Run(
+            request, timeout=patience, metadata=as_metadata(span)
+        )
+        return call
+
+    async def abandon(self, follower: str) -> None:
+        """Say that a follower is not coming back. It may be too late for that, which is fine."""
+        try:
+            await self._stub.Abandon(AbandonRequest(follower=follower), timeout=_CALL_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            _log.info("abandon not delivered", worker=self.address, code=error.code().name)
+
+    async def aclose(self) -> None:
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
+        await self._channel.close()
+
+    async def _watch_forever(self) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await self._describe()
+                pause = 0.1
+                await self._follow_status()
+            except (grpc.aio.AioRpcError, TimeoutError, ValueError) as error:
+                _log.debug("worker not there", worker=self.address, error=type(error).__name__)
+            self.status = None
+            self._changed()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, hides nothing
+            pause = min(2.0, pause * 2)
+
+    async def _describe(self) -> None:
+        response: DescribeResponse = await self._stub.Describe(DescribeRequest(), timeout=_CALL_TIMEOUT)
+        descriptions = [Description.from_bytes(content) for content in response.descriptions]
+        self.descriptions = {description.model: description for description in descriptions}
+        self.started_at = response.started_at
+
+    async def _follow_status(self) -> None:
+        call = self._stub.Status(StatusRequest())
+        try:
+            while True:
+                async with asyncio.timeout(_SIGN_OF_LIFE):
+                    status = await call.read()
+                if not isinstance(status, StatusResponse):
+                    return
+                self.status = status
+                self._changed()
+        finally:
+            call.cancel()
+
+
+class Fleet:
+    """All workers of the deployment. Use as an async context manager."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = tuple(addresses)
+        self._workers: dict[str, Worker] = {}
+        self._resolver: asyncio.Task[None] | None = None
+        self.changed = News()
+
+    async def __aenter__(self) -> Fleet:
+        await self._follow_names()
+        self._resolver = asyncio.create_task(self._follow_names_forever())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._resolver is not None:
+            self._resolver.cancel()
+            await asyncio.gather(self._resolver, return_exceptions=True)
+        await asyncio.gather(*(worker.aclose() for worker in self._workers.values()))
+
+    @property
+    def workers(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    def home(self, model: str, revision: str, affinity: str, *, without: Collection[Worker] = ()) -> Worker | None:
+        """The worker where this affinity's outputs are, or will be, hot."""
+        able = [worker for worker in self.workers if worker.serves(model, revision) and worker not in without]
+        return max(able, key=lambda worker: _rendezvous(worker.address, affinity), default=None)
+
+    def newest_description(self, model: str, revision: str | None = None) -> Description | None:
+        """What the worker that started last says of a model; of one revision only, if that is given."""
+        able = [
+            worker
+            for worker in self.workers
+            if worker.healthy
+            and model in worker.descriptions
+            and revision in (None, worker.descriptions[model].revision)
+        ]
+        newest = max(able, key=lambda worker: worker.started_at, default=None)
+        return newest.descriptions[model] if newest else None
+
+    def models(self) -> set[str]:
+        return {model for worker in self.workers if worker.healthy for model in worker.descriptions}
+
+    async def _follow_names_forever(self) -> None:
+        while any(address.startswith("dns:///") for address in self._addresses):
+            await asyncio.sleep(_RESOLVE_EVERY)
+            await self._follow_names()
+
+    async def _follow_names(self) -> None:
+        wanted = {each for address in self._addresses for each in await _resolve(address)}
+        for gone in self._workers.keys() - wanted:
+            await self._workers.pop(gone).aclose()
+        for new in sorted(wanted - self._workers.keys()):
+            self._workers[new] = Worker(new, self.changed.announce)
+
+
+def _rendezvous(address: str, affinity: str) -> bytes:
+    return blake3(f"{address}\0{affinity}".encode()).digest()
+
+
+async def _resolve(address: str) -> list[str]:
+    if not address.startswith("dns:///"):
+        return [address]
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        _log.warning("name not resolved", name=address)
+        return []
+    return sorted({f"[{ip[0]}]:{port}" if ":" in str(ip[0]) else f"{ip[0]}:{port}" for *_, ip in found})

@@ -1,0 +1,97 @@
+"""Description: a model as data, refused unless it is a graph that every request can be planned by."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from cache.description import Description, Scope, When
+from cache.digest import Digest
+from tests.cache.families import descriptions, picture_family
+
+
+def _changed(**changes: Any) -> dict[str, Any]:
+    return picture_family().model_dump() | changes
+
+
+def _with_stage(name: str, /, **changes: Any) -> dict[str, Any]:
+    fields = picture_family().model_dump()
+    fields["stages"] = tuple(stage | changes if stage["name"] == name else stage for stage in fields["stages"])
+    return fields
+
+
+@given(descriptions(conditional=True))
+def test_what_is_written_is_read(description: Description) -> None:
+    """A description comes back from its bytes equal, and with the same digest."""
+    again = Description.from_bytes(description.to_bytes())
+
+    assert description == again
+    assert description.digest == again.digest == Digest.of(description.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        (_with_stage("text", upstream={"tokens": "denoise"}), "comes before what it needs"),
+        (_with_stage("text", upstream={"tokens": "text"}), "comes before what it needs"),
+        (_with_stage("text", parameters={"text": "lyrics"}), "unknown parameters"),
+        (_with_stage("text", name="tokens"), "comes before|must be unique"),
+        (_changed(parameters=picture_family().parameters + picture_family().parameters[:1]), "must be unique"),
+        (_changed(affinity="sound"), "no stage named sound"),
+        (_changed(stages=()), "no stage named picture"),
+        (_with_stage("text", when=When(parameter="lyrics", above=0)), "no number: lyrics"),
+        (_with_stage("text", when=When(parameter="prompt", above=0)), "no number: prompt"),
+        (_with_stage("render", when=When(parameter="steps", above=3)), "cannot be conditional"),
+        (_with_stage("picture", when=When(parameter="steps", above=3)), "cannot be conditional"),
+        (_with_stage("text", ttl=float("inf")), "finite"),
+        (_with_stage("text", max_age=float("nan")), "finite"),
+        (_with_stage("text", scope="everyone"), "scope"),
+        (_with_stage("text", colour="red"), "colour"),
+        (_changed(model="../small"), "model"),
+        (_changed(schema_version=2), "schema_version"),
+    ],
+)
+def test_what_no_request_could_be_planned_by_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    """A description that is not a graph, names what it lacks, or cannot be written down, says so at once."""
+    with pytest.raises(ValueError, match=complaint):
+        Description.model_validate(fields)
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"[]", b"{}", b"\xff", b'{"schema_version": 2}', b"[" * 100_000])
+def test_other_bytes_are_refused(data: bytes) -> None:
+    """Bytes that are not a description of this schema raise ValueError."""
+    with pytest.raises(ValueError, match="Description"):
+        Description.from_bytes(data)
+
+
+def test_numbers_are_not_taken_for_texts() -> None:
+    """Types are strict: a revision that is a number is refused, not turned into text."""
+    fields = json.loads(picture_family().to_bytes()) | {"revision": 7}
+
+    with pytest.raises(ValueError, match="revision"):
+        Description.from_bytes(json.dumps(fields).encode())
+
+
+def test_it_cannot_be_changed() -> None:
+    """A description is immutable: its digest is its name."""
+    with pytest.raises(ValueError, match="frozen"):
+        picture_family().revision = "r2"
+
+
+def test_stages_exist_under_their_condition_only() -> None:
+    """Without guidance a request has no negative prompt; at the bound itself there is none either."""
+    description = picture_family()
+    names = {scale: [stage.name for stage in description.active({"guidance_scale": scale})] for scale in (1.0, 1.5, 2)}
+
+    everything = [stage.name for stage in description.stages]
+    without = [name for name in everything if name != "negative_tokens"]
+    assert {1.0: without, 1.5: everything, 2: everything} == names
+
+
+def test_the_last_stage_is_the_result() -> None:
+    """`final` is the last stage and `stage` finds any by name."""
+    description = picture_family()
+
+    assert "render" == description.final.name
+    assert Scope.SHARED is description.stage("picture").scope
