@@ -82,6 +82,7 @@ class Flights(Generic[K, E]):
         self._grace = grace
         self._flights: dict[K, Flight[E]] = {}
         self._tasks: dict[Flight[E], asyncio.Future[None]] = {}
+        self._graces: dict[Flight[E], asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -120,10 +121,18 @@ class Flights(Generic[K, E]):
 
     def _landed(self, key: K, flight: Flight[E], task: asyncio.Future[None]) -> None:
         del self._flights[key], self._tasks[flight]
+        self._end_grace(flight)
         flight.end(Deserted("the work was cancelled") if task.cancelled() else task.exception())
 
     def _deserted(self, flight: Flight[E]) -> None:
-        asyncio.get_running_loop().call_later(self._grace, self._cancel_if_still_deserted, flight)
+        self._end_grace(flight)  # of an earlier departure: the grace counts from the last one
+        self._graces[flight] = asyncio.get_running_loop().call_later(
+            self._grace, self._cancel_if_still_deserted, flight
+        )
+
+    def _end_grace(self, flight: Flight[E]) -> None:
+        if timer := self._graces.pop(flight, None):
+            timer.cancel()
 
     def _cancel_if_still_deserted(self, flight: Flight[E]) -> None:
         if flight.followers == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, Self
 
 import msgpack
@@ -101,13 +102,15 @@ class Record:
             canonical = fields.pop("canonical")
             record = cls(
                 address=Address.parse(fields.pop("address")),
-                output=Output(Digest(str(digest_hex), int(size)), str(media_type), inline),
+                output=Output(Digest(digest_hex, size), media_type, inline),
                 tags=tuple(fields.pop("tags")),
                 canonical=Address.parse(canonical) if canonical else None,
                 **fields,
             )
         except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
             raise NotARecord("malformed") from error
+        if not _well_typed(record):
+            raise NotARecord("a field of a wrong type")
         if address is not None and record.address != address:
             raise NotARecord("of another address")
         if record.output.inline is not None and not record.output.digest.names(record.output.inline):
@@ -115,8 +118,27 @@ class Record:
         return record
 
 
+def _well_typed(record: Record) -> bool:
+    """Whether using this record cannot fail: what was read may have been written by anybody."""
+    output, maps = record.output, (record.upstream, record.execution)
+    if not all(isinstance(mapping, dict) for mapping in maps):
+        return False
+    texts = [record.model, record.revision, record.stage, record.fingerprint, output.digest.hex, output.media_type]
+    texts += [text for mapping in maps for item in mapping.items() for text in item]
+    numbers = (record.device_seconds, record.total_device_seconds, record.made_at, record.touched_at, record.ttl)
+    return (
+        all(isinstance(text, str) for text in (*texts, *record.tags))
+        and all(isinstance(number, int | float) and isfinite(number) for number in (*numbers, record.expires_at))
+        and type(output.digest.size) is int
+        and output.digest.size >= 0
+        and isinstance(output.inline, bytes | None)
+    )
+
+
 def _fields(data: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = msgpack.unpackb(data)
     if fields.pop("schema") != _SCHEMA:
         raise NotARecord("another schema")
+    if not isinstance(fields["tags"], list):
+        raise NotARecord("malformed")
     return fields

@@ -87,7 +87,7 @@ class TelemetrySettings(Section):
     """What a process says about itself. Each output is one setting; empty or 0 turns it off."""
 
     otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4317
-    spans_file: str = ""  # spans as JSON lines, for `reprise trace`; rotated
+    spans_folder: str = ""  # spans as JSON lines, one rotated file per process, for `reprise trace`
     sample_ratio: float = Field(0.01, ge=0, le=1)  # of hits; misses, errors and slow requests are always kept
     slow: float = Field(1.0, gt=0)  # a request that takes longer is always kept
     metrics_host: str = "127.0.0.1"

@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -56,8 +57,9 @@ class Telemetry:
             insecure = not settings.otlp_endpoint.startswith("https")
             exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure)
             provider.add_span_processor(BatchSpanProcessor(exporter))
-        if settings.spans_file:
-            provider.add_span_processor(BatchSpanProcessor(SpanFile(settings.spans_file), schedule_delay_millis=200))
+        if settings.spans_folder:
+            file = SpanFile(Path(settings.spans_folder) / f"{service}-{instance}.jsonl")
+            provider.add_span_processor(BatchSpanProcessor(file, schedule_delay_millis=200))
         telemetry = cls(settings, provider, CollectorRegistry())
         telemetry.serve_metrics()
         return telemetry
@@ -157,7 +159,8 @@ def trace_id_of(span: Span | None) -> str:
 class SpanFile(SpanExporter):
     """Spans as JSON lines in a file that is rotated once: enough to draw recent requests without a collector."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._handler = RotatingFileHandler(path, maxBytes=_SPANS_FILE_BYTES, backupCount=1)
         self._handler.setFormatter(logging.Formatter("%(message)s"))
 

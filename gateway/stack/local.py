@@ -68,7 +68,7 @@ def configuration(data: Path, *, redis: str, bucket: Bucket, gateway: str, worke
         },
         "gateway": {"host": host, "port": int(port), "workers": list(workers)},
         "worker": {"host": LOOPBACK, "models": {MODEL: str(_model(data))}},
-        "telemetry": {"spans_file": str(data / "spans.jsonl"), "sample_ratio": 1.0},
+        "telemetry": {"spans_folder": str(data / "spans"), "sample_ratio": 1.0},
     }
 
 

@@ -218,7 +218,7 @@ def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any]) -> 
 def test_settings_do_not_change() -> None:
     """Settings are read once."""
     with pytest.raises(ValidationError):
-        IdentitySettings().mode = "header"
+        IdentitySettings().mode = "header"  # type: ignore[misc]
 
 
 def test_a_key_file_says_whose_each_key_is(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ async def operate(_request: bytes, _context: Any) -> bytes:
 async def serving(identifier: Identifier) -> AsyncIterator[Any]:
     interceptors = [ErrorInterceptor(), IdentityInterceptor(identifier)]
     server = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
-    handlers = {
+    handlers: dict[str, Any] = {
         "Call": grpc.unary_unary_rpc_method_handler(call),
         "Stream": grpc.unary_stream_rpc_method_handler(stream),
         "Operate": grpc.unary_unary_rpc_method_handler(operate),

@@ -156,7 +156,7 @@ async def test_a_fault_is_logged_once_without_its_text() -> None:
 
     async def call(_request: Any, _context: Any) -> bytes:
         try:
-            return {}[CANARY]
+            return {b"".decode(): b""}[CANARY]
         except KeyError as error:
             raise ValueError(CANARY) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import unicodedata
 from typing import Any
 
@@ -326,14 +325,9 @@ def test_length_is_counted_after_normalising() -> None:
     assert "TEXT_TOO_LONG" == refusal_of(prompt=decomposed + "e").reason
 
 
-def test_a_text_of_the_longest_message_is_refused_at_once() -> None:
-    """Sixteen million characters are refused without being normalised."""
-    text = "e\u0301" * 8_000_000
-    began = time.perf_counter()
-    error = refusal_of(prompt=text)
-
-    assert "TEXT_TOO_LONG" == error.reason
-    assert time.perf_counter() - began < 0.5
+def test_a_text_of_the_longest_message_is_refused_unread() -> None:
+    """Sixteen million characters are refused by their number, before they are composed or looked at."""
+    assert "TEXT_TOO_LONG" == refusal_of(prompt="e\u0301" * 8_000_000 + "\x00").reason
 
 
 @given(st.integers(min_value=0, max_value=0x10FFFF))
@@ -394,7 +388,7 @@ def test_no_parameter_of_the_contract_is_left_out() -> None:
     request = AnimateImageRequest(prompt="p", negative_prompt="n", format="f")
     names = {field.name for field in AnimateImageRequest.DESCRIPTOR.fields}
     for field in AnimateImageRequest.DESCRIPTOR.fields:
-        if field.has_presence and field.message_type is None and field.containing_oneof.name != "picture":
+        if field.has_presence and field.cpp_type != field.CPPTYPE_MESSAGE and field.name != "image":
             setattr(request, field.name, 1)
 
     assert names - {"model", "image", "image_digest", "cache_policy", "extra"} == set(given_fields(request)[0])

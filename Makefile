@@ -1,0 +1,47 @@
+# `make test` and `make demo` do everything, on a fresh machine with Python 3.11 or newer too.
+# The first run installs; later ones start at once, until pyproject.toml changes.
+
+BIN := .venv/bin
+JOBS ?= 2
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help install test demo check protos up down clean
+
+help: ## Show this list
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: .venv/.installed ## Create .venv, install everything, make sure of a redis-server
+	@deploy/local/install.sh redis
+
+.venv/.installed: pyproject.toml deploy/local/install.sh
+	@deploy/local/install.sh packages
+
+test: install ## Run all tests (ARGS='-k stack' to choose, JOBS=4 for more processes)
+	pytest -n $(JOBS) $(ARGS)
+
+demo: install ## Start everything real, show what is reused, stop it again
+	reprise demo
+
+check: install ## Formatting, lint, types, import contracts, the protocol and its stubs
+	ruff format --check
+	ruff check
+	mypy --strict gateway inference cache tests
+	lint-imports --no-logo
+	buf lint
+	pytest -q tests/test_rooms.py
+
+protos: install ## Generate the stubs from protos/
+	python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
+	  --mypy_grpc_out=only_async:protos protos/reprise/v1/*.proto
+	buf lint
+
+up: install ## Start the local stack (ARGS='--workers 2')
+	reprise up $(ARGS)
+
+down: ## Stop the local stack
+	@if [ -x $(BIN)/reprise ]; then reprise down $(ARGS); fi
+
+clean: down ## Stop the stack; remove the environment, the stack's data and all caches
+	rm -rf .venv .reprise out dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,162 @@
+"""`reprise animate`: a picture and a prompt in, a video out, with what happens shown as it happens."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from gateway.cli.options import call, gateway_options
+from gateway.client import Client, Media
+from reprise.v1 import common_pb2 as pb
+from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
+
+_MODES = {
+    "use": pb.CachePolicy.MODE_USE,
+    "refresh": pb.CachePolicy.MODE_REFRESH,
+    "bypass": pb.CachePolicy.MODE_BYPASS,
+    "only-if-cached": pb.CachePolicy.MODE_ONLY_IF_CACHED,
+}
+
+
+@click.command()
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--prompt", "-p", required=True, help="What should happen.")
+@click.option("--negative-prompt", default="", help="What should not.")
+@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The video. [default: PICTURE.mp4]")
+@click.option("--model", default="", help="Name of the model. [default: the deployment's]")
+@click.option("--width", type=int, help="Pixels.")
+@click.option("--height", type=int, help="Pixels.")
+@click.option("--frames", "num_frames", type=int, help="Frames of the video.")
+@click.option("--steps", "num_inference_steps", type=int, help="Denoising steps.")
+@click.option("--guidance", "guidance_scale", type=float, help="How closely to follow the prompt.")
+@click.option("--motion-fps", type=int, help="Frames per second the model imagines.")
+@click.option("--playback-fps", type=int, help="Frames per second of the file.")
+@click.option("--format", "container", type=click.Choice(["mp4", "webm"]), help="Container of the file.")
+@click.option("--seed", type=int, help="Same seed, same video. [default: the deployment's]")
+@click.option("--extra", multiple=True, metavar="NAME=VALUE", help="A parameter only this model has. Repeatable.")
+@click.option("--cache", "mode", type=click.Choice(list(_MODES)), default="use", show_default=True, help="Policy.")
+@click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
+@click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
+@click.option("--max-age", type=float, metavar="SECONDS", help="Serve nothing made longer ago.")
+@click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
+@gateway_options
+def animate(picture: Path, address: str, api_key: str, out: Path | None, durable: bool, **options: Any) -> None:
+    """Animate PICTURE, and say where the answer came from."""
+    request = _request(picture.read_bytes(), **options)
+    console = Console(highlight=False)
+
+    async def converse(client: Client) -> tuple[Media, Stored.State]:
+        with _Live(console) as live:
+            media = await client.animate(request, on_event=live.show)
+        return media, await client.until_stored(media) if durable else media.result.stored.state
+
+    media, stored = call(address, api_key, converse)
+    suffix = media.result.media_type.rpartition("/")[2]
+    file = out or Path(f"{picture.stem}.{suffix}")
+    file.write_bytes(media.data)
+    _tell(console, media, stored, file)
+
+
+def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **options: Any) -> AnimateImageRequest:
+    policy = pb.CachePolicy(
+        mode=_MODES[options.pop("mode")], no_store=options.pop("no_store"), fresh=options.pop("fresh")
+    )
+    if (max_age := options.pop("max_age")) is not None:
+        policy.max_age.FromMilliseconds(int(max_age * 1000))
+    extra = dict(_extra(entry) for entry in options.pop("extra"))
+    given = {name: value for name, value in options.items() if value is not None}
+    if container := given.pop("container", None):
+        given["format"] = container
+    return AnimateImageRequest(
+        model=model,
+        image=image,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        extra=extra,
+        cache_policy=policy,
+        **given,
+    )
+
+
+def _extra(entry: str) -> tuple[str, pb.ParameterValue]:
+    name, equals, text = entry.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{entry!r} is not NAME=VALUE", param_hint="--extra")
+    with suppress(ValueError):
+        return name, pb.ParameterValue(int_value=int(text))
+    with suppress(ValueError):
+        return name, pb.ParameterValue(float_value=float(text))
+    return name, pb.ParameterValue(text_value=text)
+
+
+class _Live:
+    """A bar per stage on a terminal, a line per change elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> _Live:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: GenerationEvent) -> None:
+        if event.HasField("accepted"):
+            self._console.print(f"generation {event.accepted.name}")
+        if event.HasField("queued"):
+            self._say(f"queued, {event.queued.position} before it")
+        if event.HasField("progress"):
+            self._advance(event)
+
+    def _advance(self, event: GenerationEvent) -> None:
+        progress = event.progress
+        if progress.stage not in self._bars:
+            self._bars[progress.stage] = self._progress.add_task(progress.stage, total=progress.steps)
+            self._say(f"{progress.stage}, {progress.steps} steps")
+        self._progress.update(self._bars[progress.stage], completed=progress.step)
+
+    def _say(self, line: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(line)
+
+
+def _tell(console: Console, media: Media, stored: Stored.State, file: Path) -> None:
+    report = media.report
+    outcome = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
+    tier = f" from {_tier(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
+    console.print(f"[bold]{outcome}{tier}[/]: {file} ({len(media.data):,} bytes, {media.result.media_type})")
+    for stage in report.stages:
+        if stage.outcome == pb.STAGE_OUTCOME_REUSED:
+            console.print(f"  {stage.stage:<16} reused from {_tier(stage.tier)}, {stage.device_seconds:.3f} s saved")
+        elif stage.outcome == pb.STAGE_OUTCOME_RUN:
+            console.print(f"  {stage.stage:<16} run, {stage.device_seconds:.3f} s")
+    console.print(
+        f"device time: {report.device_seconds_spent:.3f} s spent, {report.device_seconds_saved:.3f} s saved; "
+        f"seed {media.result.seed}; stored: {Stored.State.Name(stored).removeprefix('STATE_').lower()}"
+    )
+    console.print(f"cache-status: {media.cache_status}", soft_wrap=True)
+    if media.result.trace_id:
+        console.print(f"trace {media.result.trace_id}", soft_wrap=True)
+    if media.result.random_weights:
+        console.print("The model has random weights, made for trying things out: the video means nothing.")
+
+
+def _tier(tier: pb.Tier) -> str:
+    return pb.Tier.Name(tier).removeprefix("TIER_").lower()

@@ -1,0 +1,123 @@
+"""Client: what a program in Python needs to call a gateway. The command line and the demo are built on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from reprise.v1 import cache_pb2, common_pb2, media_pb2
+from reprise.v1.cache_pb2_grpc import CacheServiceStub
+from reprise.v1.media_pb2_grpc import MediaServiceStub
+
+_MAX_MESSAGE = 32 * 1024 * 1024
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+)
+
+
+@dataclass
+class Media:
+    """A finished generation as its client holds it."""
+
+    data: bytes
+    result: media_pb2.Result
+    name: str  # of the generation; empty for hits
+    last_sequence: int
+    cache_status: str = ""
+    previews: list[bytes] = field(default_factory=list)
+
+    @property
+    def report(self) -> common_pb2.CacheReport:
+        return self.result.report
+
+
+class Client:
+    """One connection to a gateway. Use as an async context manager. Raises grpc.aio.AioRpcError."""
+
+    def __init__(self, address: str, *, api_key: str = "", session: str = "") -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._media = MediaServiceStub(self._channel)
+        self._cache = CacheServiceStub(self._channel)
+        headers = {"authorization": f"Bearer {api_key}" if api_key else "", "x-reprise-session": session}
+        self._metadata = tuple((key, value) for key, value in headers.items() if value)
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def animate(
+        self,
+        request: media_pb2.AnimateImageRequest,
+        *,
+        on_event: Callable[[media_pb2.GenerationEvent], None] = lambda event: None,
+        deadline: float | None = None,
+    ) -> Media:
+        """Run a request to its result. `on_event` sees every event as it comes; `deadline` is in seconds."""
+        call = self._media.AnimateImage(request, timeout=deadline, metadata=self._metadata)
+        media = await _collect(call, on_event)
+        trailers = dict(await call.trailing_metadata() or ())
+        media.cache_status = str(trailers.get("cache-status", ""))
+        return media
+
+    async def until_stored(self, media: Media) -> media_pb2.Stored.State:
+        """Wait until it is known whether the artifact is durable."""
+        if media.result.stored.state != media_pb2.Stored.STATE_PENDING:
+            return media.result.stored.state
+        state = media.result.stored.state
+        async for event in self.watch(media.name, media.last_sequence + 1):
+            if event.HasField("stored"):
+                state = event.stored.state
+        return state
+
+    async def watch(self, name: str, from_sequence: int = 0) -> AsyncIterator[media_pb2.GenerationEvent]:
+        request = media_pb2.WatchRequest(name=name, from_sequence=from_sequence)
+        async for response in self._media.Watch(request, metadata=self._metadata):
+            yield response.event
+
+    async def cancel(self, name: str) -> None:
+        await self._media.Cancel(media_pb2.CancelRequest(name=name), metadata=self._metadata)
+
+    async def upload(self, content: bytes) -> media_pb2.UploadResponse:
+        return await self._media.Upload(media_pb2.UploadRequest(content=content), metadata=self._metadata)
+
+    async def download(self, artifact: common_pb2.Digest, offset: int = 0) -> bytes:
+        request = media_pb2.DownloadRequest(artifact=artifact, offset=offset)
+        chunks = self._media.Download(request, metadata=self._metadata)
+        return b"".join([response.chunk.data async for response in chunks])
+
+    async def stats(self) -> cache_pb2.StatsResponse:
+        return await self._cache.Stats(cache_pb2.StatsRequest(), metadata=self._metadata)
+
+
+async def _collect(call: Any, on_event: Callable[[media_pb2.GenerationEvent], None]) -> Media:
+    name, sequence, result = "", 0, None
+    chunks: dict[int, bytes] = {}
+    previews: list[bytes] = []
+    async for response in call:
+        event: media_pb2.GenerationEvent = response.event
+        on_event(event)
+        sequence = event.sequence
+        if event.HasField("accepted"):
+            name = event.accepted.name
+        if event.HasField("preview"):
+            previews.append(event.preview.image)
+        if event.HasField("chunk"):
+            chunks[event.chunk.offset] = event.chunk.data
+        if event.HasField("result"):
+            result = event.result
+    if result is None:
+        raise ConnectionError("the stream ended before its result")
+    data = b"".join(data for _, data in sorted(chunks.items()))
+    return Media(data, result, name, sequence, previews=previews)

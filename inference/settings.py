@@ -1,0 +1,52 @@
+"""Settings of a worker. Durations are seconds, sizes are bytes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from cache.settings import ProcessSettings, Section
+
+OTHERS = frozenset({"gateway"})  # sections of the file that a worker leaves to gateways
+
+
+class ModelSettings(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # what requests call it
+    source: str  # a folder, or a hub id
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None  # None: half on an accelerator, single on a CPU
+
+
+class WorkerSection(Section):
+    name: str = Field(default_factory=socket.gethostname)  # unique in the deployment
+    host: str = "127.0.0.1"
+    port: int = Field(7410, ge=0, le=65535)  # 0: any free one, named in the log
+    models: tuple[ModelSettings, ...] = ()  # or the short form, name: source
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int = Field(0, ge=0)  # of the processor for one operation, 0: torch's choice; bits may depend on it
+    pool_bytes: int | None = Field(None, ge=0)  # None: what `inference.device.default_pool_bytes` finds reasonable
+    pool_entries: int | None = Field(None, ge=0)  # None: the bytes are bound enough
+    queue: int = Field(64, ge=0)  # runs that may wait for the device
+    grace: float = Field(10.0, ge=0)  # how long queued work waits for its last follower to come back
+    drain: float = Field(60.0, ge=0)  # how long a stopping worker lets runs finish
+    reflection: bool = True
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _read_short_form(cls, models: Any) -> Any:
+        if isinstance(models, Mapping):
+            return [{"name": name, "source": source} for name, source in models.items()]
+        return models
+
+    @field_validator("models")
+    @classmethod
+    def _have_own_names(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        if len({model.name for model in models}) != len(models):
+            raise ValueError("every model needs a name of its own")
+        return models
+
+
+class WorkerSettings(ProcessSettings):
+    worker: WorkerSection = WorkerSection()
