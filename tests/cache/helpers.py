@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cache.digest import Digest
 from cache.errors import TierError, TierResting, TierTimeout
@@ -13,6 +14,16 @@ from cache.tier import Lookup, Outcome, TierName
 NOW = 1_700_000_000.0
 NAMESPACE = "0" * 32
 SECRET = bytes(range(32))
+
+
+class Planted:
+    """Pickled and loaded again, it makes a file: what an attacker would do with a cache that unpickles."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return exec, (f"open({str(self._path)!r}, 'w').close()",)
 
 
 class Clock:

@@ -76,7 +76,7 @@ def test_numbers_are_not_taken_for_texts() -> None:
 def test_it_cannot_be_changed() -> None:
     """A description is immutable: its digest is its name."""
     with pytest.raises(ValueError, match="frozen"):
-        picture_family().revision = "r2"
+        picture_family().revision = "r2"  # type: ignore[misc]
 
 
 def test_stages_exist_under_their_condition_only() -> None:

@@ -1,6 +1,5 @@
 """Envelope: whatever is not, bit for bit, what was sealed under a name is damaged."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from cache.digest import Digest
 from cache.envelope import OVERHEAD, Damaged, seal, unseal
 from cache.keys import Key
-from tests.cache.helpers import NAMESPACE, address_of
+from tests.cache.helpers import NAMESPACE, Planted, address_of
 
 _PAYLOAD = b"a clip"
 _KEY = Key.of_blob(NAMESPACE, Digest.of(_PAYLOAD))
@@ -98,17 +97,9 @@ def test_another_version_of_the_layout_is_damaged() -> None:
             unseal(_KEY, _SEALED[:4] + bytes([version]) + _SEALED[5:])
 
 
-class _Planted:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return os.mkdir, (str(self._path),)
-
-
 def test_a_planted_pickle_is_not_executed(tmp_path: Path) -> None:
     """A pickle in the place of an entry is damage, and nothing runs it."""
     with pytest.raises(Damaged):
-        unseal(_KEY, pickle.dumps(_Planted(tmp_path / "executed")))
+        unseal(_KEY, pickle.dumps(Planted(tmp_path / "executed")))
 
     assert [] == list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 """Record: read back exactly, and refused in full when anything about it is not as it was written."""
 
-import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from cache.digest import Digest
 from cache.keys import Address
 from cache.record import NotARecord, Output, Record
-from tests.cache.helpers import NOW, address_of, record_of
+from tests.cache.helpers import NOW, Planted, address_of, record_of
 
 _texts = st.text(max_size=5)
 _numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -69,9 +68,9 @@ def test_another_schema_is_refused() -> None:
             Record.from_bytes(_tampered(lambda fields, schema=schema: fields.update(schema=schema)))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", msgpack.unpackb(record_of(b"clip").to_bytes()))
+@pytest.mark.parametrize("name", sorted(msgpack.unpackb(record_of(b"clip").to_bytes()).keys() - {"upstream", "execution"}))
 def test_a_missing_field_is_refused(name: str) -> None:
-    """Every field must be there."""
+    """Every field must be there that says what the output is and how long it is good for."""
     with pytest.raises(NotARecord):
         Record.from_bytes(_tampered(lambda fields: fields.pop(name)))
 
@@ -131,17 +130,9 @@ def test_damaged_records_are_refused_or_whole(data: st.DataObject) -> None:
     assert record == Record.from_bytes(record.to_bytes())
 
 
-class _Planted:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return os.mkdir, (str(self._path),)
-
-
 def test_a_planted_pickle_is_not_executed(tmp_path: Path) -> None:
     """A pickle in the place of a record is refused unread."""
-    data = pickle.dumps(_Planted(tmp_path / "executed"))
+    data = pickle.dumps(Planted(tmp_path / "executed"))
 
     with pytest.raises(NotARecord):
         Record.from_bytes(data)
