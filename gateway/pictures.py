@@ -300,26 +300,24 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
 
 def _develop(blueprint: _Blueprint) -> Image.Image:
     """The upright RGB image a file was kept of."""
-    image = _load(blueprint)
-    if image.mode not in _MODES:
-        raise _refused("PICTURE_MODE")
-    image = _opaque(image)
-    upright = _UPRIGHT.get(blueprint.orientation)
-    return image if upright is None else image.transpose(upright)
+    try:
+        return _upright(_opaque(_load(blueprint)), blueprint.orientation)
+    except InvalidField:
+        raise
+    except MemoryError:
+        raise Overloaded("GATEWAY_BUSY") from None
+    except Exception as error:  # noqa: BLE001  # Pillow raises nearly anything for bytes made to break it
+        raise _refused("PICTURE_TRUNCATED" if "truncated" in str(error) else "PICTURE_UNREADABLE") from None
 
 
 def _load(blueprint: _Blueprint) -> Image.Image:
-    try:
-        image = blueprint.open(BytesIO(blueprint.pixels))
-        # A file may give several sizes. What was allowed is the one that was read first, and no other is decoded.
-        if is_as_read := image.size == (blueprint.width, blueprint.height):
-            image.load()
-    except MemoryError:
-        raise Overloaded("GATEWAY_BUSY") from None
-    except Exception as error:  # noqa: BLE001  # decoders raise nearly anything for bytes made to break them
-        raise _refused("PICTURE_TRUNCATED" if "truncated" in str(error) else "PICTURE_UNREADABLE") from None
-    if not is_as_read:
+    image = blueprint.open(BytesIO(blueprint.pixels))
+    # A file may give several sizes. What was allowed is the one that was read first, and no other is decoded.
+    if image.size != (blueprint.width, blueprint.height):
         raise _refused("PICTURE_UNREADABLE")
+    if image.mode not in _MODES:
+        raise _refused("PICTURE_MODE")
+    image.load()
     return image
 
 
@@ -330,6 +328,11 @@ def _opaque(image: Image.Image) -> Image.Image:
     paper = Image.new("RGB", paint.size, "white")
     paper.paste(paint, mask=paint)
     return paper
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 # Where the gateway meets them.

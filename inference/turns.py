@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -18,7 +19,7 @@ class Turns:
         self._line: list[object] = []
         self._news = News()
         self.busy = False
-        self.typical = 1.0  # seconds a turn took lately: a guess at when there is room again
+        self.typical = 1.0  # seconds the last turn took: a guess at when there is room again
 
     @property
     def waiting(self) -> int:
@@ -32,10 +33,12 @@ class Turns:
         QueueFull.
         """
         await self._wait(moved)
+        started = asyncio.get_running_loop().time()
         self._become(busy=True)
         try:
             yield
         finally:
+            self.typical = asyncio.get_running_loop().time() - started
             self._become(busy=False)
 
     async def _wait(self, moved: Callable[[int], None]) -> None:

@@ -31,7 +31,7 @@ data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 def up(data: Path, workers: int, port: int) -> None:
     """Start Redis, an S3 server, workers and a gateway."""
     console = Console(highlight=False)
-    with _shown(console) as watch, _said():
+    with shown(console) as watch, _said():
         stack = Stack(data, watch)
         stack.refuse_twice()
         running = stack.up(compose(data, port=port, workers=workers))
@@ -45,7 +45,7 @@ def up(data: Path, workers: int, port: int) -> None:
 def down(data: Path) -> None:
     """Stop the stack. What it has stored stays."""
     console = Console(highlight=False)
-    with _shown(console) as watch, _said():
+    with shown(console) as watch, _said():
         ended = Stack(data, watch).down() if data.exists() else []
     console.print(f"Stopped: {', '.join(ended)}." if ended else f"Nothing was running in {data.absolute()}.")
 
@@ -69,7 +69,7 @@ class _Progress:
 
 
 @contextmanager
-def _shown(console: Console) -> Iterator[_Progress]:
+def shown(console: Console) -> Iterator[_Progress]:
     with console.status("") as status:
         yield _Progress(console, status.update)
 

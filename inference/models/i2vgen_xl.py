@@ -229,9 +229,9 @@ def _parameters(pipeline: I2VGenXLPipeline, *, small: bool) -> tuple[Parameter, 
             name="guidance_scale",
             kind="float",
             default=9.0,
-            minimum=0.0,
+            minimum=1.0,  # what is below computes the same as 1, and would be other keys for one result
             maximum=30.0,
-            help="How strictly to follow the prompt; up to 1 there is no guidance at all.",
+            help="How strictly to follow the prompt; at 1 there is no guidance at all.",
         ),
         Parameter(
             name="motion_fps",

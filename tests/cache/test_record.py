@@ -68,7 +68,9 @@ def test_another_schema_is_refused() -> None:
             Record.from_bytes(_tampered(lambda fields, schema=schema: fields.update(schema=schema)))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", sorted(msgpack.unpackb(record_of(b"clip").to_bytes()).keys() - {"upstream", "execution"}))
+@pytest.mark.parametrize(
+    "name", sorted(msgpack.unpackb(record_of(b"clip").to_bytes()).keys() - {"upstream", "execution"})
+)
 def test_a_missing_field_is_refused(name: str) -> None:
     """Every field must be there that says what the output is and how long it is good for."""
     with pytest.raises(NotARecord):

@@ -390,6 +390,11 @@ def test_a_chunk_that_must_be_understood_is_not_passed_over() -> None:
     assert "PICTURE_UNREADABLE" == reason_of(png_of(8, 8, (b"\0" + bytes(24)) * 8, before=png_chunk(b"WHAT", b"")))
 
 
+def test_a_palette_that_is_missing_is_noticed() -> None:
+    """Damage that only shows when colours are looked up is damage."""
+    assert "PICTURE_UNREADABLE" == reason_of(png_of(8, 8, (b"\0" + bytes(8)) * 8, colour=3))
+
+
 def many_segments() -> dict[str, bytes]:
     webp = b"WEBP" + b"JUNK\0\0\0\0" * 100_000
     return {

@@ -1,0 +1,291 @@
+"""The demo: the whole stack on this machine, one real photograph, and what is computed when something changes.
+
+`make demo` runs it. It starts Redis, an S3 server, a worker and a gateway of its own, asks for videos as a person does
+who tries things, and leaves under out/demo the videos, a contact sheet, a report and the first request's waterfall. It
+fails if an answer did not come from where it should have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import skimage.data
+from PIL import Image, ImageDraw, ImageOps
+from rich.console import Console
+from rich.table import Table
+
+from gateway.cli.stack import shown
+from gateway.client import Client, Media
+from gateway.stack import Stack
+from gateway.stack.local import compose
+from gateway.stack.ports import free_port
+from gateway.stack.redis import flush
+from reprise.v1 import common_pb2 as pb
+from reprise.v1.media_pb2 import AnimateImageRequest, Stored
+
+OUT = Path("out/demo")
+PROMPT = "the sky darkens and the clouds begin to drift"
+TRIES = (
+    "a slow camera pan to the left",
+    "a slow camera pan to the right",
+    "leaves fall, soft light",
+    "a gentle zoom, shallow focus",
+    "the wind picks up",
+)
+IMAGE_STAGES = {"vision", "moments"}
+OUTCOMES = {
+    pb.OUTCOME_HIT: "hit",
+    pb.OUTCOME_MISS: "miss",
+    pb.OUTCOME_COALESCED: "coalesced",
+    pb.OUTCOME_BYPASS: "bypass",
+}
+
+
+@dataclass
+class Row:
+    """What one step of the demo asked for, and what came of it."""
+
+    name: str
+    media: Sequence[Media]
+    ms: float
+    generations: int
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        return Counter(OUTCOMES[media.report.outcome] for media in self.media)
+
+    @property
+    def outcome(self) -> str:
+        return next(outcome for outcome in ("miss", "bypass", "coalesced", "hit") if self.outcomes[outcome])
+
+    @property
+    def tier(self) -> str | None:
+        tiers = {_tier(media.report.tier) for media in self.media if media.report.outcome == pb.OUTCOME_HIT}
+        return tiers.pop() if len(tiers) == 1 else None
+
+    def stages(self, outcome: pb.StageOutcome) -> list[str]:
+        named = [stage.stage for media in self.media for stage in media.report.stages if stage.outcome == outcome]
+        return list(dict.fromkeys(named))
+
+    @property
+    def saved(self) -> float:
+        return sum(media.report.device_seconds_saved for media in self.media)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "outcome": self.outcome,
+            "tier": self.tier,
+            "stages_run": self.stages(pb.STAGE_OUTCOME_RUN),
+            "stages_reused": self.stages(pb.STAGE_OUTCOME_REUSED),
+            "generations": self.generations,
+            "ms": round(self.ms, 1),
+            "requests": len(self.media),
+            "outcomes": dict(self.outcomes),
+            "device_seconds_saved": round(self.saved, 3),
+        }
+
+
+class Demo:
+    def __init__(self, photo: Path, console: Console) -> None:
+        self._image = photo.read_bytes()
+        self._console = console
+        self._data = OUT / "stack"
+        self._port = free_port()
+        self.rows: list[Row] = []
+
+    async def run(self) -> None:
+        with shown(self._console) as watch:
+            stack = Stack(self._data, watch)
+            stack.up(compose(self._data, port=self._port, workers=1))
+        try:
+            await self._rows(stack)
+            self._draw_first_trace()
+        finally:
+            with shown(self._console) as watch:
+                Stack(self._data, watch).down()
+
+    async def _rows(self, stack: Stack) -> None:
+        base: dict[str, Any] = {"prompt": PROMPT}
+        await self._row("cold", [base], run={"denoise", "video", "moments", "vision"}, generations=1)
+        await self._row("again", [base], tier="l1")
+        stack.restart("gateway")
+        await self._row("after-gateway-restart", [base], tier="l2")
+        stack.stop("gateway")
+        flush(stack.part("redis").part.port)
+        stack.start("gateway")
+        await self._row("after-redis-flush", [base], tier="l3")
+        await self._row(
+            "other-prompt", [base | {"prompt": "snow falls"}], run={"text", "denoise"}, not_run=IMAGE_STAGES
+        )
+        await self._row("other-frames", [base | {"num_frames": 8}], run={"denoise"}, not_run=IMAGE_STAGES | {"text"})
+        await self._row("other-guidance", [base | {"guidance_scale": 4.0}], run={"denoise"}, not_run=IMAGE_STAGES)
+        await self._row("other-resolution", [base | {"width": 320, "height": 192}], run=IMAGE_STAGES | {"denoise"})
+        await self._row("other-format", [base | {"format": "webm"}], run={"video"}, not_run={"denoise", *IMAGE_STAGES})
+        await self._five_tries()
+        await self._row("sixteen-at-once", [base | {"seed": 7}] * 16, at_once=True, run={"denoise"}, generations=1)
+        stack.stop("worker-1")
+        await self._row("no-workers", [base], tier="l1")
+
+    async def _five_tries(self) -> None:
+        """Five prompts on a picture that was not seen before: it is encoded once."""
+        mirrored = ImageOps.mirror(Image.open(io.BytesIO(self._image)))
+        encoded = io.BytesIO()
+        mirrored.save(encoded, "PNG")
+        requests = [{"image": encoded.getvalue(), "prompt": prompt} for prompt in TRIES]
+        await self._row("five-tries", requests, run={"denoise"}, generations=5)
+        row = self.rows[-1]
+        encodes = sum(
+            stage.outcome == pb.STAGE_OUTCOME_RUN and stage.stage in IMAGE_STAGES
+            for media in row.media
+            for stage in media.report.stages
+        )
+        if encodes != len(IMAGE_STAGES):
+            row.wrong.append(f"image stages ran {encodes} times")
+
+    async def _row(
+        self,
+        name: str,
+        requests: Sequence[dict[str, Any]],
+        *,
+        tier: str | None = None,
+        run: Set[str] = frozenset(),
+        not_run: Set[str] = frozenset(),
+        generations: int | None = None,
+        at_once: bool = False,
+    ) -> None:
+        self._console.print(f"[bold]{name}[/] ...")
+        async with Client(f"127.0.0.1:{self._port}") as client:
+            before = (await client.stats()).generations
+            started = time.perf_counter()
+            asked = [AnimateImageRequest(**{"image": self._image} | request) for request in requests]
+            if at_once:
+                media = list(await asyncio.gather(*(client.animate(request) for request in asked)))
+            else:
+                media = [await client.animate(request) for request in asked]
+            ms = (time.perf_counter() - started) * 1000
+            stored = [await client.until_stored(each) for each in media]
+            row = Row(name, media, ms, (await client.stats()).generations - before)
+        row.wrong += _deviations(row, tier, run, not_run, generations)
+        row.wrong += [f"not stored: {state}" for state in stored if state != Stored.STATE_DURABLE]
+        self.rows.append(row)
+        for number, each in enumerate(media if name == "five-tries" else media[:1], start=1):
+            suffix = each.result.media_type.rpartition("/")[2]
+            label = name if len(media) == 1 or at_once else f"{name}-{number}"
+            (OUT / f"{label}.{suffix}").write_bytes(each.data)
+
+    def _draw_first_trace(self) -> None:
+        command = [sys.executable, "-m", "gateway.cli", "trace", self.rows[0].media[0].result.trace_id]
+        drawn = subprocess.run(  # noqa: S603 - our own command line
+            [*command, "--data", str(self._data)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "150"},
+        )
+        (OUT / "trace.txt").write_text(drawn.stdout)
+        self._console.print("\nThe first request, from span to span (reprise trace ID):")
+        self._console.print(drawn.stdout or drawn.stderr, markup=False, soft_wrap=True)
+
+
+def _deviations(row: Row, tier: str | None, run: Set[str], not_run: Set[str], generations: int | None) -> list[str]:
+    ran = set(row.stages(pb.STAGE_OUTCOME_RUN))
+    wrong = []
+    if tier is not None and (row.tier != tier or ran or row.generations):
+        wrong.append(f"expected a hit from {tier} and no stage run")
+    if run - ran:
+        wrong.append(f"expected to run: {sorted(run - ran)}")
+    if not_run & ran:
+        wrong.append(f"expected not to run: {sorted(not_run & ran)}")
+    if generations is not None and row.generations != generations:
+        wrong.append(f"expected {generations} generations, counted {row.generations}")
+    if large := [len(media.data) for media in row.media if len(media.data) >= 1024 * 1024]:
+        wrong.append(f"videos of {large} bytes do not fit L2")
+    return wrong
+
+
+def _tier(tier: pb.Tier) -> str:
+    return pb.Tier.Name(tier).removeprefix("TIER_").lower()
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table("row", "answered by", "stages run", "stages reused", "generations", "ms", "device s saved", box=None)
+    for row in rows:
+        counted = ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items())
+        answered = row.tier if row.outcome == "hit" else ("worker" if len(row.media) == 1 else counted)
+        table.add_row(
+            row.name,
+            answered,
+            ", ".join(row.stages(pb.STAGE_OUTCOME_RUN)) or "none",
+            ", ".join(row.stages(pb.STAGE_OUTCOME_REUSED)) or "none",
+            str(row.generations),
+            f"{row.ms:,.0f}",
+            f"{row.saved:.2f}",
+        )
+    return table
+
+
+def contact_sheet(photo: Path, videos: Sequence[Path], frames: int = 5, side: int = 160) -> Image.Image:
+    """The photograph, and some frames of every video, one row each."""
+    label = 180
+    sheet = Image.new("RGB", (label + (frames + 1) * side, len(videos) * side), "white")
+    draw = ImageDraw.Draw(sheet)
+    thumbnail = ImageOps.fit(Image.open(photo).convert("RGB"), (side, side))
+    for row, video in enumerate(videos):
+        draw.text((8, row * side + side // 2), video.name, fill="black")
+        sheet.paste(thumbnail, (label, row * side))
+        for column, frame in enumerate(_sample(video, frames), start=1):
+            sheet.paste(ImageOps.fit(frame, (side, side)), (label + column * side, row * side))
+    return sheet
+
+
+def _sample(video: Path, count: int) -> list[Image.Image]:
+    with av.open(str(video)) as container:
+        frames = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    return [frames[round(index * (len(frames) - 1) / (count - 1))] for index in range(count)]
+
+
+def _photo() -> Path:
+    if own := os.environ.get("PHOTO"):
+        return Path(own)
+    photo = OUT / "photo.png"
+    Image.fromarray(skimage.data.chelsea()).save(photo)
+    return photo
+
+
+def main() -> int:
+    console = Console(highlight=False)
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    photo = _photo()
+    demo = Demo(photo, console)
+    asyncio.run(demo.run())
+    videos = sorted((path for path in OUT.iterdir() if path.suffix in (".mp4", ".webm")), key=os.path.getmtime)
+    contact_sheet(photo, videos).save(OUT / "contact-sheet.png")
+    (OUT / "report.json").write_text(json.dumps({"rows": [row.as_json() for row in demo.rows]}, indent=2))
+    console.print(_table(demo.rows))
+    if any(media.result.random_weights for row in demo.rows for media in row.media):
+        console.print("\nThe model has random weights, made for trying things out: what the videos show means nothing.")
+    console.print(f"\nVideos, contact-sheet.png, trace.txt and report.json are in {OUT.absolute()}", soft_wrap=True)
+    wrong = [f"{row.name}: {sentence}" for row in demo.rows for sentence in row.wrong]
+    for sentence in wrong:
+        console.print(f"[red]not as promised[/]  {sentence}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
