@@ -158,10 +158,7 @@ class _Machine(RuleBasedStateMachine):
 
 
 _Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-
-
-class TestAgainstAModel(_Machine.TestCase):  # type: ignore[misc]
-    """Random steps never tell the map from a plain dictionary, nor put it over its bounds."""
+TestAgainstAModel = _Machine.TestCase
 
 
 def _map(
