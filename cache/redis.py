@@ -15,7 +15,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -77,6 +77,7 @@ def _client(url: str, budget: float, connections: int) -> Any:
         "socket_timeout": budget,
         "socket_connect_timeout": budget,
         "retry": Retry(NoBackoff(), 0),
+        "driver_info": None,  # else each new connection reads files for a command that Redis 6.2 does not know
     }
     parts = urlsplit(url)
     match parts.scheme:
@@ -113,7 +114,7 @@ async def _translated(command: Awaitable[_T]) -> _T:
         return await command
     except (TimeoutError, RedisTimeoutError) as error:
         raise TierTimeout("redis") from error
-    except (RedisError, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as error:
         raise TierError(type(error).__name__) from error
 
 

@@ -19,9 +19,9 @@ from cache.record import NotARecord, Record
 from cache.telemetry import Tracing
 from cache.tier import TierName
 from gateway.answer import tier_message
+from gateway.darkroom import Source
 from gateway.errors import Internal, Unavailable
 from gateway.generation import Completed, Planned, Settled, Step
-from gateway.pictures import Source
 from gateway.plan import Plan
 from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response

@@ -15,11 +15,11 @@ from cache.description import Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
 from cache.telemetry import parent_of
+from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
-from gateway.pictures import Darkroom, Source
 from gateway.plan import Plan, Policy, choose_seed, make_plan
 from gateway.resolve import Resolver, Visit
 from gateway.validate import complete, given_fields

@@ -10,8 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from cache.description import Description, Scalar, Scope, Stage
 from cache.keys import Address, addresses, content_ids
+from gateway.darkroom import Source
 from gateway.errors import InvalidField
-from gateway.pictures import Source
 from reprise.v1.common_pb2 import CachePolicy
 
 _MAX_SEED = 2**53

@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
@@ -22,6 +23,7 @@ from cache.description import Scope
 from cache.flight import Flights
 from cache.keys import Principal, namespace
 from cache.telemetry import Telemetry
+from gateway.darkroom import Darkroom
 from gateway.forward import Forwarder
 from gateway.generation import Generations, Step
 from gateway.identity import IdentityInterceptor, identifier
@@ -29,7 +31,6 @@ from gateway.ledger import Ledger
 from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
-from gateway.pictures import Darkroom
 from gateway.resolve import Resolver
 from gateway.settings import GatewaySettings
 from gateway.status import ErrorInterceptor
@@ -109,7 +110,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger))
         health_servicer = await _add_health(server)
         if section.reflection:
-            names = (_MEDIA.full_name, _CACHE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         port = server.add_insecure_port(f"{section.host}:{section.port}")
         await server.start()

@@ -7,10 +7,11 @@ have another name, which all spellings of one meaning share: the canonical one. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
+from PIL import Image
 
 from cache.description import Description, Parameter, Scalar, Scope, Stage
 from cache.digest import Digest
@@ -18,7 +19,7 @@ from cache.keys import Address, addresses, content_ids
 from cache.picture import picture_identity
 from cache.record import NotARecord, Record
 from inference.errors import InvalidInput, PlanDiffers
-from inference.models.base import Model, Tensors
+from inference.models.base import Call, Model, Tensors
 from reprise.v1 import inference_pb2
 from reprise.v1.common_pb2 import ParameterValue
 
@@ -155,6 +156,29 @@ def divide(stages: Sequence[Stage], given: Collection[str], readable: Collection
 def lacks_media(work: Work, pictures: Mapping[str, Picture]) -> bool:
     """Whether a stage that must run reads a picture whose pixels are not there."""
     return any(not pictures[name].rgb for stage in work.run for name in stage.media)
+
+
+def call_for(
+    plan: Plan,
+    stage: Stage,
+    outputs: Mapping[str, Tensors],
+    *,
+    step: Callable[[int, int], None] = lambda done, of: None,
+    preview: Callable[[Image.Image], None] | None = None,
+) -> Call:
+    """What a run of this stage is given: what it declares, and nothing else. Copies pixels."""
+    active = {other.name for other in plan.stages}
+    return Call(
+        parameters={role: plan.parameters[name] for role, name in stage.parameters.items()},
+        media={name: _image(plan.pictures[name]) for name in stage.media},
+        upstream={role: outputs[name] for role, name in stage.upstream.items() if name in active},
+        step=step,
+        preview=preview,
+    )
+
+
+def _image(picture: Picture) -> Image.Image:
+    return Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
 
 
 def _parameters(request: inference_pb2.RunRequest, description: Description) -> dict[str, Scalar]:

@@ -13,6 +13,18 @@ from gateway.stack.parts import NotReady, Part, StackError
 from gateway.stack.ports import LOOPBACK
 
 _SERVERS = ("redis-server", "valkey-server")
+_SETTINGS = """\
+port {port}
+bind {address}
+maxmemory {memory}
+maxmemory-policy allkeys-lfu
+# Every quarter of an hour if anything changed. What it holds is compressed media and noise-like tensors.
+save 900 1
+rdbcompression no
+appendonly no
+# A full disk must not turn a cache read-only.
+stop-writes-on-bgsave-error no
+"""
 
 
 def redis(port: int, folder: Path, log: Path, *, memory: str = "256mb") -> Part:
@@ -20,22 +32,12 @@ def redis(port: int, folder: Path, log: Path, *, memory: str = "256mb") -> Part:
 
     Raises StackError when this machine has no Redis server.
     """
+    server = find_server()
     folder.mkdir(parents=True, exist_ok=True)
-    options = {
-        "port": str(port),
-        "bind": LOOPBACK,
-        "dir": str(folder.absolute()),
-        "maxmemory": memory,
-        "maxmemory-policy": "allkeys-lfu",
-        "save": "900 1",
-        "rdbcompression": "no",  # what it holds is compressed media and noise-like tensors
-        "appendonly": "no",
-        "stop-writes-on-bgsave-error": "no",  # a full disk must not turn a cache read-only
-    }
-    command = [str(find_server())]
-    for name, value in options.items():
-        command += [f"--{name}", value]
-    return Part("redis", tuple(command), f"{LOOPBACK}:{port}", "redis", log, folder, patience=20.0)
+    settings = folder / "redis.conf"
+    settings.write_text(_SETTINGS.format(port=port, address=LOOPBACK, memory=memory))
+    command = (str(server), str(settings.absolute()))
+    return Part("redis", command, f"{LOOPBACK}:{port}", "redis", log, folder, patience=20.0)
 
 
 def find_server() -> Path:

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageOps
 
 from cache.digest import Digest
-from gateway import pictures
+from gateway import darkroom as rooms
+from gateway import picture_files
+from gateway.darkroom import Darkroom
 from gateway.errors import Internal, InvalidField, NotFound, Overloaded, TooLarge
-from gateway.pictures import Darkroom, Picture, decode
+from gateway.pictures import Picture, decode
 
 SIZE = (24, 16)
 
@@ -202,7 +204,7 @@ def test_orientation_is_read_in_either_byte_order() -> None:
     small = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + bytes(4)
     big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + bytes(4)
 
-    assert [6, 6] == [pictures._orientation(small), pictures._orientation(big)]
+    assert [6, 6] == [picture_files._orientation(small), picture_files._orientation(big)]
 
 
 @given(st.binary(max_size=64))
@@ -593,7 +595,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         gate.wait(30)
         return decode(data)
 
-    monkeypatch.setattr(pictures, "decode", held)
+    monkeypatch.setattr(rooms, "decode", held)
     yield gate
     gate.set()
 

@@ -1,0 +1,140 @@
+"""Darkroom: where the gateway meets pictures, decoding each but once while it is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple, Self, TypeAlias
+
+from cache.digest import Digest
+from gateway.errors import Internal, Overloaded
+from gateway.picture_files import LARGEST_FILE, MIB
+from gateway.pictures import Picture, decode, too_large
+
+_Place: TypeAlias = tuple[str, Digest]  # namespace and digest of the file
+
+
+class _Known(NamedTuple):
+    identity: str
+    width: int
+    height: int
+
+
+class Source:
+    """A picture known by its identity, whose pixels can be had when a worker needs them.
+
+    It holds the pixels only if they had to be decoded to identify it. Let go of it once the worker has them.
+    """
+
+    def __init__(
+        self, file: Digest, known: _Known, picture: Picture | None, develop: Callable[[], Awaitable[Picture]]
+    ) -> None:
+        self.file = file
+        self.identity, self.width, self.height = known
+        self._picture = picture
+        self._develop = develop
+
+    async def pixels(self) -> Picture:
+        """The picture itself. Raises what fetching its file raises, and Internal if the file has changed meanwhile."""
+        picture = self._picture or await self._develop()
+        if picture.identity != self.identity:
+            raise Internal("PICTURE_DIFFERS")
+        return picture
+
+
+class Darkroom:
+    """Identifies uploaded pictures, decoding each but once while it is remembered.
+
+    Decoding runs in a few threads of its own. A caller that leaves does not free its thread before it is done, so that
+    asking and leaving again and again cannot make more of them. At most `most_waiting` files wait or are decoded at
+    once; equal files of one namespace at the same time are one. What is remembered is remembered per namespace: how
+    long an answer takes must not tell what others have uploaded.
+    """
+
+    def __init__(self, *, threads: int = 2, most_waiting: int = 64, most_remembered: int = 16_384) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="darkroom")
+        self._most_waiting = most_waiting
+        self._most_remembered = most_remembered
+        self._remembered: OrderedDict[_Place, _Known] = OrderedDict()
+        self._developing: dict[_Place, asyncio.Future[Picture]] = {}
+        self.developed = 0  # files decoded since the start
+
+    async def identify(self, namespace: str, raw: bytes) -> Source:
+        """The picture in this file. Raises TooLarge, InvalidField, Overloaded."""
+        if len(raw) > LARGEST_FILE:
+            raise too_large()
+
+        async def given() -> bytes:
+            return raw
+
+        return await self.recognise(namespace, await _digest_of(raw), given)
+
+    async def recognise(self, namespace: str, file: Digest, fetch: Callable[[], Awaitable[bytes]]) -> Source:
+        """The picture in the file of this digest; `fetch` gets the file if it must be decoded.
+
+        Raises what `identify` and `fetch` raise.
+        """
+        place = (namespace, file)
+        develop = partial(self._picture, place, fetch)
+        if known := self._recall(place):
+            return Source(file, known, None, develop)
+        picture = await develop()
+        return Source(file, _Known(picture.identity, picture.width, picture.height), picture, develop)
+
+    def close(self) -> None:
+        """Gives the threads back. Files that still wait are not decoded any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _picture(self, place: _Place, fetch: Callable[[], Awaitable[bytes]]) -> Picture:
+        under_way = self._developing.get(place)
+        if under_way is None:
+            raw = await fetch()
+            under_way = self._developing.get(place) or self._begin(place, raw)
+        return await asyncio.shield(under_way)
+
+    def _begin(self, place: _Place, raw: bytes) -> asyncio.Future[Picture]:
+        if len(self._developing) >= self._most_waiting:
+            raise Overloaded("GATEWAY_BUSY")
+        under_way = asyncio.get_running_loop().run_in_executor(self._threads, decode, raw)
+        self._developing[place] = under_way
+        under_way.add_done_callback(partial(self._end, place))
+        return under_way
+
+    def _end(self, place: _Place, done: asyncio.Future[Picture]) -> None:
+        del self._developing[place]
+        if done.cancelled():
+            return
+        self.developed += 1
+        if done.exception() is None:  # asking marks it as seen, also when every caller has left
+            picture = done.result()
+            self._remember(place, _Known(picture.identity, picture.width, picture.height))
+
+    def _recall(self, place: _Place) -> _Known | None:
+        known = self._remembered.get(place)
+        if known is not None:
+            self._remembered.move_to_end(place)
+        return known
+
+    def _remember(self, place: _Place, known: _Known) -> None:
+        self._remembered[place] = known
+        self._remembered.move_to_end(place)
+        while len(self._remembered) > self._most_remembered:
+            self._remembered.popitem(last=False)
+
+
+async def _digest_of(raw: bytes) -> Digest:
+    if len(raw) > MIB:  # more than a millisecond's work
+        return await asyncio.to_thread(Digest.of, raw)
+    return Digest.of(raw)

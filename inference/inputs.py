@@ -1,0 +1,200 @@
+"""Inputs: the outputs of stages that a run can read instead of computing them. Found at once, brought near while the
+run waits for the device, and at hand when its turn comes.
+
+Whatever is found may be gone by the time it is read. Then its stage runs, and what that stage needs is found wanting in
+the same way, up to the pictures themselves. While a run waits it holds nothing but leases in the pool, so that waiting
+takes no memory beyond the pool's and L1's bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from opentelemetry.trace import Span
+
+from cache.description import Stage
+from cache.record import Record
+from cache.tier import Lookup, Outcome, TierName
+from inference import tensors
+from inference.device import out_of_memory
+from inference.errors import MediaNeeded
+from inference.models.base import Tensors
+from inference.plan import Meaning, Plan, Work, divide, lacks_media
+from inference.pool import Hot, compact
+from inference.workshop import Workshop
+
+
+class Inputs:
+    """Use as a context manager, which gives all leases back."""
+
+    def __init__(self, shop: Workshop, plan: Plan, meaning: Meaning, span: Span) -> None:
+        self._shop = shop
+        self._plan = plan
+        self._meaning = meaning
+        self._span = span
+        self._hot: dict[str, Hot] = {}  # leased, by stage
+        self._near: set[str] = set()
+        self._lost: set[str] = set()
+        self.records: dict[str, Record] = {}  # by stage
+        self.tiers: dict[str, TierName] = {}  # where each output came from; unknown for those inside a plan's records
+        self.gone: set[str] = set()  # stages whose record is known to point at nothing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.let_go()
+
+    async def find(self) -> None:
+        """Learn which outputs there are. Raises MediaNeeded if what is left to run needs pixels that are not there."""
+        if not self._plan.reuse_nothing:
+            wanted = [stage for stage in self._plan.stages[:-1] if stage.cached and not self._given(stage)]
+            self._find_in_pool(wanted)
+            self._believe_plan(wanted)
+            await self._find_in_tiers([stage for stage in wanted if stage.name not in self.records])
+        needed = {stage.name for stage in self.work().reuse}
+        self._release(self._hot.keys() - needed)
+
+    def work(self) -> Work:
+        """What there is to do, as far as is known. Raises MediaNeeded."""
+        work = divide(self._plan.stages, self._meaning.outputs, self.records.keys() - self._lost)
+        if lacks_media(work, self._plan.pictures):
+            raise MediaNeeded
+        return work
+
+    async def bring_near(self) -> None:
+        """Have every output that will be read in host memory, and on the device as far as the pool has room."""
+        while far := [stage for stage in self.work().reuse if stage.name not in self._near]:
+            await asyncio.gather(*map(self._bring, far))
+
+    async def gather(self) -> dict[str, Tensors]:
+        """Every output that the work reads, on the device. Nothing of `work` changes afterwards."""
+        at_hand = dict(self._meaning.outputs)
+        while missing := [stage for stage in self.work().reuse if stage.name not in at_hand]:
+            for stage in missing:
+                if (found := await self._take(stage)) is not None:
+                    at_hand[stage.name] = found
+        return at_hand
+
+    def let_go(self) -> None:
+        """Give back all leases. What was leased is read again when it is needed."""
+        self._release(set(self._hot))
+
+    def _given(self, stage: Stage) -> bool:
+        return stage.name in self._meaning.outputs
+
+    def _find_in_pool(self, wanted: Sequence[Stage]) -> None:
+        for stage in wanted:
+            address = self._meaning.addresses[stage.name]
+            if (hot := self._shop.pool.lease(address)) is None:
+                continue
+            if not self._plan.young_enough(hot.record, self._shop.clock()):
+                self._shop.pool.release(address)
+                continue
+            self._hot[stage.name] = hot
+            self.records[stage.name], self.tiers[stage.name] = hot.record, TierName.POOL
+
+    def _believe_plan(self, wanted: Sequence[Stage]) -> None:
+        for stage in wanted:
+            record = self._plan.records.get(stage.name)
+            if record is None or stage.name in self.records:
+                continue
+            same_meaning = record.canonical in (None, self._meaning.addresses[stage.name])
+            if same_meaning and not record.expired(self._shop.clock()) and self._is_young_enough(record):
+                self.records[stage.name] = record
+
+    async def _find_in_tiers(self, wanted: Sequence[Stage]) -> None:
+        addresses = {self._meaning.addresses[stage.name]: stage for stage in wanted}
+        found = await self._shop.hierarchy.find_many([(address, stage.ttl) for address, stage in addresses.items()])
+        for address, (record, tier) in found.items():
+            if self._is_young_enough(record):
+                name = addresses[address].name
+                self.records[name], self.tiers[name] = record, tier
+
+    def _is_young_enough(self, record: Record) -> bool:
+        return self._plan.young_enough(record, self._shop.clock())
+
+    async def _bring(self, stage: Stage) -> None:
+        span = self._shop.tracing.child(
+            self._span,
+            f"stage.{stage.name}",
+            {
+                "reprise.stage.outcome": "reused",
+                "reprise.device_seconds": self.records[stage.name].device_seconds,
+            },
+        )
+        try:
+            if stage.name not in self._hot and (data := await self._read(stage, span)) is not None and stage.pooled:
+                await self._heat(stage, data)
+            if stage.name in self.tiers:
+                span.set_attribute("reprise.cache.tier", self.tiers[stage.name].value)
+        finally:
+            span.end()
+        self._near.add(stage.name)
+        self._shop.hierarchy.touch(self.records[stage.name])
+
+    async def _heat(self, stage: Stage, data: bytes) -> None:
+        """Put an output into the pool and lease it, if there is room."""
+        address = self._meaning.addresses[stage.name]
+        try:
+            own, weight = await self._shop.beside.run(_load, self._shop, data)
+        except ValueError:
+            self._lose(stage, for_good=True)
+            return
+        except Exception as error:
+            if out_of_memory(error):
+                return  # it is read again at its turn, when there is a way to make room
+            raise
+        self._shop.pool.put(address, Hot(own, weight, self.records[stage.name]))
+        # Leased even where it was not put: somebody else may have done so in the meantime.
+        if (hot := self._shop.pool.lease(address)) is not None:
+            self._hot[stage.name] = hot
+        self._shop.news.announce()
+
+    async def _take(self, stage: Stage) -> Tensors | None:
+        if stage.name in self._hot:
+            return self._hot[stage.name].tensors
+        if (data := await self._read(stage, self._span)) is None:
+            return None
+        try:
+            (own, _), _ = await self._shop.compute(_load, self._shop, data)
+        except ValueError:
+            self._lose(stage, for_good=True)
+            return None
+        return own
+
+    async def _read(self, stage: Stage, span: Span) -> bytes | None:
+        record = self.records[stage.name]
+        if record.output.inline is not None:
+            return record.output.inline
+        data, tier, lookups = await self._shop.hierarchy.read(record.address.namespace, record.output.digest, stage.ttl)
+        self._shop.tracing.lookups(span, lookups)
+        if data is None or tier is None:
+            self._lose(stage, for_good=_prove_absence(lookups))
+            return None
+        if stage.name not in self._near:
+            self.tiers[stage.name] = tier
+        return data
+
+    def _lose(self, stage: Stage, *, for_good: bool) -> None:
+        self._lost.add(stage.name)
+        if for_good:
+            self.gone.add(stage.name)
+
+    def _release(self, names: set[str]) -> None:
+        for name in names:
+            del self._hot[name]
+            self._shop.pool.release(self._meaning.addresses[name])
+
+
+def _load(shop: Workshop, data: bytes) -> tuple[Tensors, int]:
+    return compact(tensors.from_bytes(data, shop.device.device))
+
+
+def _prove_absence(lookups: Sequence[Lookup]) -> bool:
+    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT) for lookup in lookups)

@@ -1,0 +1,90 @@
+"""Workshop: what all runs of a worker share. The device, its pool, the tiers, the line before the device, the counters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, Protocol, TypeVar
+
+from cache.hierarchy import Hierarchy
+from cache.news import News
+from cache.telemetry import Tracing
+from inference.device import DeviceThread, Memory, free_unused, memory, out_of_memory
+from inference.errors import DeviceMemory
+from inference.metrics import WorkerMetrics
+from inference.pool import Pool
+from inference.turns import Turns
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Holder(Protocol):
+    """Somebody who leases entries of the pool and can do without."""
+
+    def let_go(self) -> None: ...
+
+
+class Workshop:
+    """`news` tells of every change that a status report would show."""
+
+    def __init__(
+        self,
+        device: DeviceThread,
+        beside: DeviceThread,
+        pool: Pool,
+        hierarchy: Hierarchy,
+        metrics: WorkerMetrics,
+        tracing: Tracing,
+        *,
+        queue: int,
+        execution: Mapping[str, str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.device = device
+        self.beside = beside  # moves things to and off the device while it computes
+        self.pool = pool
+        self.hierarchy = hierarchy
+        self.metrics = metrics
+        self.tracing = tracing
+        self.execution = execution
+        self.clock = clock
+        self.news = News()
+        self.turns = Turns(queue, self.news.announce)
+        self.waiting: set[Holder] = set()  # those with leases that wait for their turn
+        self.generations = 0
+        self.memory = Memory()
+        metrics.watch(self.turns, pool)
+
+    def begin_generation(self) -> None:
+        self.generations += 1
+        self.metrics.generations.inc()
+        self.news.announce()
+
+    async def compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
+        """What a function of the device thread returns, and the device seconds it took.
+
+        When the device runs out of memory, everything reusable is let go and the function called once more. Raises
+        DeviceMemory, or what the function raises.
+        """
+        for _ in range(2):
+            try:
+                made = await self.device.timed(function, *args, **kwargs)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+            else:
+                return made
+            finally:
+                self.memory = await self.device.run(memory, self.device.device)
+            # Not before the exception is gone, whose traceback holds on to what was being computed.
+            await self._make_room()
+        raise DeviceMemory(free=self.memory.free, total=self.memory.total)
+
+    async def _make_room(self) -> None:
+        for holder in self.waiting:
+            holder.let_go()
+        self.pool.clear()
+        await self.device.run(free_unused, self.device.device)
+        self.memory = await self.device.run(memory, self.device.device)
+        self.news.announce()
