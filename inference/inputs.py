@@ -136,7 +136,8 @@ class Inputs:
         finally:
             span.end()
         self._near.add(stage.name)
-        self._shop.hierarchy.touch(self.records[stage.name])
+        if stage.name not in self._lost:
+            self._shop.hierarchy.touch(self.records[stage.name])
 
     async def _heat(self, stage: Stage, data: bytes) -> None:
         """Put an output into the pool and lease it, if there is room."""
@@ -177,8 +178,8 @@ class Inputs:
         if data is None or tier is None:
             self._lose(stage, for_good=_prove_absence(lookups))
             return None
-        if stage.name not in self._near:
-            self.tiers[stage.name] = tier
+        if stage.name not in self._near or self.tiers.get(stage.name) is TierName.POOL:
+            self.tiers[stage.name] = tier  # where it was first read from: later it is in host memory in any case
         return data
 
     def _lose(self, stage: Stage, *, for_good: bool) -> None:

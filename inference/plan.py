@@ -88,9 +88,7 @@ class Work:
     reuse: tuple[Stage, ...]
 
 
-def read_plan(
-    request: inference_pb2.RunRequest, models: Mapping[str, Model], parent: Context | None = None
-) -> Plan:
+def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], parent: Context | None = None) -> Plan:
     """The plan in a request. Blocking: it hashes pictures. Raises InvalidInput and PlanDiffers."""
     model = models.get(request.model)
     if model is None or model.description.revision != request.revision:

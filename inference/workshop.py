@@ -70,21 +70,23 @@ class Workshop:
         for _ in range(2):
             try:
                 made = await self.device.timed(function, *args, **kwargs)
+                await self.measure_memory()
             except Exception as error:
                 if not out_of_memory(error):
                     raise
             else:
                 return made
-            finally:
-                self.memory = await self.device.run(memory, self.device.device)
             # Not before the exception is gone, whose traceback holds on to what was being computed.
             await self._make_room()
         raise DeviceMemory(free=self.memory.free, total=self.memory.total)
+
+    async def measure_memory(self) -> None:
+        self.memory = await self.device.run(memory, self.device.device)
 
     async def _make_room(self) -> None:
         for holder in self.waiting:
             holder.let_go()
         self.pool.clear()
         await self.device.run(free_unused, self.device.device)
-        self.memory = await self.device.run(memory, self.device.device)
+        await self.measure_memory()
         self.news.announce()

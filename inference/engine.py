@@ -1,0 +1,223 @@
+"""Engine: who follows which run. Understand a plan, join the run for its result or lead it, tell what happens.
+
+| event | result |
+|---|---|
+| equal plans at once, in any spelling | one run, told to all; late ones hear first what was told before |
+| a follower leaves | the run goes on for the others |
+| the last one leaves | queued work is dropped once the grace is over; running work ends and is stored |
+| a follower abandons | its stream ends; if it was the last, queued work is dropped and running work stops at a step |
+| a run fails | all followers hear why, once; the next plan starts anew |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, StatusCode
+
+from cache.description import Stage
+from cache.digest import Digest
+from cache.flight import Deserted, Flight, Flights
+from cache.keys import Address
+from inference import tensors
+from inference.device import DeviceThread
+from inference.errors import Abandoned, Fault, NoSuchRun, NotReady, Refused
+from inference.events import Event, Outcome
+from inference.job import Job
+from inference.models.base import Artifact, Model, Tensors
+from inference.plan import Meaning, Plan, call_for, canonical_first, meaning_of, read_plan
+from inference.status import report_fault
+from inference.workshop import Workshop
+from reprise.v1.inference_pb2 import RunRequest, RunResponse, StatusResponse
+
+_Key: TypeAlias = "tuple[Address, bool, bool, float | None]"
+
+
+@dataclass(eq=False)
+class _Follower:
+    flight: Flight[Event]
+    gone: bool = False
+
+
+class Engine:
+    """`grace` is how long, in seconds, queued work waits for its last follower to come back."""
+
+    def __init__(self, models: Mapping[str, Model], shop: Workshop, *, grace: float) -> None:
+        self.models = models
+        self.shop = shop
+        self.draining = False
+        self._flights: Flights[_Key, Event] = Flights(grace=grace)
+        self._jobs: WeakKeyDictionary[Flight[Event], Job] = WeakKeyDictionary()
+        self._followers: dict[str, _Follower] = {}
+        # What a request means is needed before it can be known whether anything must wait, so it never waits itself.
+        self._hosts = {
+            name: DeviceThread(model.device, f"canonical-{name}", beside=True) for name, model in models.items()
+        }
+
+    async def plan(self, request: RunRequest, parent: Context | None = None) -> Plan:
+        """The plan in a request. Raises InvalidInput and PlanDiffers."""
+        return await asyncio.to_thread(read_plan, request, self.models, parent)
+
+    async def run(self, plan: Plan) -> AsyncGenerator[RunResponse]:
+        """Everything that happens to the run that answers this plan, to the very end. Raises Refused."""
+        span = self.shop.tracing.begin(
+            "worker.run",
+            parent=plan.parent,
+            attributes={"reprise.model": plan.description.model, "reprise.address": str(plan.address)},
+            kind=SpanKind.SERVER,
+        )
+        try:
+            meaning = await self._understand(plan)
+            async with aclosing(self._follow(plan, meaning, span)) as responses:
+                async for response in responses:
+                    yield response
+        except Refused as refused:
+            span.set_status(StatusCode.ERROR, refused.reason)
+            raise
+        finally:
+            span.end()
+
+    def abandon(self, follower: str) -> None:
+        """End a follower's stream; if nobody else follows its run, end that too. Raises NoSuchRun."""
+        leaving = self._followers.get(follower)
+        if leaving is None:
+            raise NoSuchRun
+        leaving.gone = True
+        flight = leaving.flight
+        gone = sum(other.gone for other in self._followers.values() if other.flight is flight)
+        if flight.followers <= gone:
+            self._give_up(flight)
+        flight.wake()
+
+    def stop_accepting(self) -> None:
+        """Lead no more runs; those under way can still be joined."""
+        self.draining = True
+        self.shop.news.announce()
+
+    async def drain(self, patience: float) -> None:
+        """Let runs end, for `patience` seconds at most. Then queued ones are dropped and a running one is stopped at
+        its next step.
+        """
+        timer = asyncio.get_running_loop().call_later(patience, self._stop_all)
+        try:
+            await self._flights.drain(patience)
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        for host in self._hosts.values():
+            host.close()
+
+    def status(self) -> StatusResponse:
+        shop = self.shop
+        return StatusResponse(
+            state=StatusResponse.STATE_DRAINING if self.draining else StatusResponse.STATE_READY,
+            queued=shop.turns.waiting,
+            busy=shop.turns.busy,
+            generations=shop.generations,
+            pool_bytes=shop.pool.bytes,
+            pool_entries=len(shop.pool),
+            pool_evictions=shop.pool.evictions,
+            device_bytes_free=shop.memory.free,
+            device_bytes_total=shop.memory.total,
+        )
+
+    async def _understand(self, plan: Plan) -> Meaning:
+        host = self._hosts[plan.description.model]
+        outputs: dict[str, Tensors] = {}
+        digests: dict[str, Digest] = {}
+        for stage in canonical_first(plan.stages):
+            try:
+                outputs[stage.name], digests[stage.name] = await host.run(_canonicalise, plan, stage, outputs)
+            except Exception as error:
+                report_fault(error, stage=stage.name, model=plan.description.model)
+                raise Fault from None
+        return meaning_of(plan, outputs, digests)
+
+    async def _follow(self, plan: Plan, meaning: Meaning, span: Span) -> AsyncGenerator[RunResponse]:
+        key = self._key(plan, meaning)
+        await self._wait_until_given_up_is_over(key)
+        flight, led = self._join(key, plan, meaning, span)
+        follower = _Follower(flight)
+        outcome: Outcome | None = None
+        try:
+            with flight.following(), self._named(plan.follower, follower):
+                async with aclosing(flight.follow(until=lambda: follower.gone)) as events:
+                    async for event in events:
+                        if isinstance(event, Outcome):
+                            outcome = event
+                            yield outcome.told(plan.address, joined=not led)
+                            continue
+                        if event.HasField("stored") and outcome is not None:
+                            await self._store_alias(plan, outcome)
+                        yield event
+        except Deserted:
+            raise NotReady("DRAINING") if self.draining else Abandoned from None
+        if follower.gone:
+            raise Abandoned
+
+    def _key(self, plan: Plan, meaning: Meaning) -> _Key:
+        address = meaning.addresses[plan.description.final.name]
+        return address, plan.reuse_nothing, plan.store_nothing, plan.max_age
+
+    async def _wait_until_given_up_is_over(self, key: _Key) -> None:
+        """A run that was given up is nothing to join, but the next one must not begin beside it."""
+        while (flight := self._flights.get(key)) is not None and self._jobs[flight].stop.is_set():
+            try:
+                async for _ in flight.follow(len(flight.events)):
+                    continue
+            except (Refused, Deserted):
+                continue
+
+    def _join(self, key: _Key, plan: Plan, meaning: Meaning, span: Span) -> tuple[Flight[Event], bool]:
+        if self.draining and self._flights.get(key) is None:
+            raise NotReady("DRAINING")
+        job = Job(self.shop, plan, meaning, span)
+        flight, led = self._flights.join(key, job.lead)
+        if led:
+            self._jobs[flight] = job
+        else:
+            span.set_attribute("reprise.run.outcome", "joined")
+            span.add_link(self._jobs[flight].span.get_span_context())
+        self._jobs[flight].aliases.add(plan.address)
+        return flight, led
+
+    @contextmanager
+    def _named(self, name: str, follower: _Follower) -> Iterator[None]:
+        if not name:
+            yield
+            return
+        self._followers[name] = follower
+        try:
+            yield
+        finally:
+            if self._followers.get(name) is follower:
+                del self._followers[name]
+
+    async def _store_alias(self, plan: Plan, outcome: Outcome) -> None:
+        """Store the result at this follower's address too, if it came too late for that to have been done already."""
+        if plan.store_nothing or plan.address in outcome.aliases or plan.address == outcome.record.address:
+            return
+        alias = outcome.record.alias(plan.address)
+        await (await self.shop.hierarchy.commit(alias, outcome.data, replace=plan.replace))
+
+    def _give_up(self, flight: Flight[Event]) -> None:
+        self._jobs[flight].stop.set()
+        self._flights.cancel(flight)
+
+    def _stop_all(self) -> None:
+        for job in self._jobs.values():
+            job.stop.set()
+
+
+def _canonicalise(plan: Plan, stage: Stage, outputs: Mapping[str, Tensors]) -> tuple[Tensors, Digest]:
+    output = plan.model.run(stage.name, call_for(plan, stage, outputs))
+    if isinstance(output, Artifact):
+        raise TypeError("only the last stage makes an artifact")
+    return output, Digest.of(tensors.to_bytes(output))

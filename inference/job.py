@@ -1,0 +1,323 @@
+"""Job: the work of one run. Answer from the tiers, or wait for the device, run what is missing, and store what it made.
+
+A job writes the log of one flight, whoever follows it. It can be cancelled while it looks and while it waits; once it
+has the device it goes on to the end, because a result that is nearly there is worth more than the time it still takes,
+unless its followers have given it up (`stop`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from opentelemetry.trace import Span, StatusCode
+from PIL import Image
+
+from cache.description import Stage
+from cache.digest import Digest
+from cache.flight import Flight
+from cache.hierarchy import Found
+from cache.keys import Address
+from cache.record import INLINE_LIMIT, Record
+from cache.record import Output as Stored
+from cache.tier import TierName
+from inference import tensors
+from inference.errors import Abandoned, Fault, Refused
+from inference.events import Event, EventLog, Outcome, jpeg
+from inference.inputs import Inputs
+from inference.models.base import Artifact, Cancelled, Tensors
+from inference.plan import Meaning, Plan, call_for
+from inference.pool import Hot, compact
+from inference.status import report_fault
+from inference.workshop import Workshop
+from reprise.v1 import common_pb2 as pb
+
+TENSORS_TYPE = "application/vnd.safetensors"
+_TIERS = {
+    TierName.L1: pb.TIER_L1,
+    TierName.L2: pb.TIER_L2,
+    TierName.L3: pb.TIER_L3,
+    TierName.POOL: pb.TIER_POOL,
+}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a stage gave, on the device if it is tensors."""
+
+    output: Tensors | Artifact
+    weight: int  # bytes of the device's memory
+    types: tuple[str, ...]  # of the numbers it was computed with and from
+    device_seconds: float
+
+
+class Job:
+    """One run. `aliases` are the addresses its followers asked at, as far as they are known when it is stored."""
+
+    def __init__(self, shop: Workshop, plan: Plan, meaning: Meaning, span: Span) -> None:
+        self.aliases: set[Address] = set()
+        self.stop = threading.Event()  # nobody wants the result any more: running work ends at its next step
+        self.span = span
+        self._shop = shop
+        self._plan = plan
+        self._meaning = meaning
+        self._final = plan.description.final
+        self._address = meaning.addresses[self._final.name]
+        self._spent: dict[str, float] = {}  # device seconds of the stages that ran
+        self._totals = dict.fromkeys(meaning.outputs, 0.0)  # with everything upstream, by stage
+
+    async def lead(self, flight: Flight[Event]) -> None:
+        """Do the work, tell it to the flight's followers, and stay until the result is durable or given up.
+
+        Raises Refused.
+        """
+        log = EventLog(flight)
+        durable = await self._answer_from_tiers(log) or await self._generate(log)
+        log.stored(await durable)
+
+    async def _answer_from_tiers(self, log: EventLog) -> asyncio.Future[bool] | None:
+        if self._plan.reuse_nothing or not self._final.cached:
+            return None
+        found = await self._shop.hierarchy.fetch(self._address, self._final.ttl, max_age=self._plan.max_age)
+        self._shop.tracing.lookups(self.span, found.lookups)
+        if found.record is None or found.data is None:
+            return None
+        self.span.set_attribute("reprise.run.outcome", "hit")
+        log.chunks(found.data)
+        aliases = self._other_addresses()
+        durable = await self._heal(found, found.record, found.data, aliases)
+        log.finished(Outcome(found.record, found.data, self._reports_of_hit(found), aliases))
+        return durable
+
+    async def _heal(
+        self, found: Found, record: Record, data: bytes, aliases: frozenset[Address]
+    ) -> asyncio.Future[bool]:
+        """Store a hit where it is missing: under the addresses it was asked at, and in the durable tier if it came from
+        before it.
+        """
+        if self._plan.store_nothing or (found.tier is TierName.L3 and not aliases):
+            return _settled(found.tier is TierName.L3)
+        return await self._shop.hierarchy.commit(
+            record, data, aliases=[record.alias(address) for address in aliases], replace=self._plan.replace
+        )
+
+    async def _generate(self, log: EventLog) -> asyncio.Future[bool]:
+        with Inputs(self._shop, self._plan, self._meaning, self.span) as inputs:
+            await inputs.find()
+            try:
+                async with asyncio.TaskGroup() as group, AsyncExitStack() as device:
+                    near = group.create_task(inputs.bring_near())
+                    with self._waiting(inputs):
+                        await device.enter_async_context(self._shop.turns.turn(log.queued))
+                        await near
+                    return await _finish(self._run(inputs, log))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+
+    @contextmanager
+    def _waiting(self, inputs: Inputs) -> Iterator[None]:
+        span = self._shop.tracing.child(self.span, "worker.queue")
+        self._shop.waiting.add(inputs)
+        try:
+            yield
+        finally:
+            self._shop.waiting.discard(inputs)
+            span.end()
+
+    async def _run(self, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
+        outputs = await inputs.gather()
+        work = inputs.work()
+        self._totals |= {stage.name: inputs.records[stage.name].total_device_seconds for stage in work.reuse}
+        self.span.set_attribute("reprise.run.outcome", "run")
+        self._shop.begin_generation()
+        for stage in work.run[:-1]:
+            made = await self._run_stage(stage, outputs, log)
+            assert not isinstance(made.output, Artifact)  # noqa: S101  # `_compute` has seen to that
+            outputs[stage.name] = made.output
+            await self._keep(stage, made, inputs)
+        made = await self._run_stage(self._final, outputs, log)
+        assert isinstance(made.output, Artifact)  # noqa: S101  # likewise
+        return await self._deliver(made, made.output, inputs, log)
+
+    async def _run_stage(self, stage: Stage, outputs: dict[str, Tensors], log: EventLog) -> _Made:
+        if self.stop.is_set():
+            raise Abandoned
+        span = self._shop.tracing.child(self.span, f"stage.{stage.name}", {"reprise.stage.outcome": "run"})
+        loop = asyncio.get_running_loop()
+        try:
+            (output, weight, types), seconds = await self._shop.compute(self._compute, stage, outputs, log, loop)
+        except Cancelled:
+            raise Abandoned from None
+        except Refused as refused:
+            span.set_status(StatusCode.ERROR, refused.reason)
+            raise
+        except Exception as error:
+            report_fault(error, stage=stage.name, model=self._plan.description.model)
+            span.set_status(StatusCode.ERROR)
+            raise Fault from None
+        finally:
+            span.end()
+        span_seconds = self._shop.metrics.stage_seconds.labels(stage.name)
+        span_seconds.observe(seconds)
+        self._spent[stage.name] = seconds
+        self._totals[stage.name] = seconds + sum(self._totals[name] for name in self._upstream(stage))
+        return _Made(output, weight, types, seconds)
+
+    def _compute(
+        self, stage: Stage, outputs: dict[str, Tensors], log: EventLog, loop: asyncio.AbstractEventLoop
+    ) -> tuple[Tensors | Artifact, int, tuple[str, ...]]:
+        """In the device's thread: the stage's output, compact, its weight, and the types it was computed in."""
+        done_so_far = 0
+
+        def step(done: int, of: int) -> None:
+            nonlocal done_so_far
+            if self.stop.is_set():
+                raise Cancelled
+            done_so_far = done
+            loop.call_soon_threadsafe(log.progress, stage.name, done, of)
+
+        def preview(image: Image.Image) -> None:
+            if log.read:
+                loop.call_soon_threadsafe(log.preview, jpeg(image), done_so_far)
+
+        call = call_for(self._plan, stage, outputs, step=step, preview=preview)
+        output = self._plan.model.run(stage.name, call)
+        if isinstance(output, Artifact) is not (stage is self._final):
+            raise TypeError("the last stage makes an artifact, and no other does")
+        read = [tensor for upstream in call.upstream.values() for tensor in upstream.values()]
+        if isinstance(output, Artifact):
+            return output, 0, _types(read)
+        own, weight = compact(output)
+        return own, weight, _types([*read, *own.values()])
+
+    async def _keep(self, stage: Stage, made: _Made, inputs: Inputs) -> None:
+        """Store a stage's output for other runs: in the pool, and in the tiers behind us."""
+        if not stage.cached or self._plan.store_nothing or isinstance(made.output, Artifact):
+            return
+        data, digest = await self._shop.beside.run(_pack, made.output)
+        record = self._record(stage, made, Stored(digest, TENSORS_TYPE, _inline(data)))
+        if stage.pooled:
+            self._shop.pool.put(record.address, Hot(made.output, made.weight, record))
+            self._shop.news.announce()
+        await self._shop.hierarchy.commit(record, data, replace=self._plan.replace or stage.name in inputs.gone)
+
+    async def _deliver(self, made: _Made, artifact: Artifact, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
+        log.chunks(artifact.data)
+        digest = await self._shop.beside.run(Digest.of, artifact.data)
+        record = self._record(self._final, made, Stored(digest, artifact.media_type, _inline(artifact.data)))
+        aliases = self._other_addresses()
+        durable = _settled(False)
+        if self._final.cached and not self._plan.store_nothing:
+            durable = await self._shop.hierarchy.commit(
+                record,
+                artifact.data,
+                aliases=[record.alias(address) for address in aliases],
+                replace=self._plan.replace,
+            )
+        log.finished(Outcome(record, artifact.data, self._reports(inputs), aliases))
+        return durable
+
+    def _record(self, stage: Stage, made: _Made, output: Stored) -> Record:
+        now = self._shop.clock()
+        description = self._plan.description
+        return Record(
+            address=self._meaning.addresses[stage.name],
+            model=description.model,
+            revision=description.revision,
+            stage=stage.name,
+            fingerprint=stage.fingerprint,
+            output=output,
+            device_seconds=made.device_seconds,
+            total_device_seconds=self._totals[stage.name],
+            made_at=now,
+            touched_at=now,
+            ttl=stage.ttl,
+            expires_at=now + stage.max_age,
+            upstream={role: self._name_of(name) for role, name in self._upstream_roles(stage)},
+            execution={**self._shop.execution, "dtype": " ".join(made.types)},
+        )
+
+    def _other_addresses(self) -> frozenset[Address]:
+        return frozenset(self.aliases - {self._address})
+
+    def _name_of(self, stage: str) -> str:
+        digest = self._meaning.digests.get(stage)
+        return digest.hex if digest is not None else self._meaning.ids[stage]
+
+    def _upstream_roles(self, stage: Stage) -> list[tuple[str, str]]:
+        return [(role, name) for role, name in stage.upstream.items() if name in self._meaning.ids]
+
+    def _upstream(self, stage: Stage) -> set[str]:
+        return {name for _, name in self._upstream_roles(stage)}
+
+    # Reports.
+
+    def _reports(self, inputs: Inputs) -> tuple[pb.StageReport, ...]:
+        reused = {stage.name for stage in inputs.work().reuse}
+        ran = [stage for stage in self._plan.stages if stage.name in self._spent]
+        read = {name for stage in ran for name in self._upstream(stage)}
+        reports = []
+        for stage in self._plan.stages:
+            report = pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED)
+            if stage.name in self._spent or (stage.name in self._meaning.outputs and stage.name in read):
+                report.outcome = pb.STAGE_OUTCOME_RUN
+                report.device_seconds = self._spent.get(stage.name, 0.0)
+            elif stage.name in reused:
+                report = _reused(stage, inputs.records[stage.name], inputs.tiers.get(stage.name))
+            reports.append(report)
+        return tuple(reports)
+
+    def _reports_of_hit(self, found: Found) -> tuple[pb.StageReport, ...]:
+        assert found.record is not None  # noqa: S101  # a hit has one
+        before = [
+            pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED) for stage in self._plan.stages[:-1]
+        ]
+        return (*before, _reused(self._final, found.record, found.tier))
+
+
+def _reused(stage: Stage, record: Record, tier: TierName | None) -> pb.StageReport:
+    return pb.StageReport(
+        stage=stage.name,
+        outcome=pb.STAGE_OUTCOME_REUSED,
+        tier=_TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED,
+        device_seconds=record.device_seconds,
+    )
+
+
+async def _finish(work: Coroutine[Any, Any, _T]) -> _T:
+    """Await work to its end, even if this task is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if task.cancelled() or current is None:
+                raise
+            current.uncancel()
+    return task.result()
+
+
+def _settled(durable: bool) -> asyncio.Future[bool]:
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future.set_result(durable)
+    return future
+
+
+def _pack(output: Tensors) -> tuple[bytes, Digest]:
+    data = tensors.to_bytes(output)
+    return data, Digest.of(data)
+
+
+def _inline(data: bytes) -> bytes | None:
+    return data if len(data) <= INLINE_LIMIT else None
+
+
+def _types(numbers: list[Any]) -> tuple[str, ...]:
+    return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in numbers if tensor.is_floating_point()}))
