@@ -21,12 +21,12 @@ test: install ## Run all tests (ARGS='-k stack' to choose, JOBS=4 for more proce
 	pytest -n $(JOBS) $(ARGS)
 
 demo: install ## Start everything real, show what is reused, stop it again
-	reprise demo
+	python deploy/demo.py
 
 check: install ## Formatting, lint, types, import contracts, the protocol and its stubs
 	ruff format --check
 	ruff check
-	mypy --strict gateway inference cache tests
+	mypy --strict gateway inference cache tests deploy
 	lint-imports --no-logo
 	buf lint
 	pytest -q tests/test_rooms.py

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 
-from cache.errors import TierError, TierResting, TierTimeout
+from cache.errors import TierResting, TierTimeout
 from cache.store import Store
 
 _T = TypeVar("_T")
@@ -103,11 +103,11 @@ class GuardedStore:
         try:
             async with asyncio.timeout(self._budget):
                 result = await call
-        except (TierError, asyncio.CancelledError):
-            self.breaker.failed()
-            raise
         except TimeoutError as error:
             self.breaker.failed()
             raise TierTimeout("over budget") from error
+        except BaseException:  # whatever it is, a probe that ended must not be waited for for ever
+            self.breaker.failed()
+            raise
         self.breaker.succeeded()
         return result

@@ -6,7 +6,8 @@ and by socket time-outs underneath; there are no library retries; pools wait ins
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -28,18 +29,21 @@ _T = TypeVar("_T")
 class RedisStore:
     """Bytes in Redis, each with a TTL that starts again at every read."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, *, connections: int, guides: Sequence[Any] = ()) -> None:
         self._client = client
+        self._guides = guides  # clients of sentinels, which nobody else closes
+        self._slots = asyncio.Semaphore(connections)  # callers wait here; clusters and sentinels would turn them away
 
     @classmethod
     def connect(cls, url: str, *, budget: float, connections: int) -> RedisStore:
         """`redis://`, `rediss://` and `unix://` as redis-py has them; `redis+cluster://host:port`;
         `redis+sentinel://host:port,host:port/0?service=NAME`. `budget` is in seconds.
         """
-        return cls(_client(url, budget, connections))
+        client, guides = _client(url, budget, connections)
+        return cls(client, connections=connections, guides=guides)
 
     async def get(self, name: str, ttl: float) -> bytes | None:
-        value: bytes | None = await _translated(self._client.getex(name, px=_milliseconds(ttl)))
+        value: bytes | None = await self._ask(lambda client: client.getex(name, px=_milliseconds(ttl)))
         return value
 
     async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
@@ -47,18 +51,21 @@ class RedisStore:
         pipeline = self._client.pipeline(transaction=False)
         for name in names:
             pipeline.getex(name, px=_milliseconds(ttl))
-        values: list[bytes | None] = await _translated(pipeline.execute())
+        values: list[bytes | None] = await self._ask(lambda client: pipeline.execute())
         return values
 
     async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
-        return bool(await _translated(self._client.set(name, data, px=_milliseconds(ttl), nx=not replace)))
+        created: bool | None = await self._ask(
+            lambda client: client.set(name, data, px=_milliseconds(ttl), nx=not replace)
+        )
+        return bool(created)
 
     async def delete(self, name: str) -> None:
-        await _translated(self._client.unlink(name))
+        await self._ask(lambda client: client.unlink(name))
 
     async def usage(self) -> dict[str, int]:
         """Entries, bytes, capacity and evictions of the whole server."""
-        info: dict[str, Any] = await _translated(self._client.info("everything"))
+        info: dict[str, Any] = await self._ask(lambda client: client.info("everything"))
         return {
             "entries": sum(
                 int(db["keys"]) for name, db in info.items() if name.startswith("db") and isinstance(db, dict)
@@ -69,40 +76,47 @@ class RedisStore:
         }
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        for client in (self._client, *self._guides):
+            await client.aclose()
+
+    async def _ask(self, command: Callable[[Any], Awaitable[_T]]) -> _T:
+        async with self._slots:
+            return await _translated(command(self._client))
 
 
-def _client(url: str, budget: float, connections: int) -> Any:
-    timing: dict[str, Any] = {
+def _client(url: str, budget: float, connections: int) -> tuple[Any, Sequence[Any]]:
+    options: dict[str, Any] = {
         "socket_timeout": budget,
         "socket_connect_timeout": budget,
         "retry": Retry(NoBackoff(), 0),
+        # With these on, redis-py 8.1 does not replace sockets that the server closed: after a restart, every one fails.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         "driver_info": None,  # else each new connection reads files for a command that Redis 6.2 does not know
     }
     parts = urlsplit(url)
     match parts.scheme:
         case "redis+cluster":
-            return RedisCluster(
+            cluster = RedisCluster(
                 host=parts.hostname or "localhost",
                 port=parts.port or 6379,
                 password=parts.password,
                 max_connections=connections,
-                **timing,
+                **options,
             )
+            return cluster, ()
         case "redis+sentinel":
             nodes = [(host, int(port)) for host, _, port in (node.rpartition(":") for node in _hosts(parts.netloc))]
             service = parse_qs(parts.query)["service"][0]
-            sentinel: Any = cast("Any", Sentinel)(nodes, sentinel_kwargs=timing, password=parts.password, **timing)
-            return sentinel.master_for(service, db=int(parts.path.strip("/") or 0), max_connections=connections)
+            sentinel: Any = cast("Any", Sentinel)(nodes, sentinel_kwargs=options, password=parts.password, **options)
+            master = sentinel.master_for(service, db=int(parts.path.strip("/") or 0), max_connections=connections)
+            return master, sentinel.sentinels
     pool = BlockingConnectionPool.from_url(
         urlunsplit(parts),
         max_connections=connections,
         timeout=budget,
-        # With these on, redis-py 8.1 does not replace sockets that the server closed: after a restart, every one fails.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        **timing,
+        **options,
     )
-    return Redis.from_pool(pool)
+    return Redis.from_pool(pool), ()
 
 
 def _hosts(netloc: str) -> list[str]:

@@ -69,7 +69,7 @@ class DeviceThread:
         if not self._beside or self.device.type != "cuda":
             return nullcontext()
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self.device)
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # of torch
         return torch.cuda.stream(self._stream)
 
     def _synchronize(self) -> None:

@@ -135,7 +135,7 @@ class Engine:
         for stage in canonical_first(plan.stages):
             try:
                 outputs[stage.name], digests[stage.name] = await host.run(_canonicalise, plan, stage, outputs)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # whatever a model raises is its fault, and one sentence
                 report_fault(error, stage=stage.name, model=plan.description.model)
                 raise Fault from None
         return meaning_of(plan, outputs, digests)

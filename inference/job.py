@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -157,14 +156,15 @@ class Job:
         except Refused as refused:
             span.set_status(StatusCode.ERROR, refused.reason)
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever a model raises is its fault, and one sentence
             report_fault(error, stage=stage.name, model=self._plan.description.model)
             span.set_status(StatusCode.ERROR)
             raise Fault from None
+        else:
+            span.set_attribute("reprise.device_seconds", seconds)
         finally:
             span.end()
-        span_seconds = self._shop.metrics.stage_seconds.labels(stage.name)
-        span_seconds.observe(seconds)
+        self._shop.metrics.stage_seconds.labels(stage.name).observe(seconds)
         self._spent[stage.name] = seconds
         self._totals[stage.name] = seconds + sum(self._totals[name] for name in self._upstream(stage))
         return _Made(output, weight, types, seconds)

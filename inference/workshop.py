@@ -1,4 +1,4 @@
-"""Workshop: what all runs of a worker share. The device, its pool, the tiers, the line before the device, the counters."""
+"""Workshop: what all runs of a worker share: the device, its pool, the tiers, the line before it, the counters."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Workshop:
         *,
         queue: int,
         execution: Mapping[str, str],
+        news: News | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.device = device
@@ -49,7 +50,7 @@ class Workshop:
         self.tracing = tracing
         self.execution = execution
         self.clock = clock
-        self.news = News()
+        self.news = news if news is not None else News()
         self.turns = Turns(queue, self.news.announce)
         self.waiting: set[Holder] = set()  # those with leases that wait for their turn
         self.generations = 0

@@ -20,6 +20,7 @@ from gateway.stack.ports import LOOPBACK, free_port, is_free
 from gateway.stack.redis import redis
 
 MODEL = "i2vgen-xl-small"
+_GRACE = 75.0  # more than the processes' own `drain`: what runs may finish before anything is killed
 # glibc gives freed pages back late and keeps an arena per thread: fixed thresholds let big tensors and media return
 # to the system at once, while buffers of a usual size are reused.
 _MEMORY = {
@@ -85,14 +86,14 @@ def _worker(data: Path, file: Path, number: int, address: str) -> Part:
         _environment({"REPRISE_WORKER__NAME": name, "REPRISE_WORKER__PORT": address.rpartition(":")[2]}),
         prepare=build if number == 1 else (),
         patience=180.0,
-        grace=30.0,
+        grace=_GRACE,
     )
 
 
 def _gateway(data: Path, file: Path, address: str) -> Part:
     command = (sys.executable, "-P", "-m", "gateway", "--config", str(file))
     return Part(
-        "gateway", command, address, "grpc", _log(data, "gateway"), data, _environment(), patience=60.0, grace=30.0
+        "gateway", command, address, "grpc", _log(data, "gateway"), data, _environment(), patience=60.0, grace=_GRACE
     )
 
 

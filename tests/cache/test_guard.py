@@ -165,9 +165,10 @@ async def test_every_failure_counts(fault: Exception) -> None:
 async def test_a_failed_probe_is_not_the_last_one(fault: Exception) -> None:
     """Whatever a probe fails with, there is another one after the next rest, and its success brings the tier back."""
     clock = Clock()
-    store = ScriptedStore(fault=fault)
+    store = ScriptedStore(fault=TierError("down"))
     guarded = GuardedStore(store, Breaker(failures=1, rest=10.0, clock=clock), budget=1.0)
-    for _ in range(2):
+    for failing in (store.fault, fault, fault):
+        store.fault = failing
         with pytest.raises((TierError, RuntimeError)):
             await guarded.get("a", 1)
         clock.advance(10.0)
@@ -257,7 +258,7 @@ def _tier(url: str, breaker: Breaker, budget: float) -> StoredTier:
 
 
 async def test_a_hung_redis_costs_its_budget_and_then_nothing(breakable_redis: Stack) -> None:
-    """A real server that is paused: about the budget per lookup, nothing once the breaker is open, then served again."""
+    """A paused server costs about the budget per lookup, nothing once the breaker is open, and serves again later."""
     clock = Clock()
     tier = _tier(servers.redis_url(breakable_redis), Breaker(failures=3, rest=10.0, clock=clock), budget=0.05)
     assert await tier.put(_KEY, b"clip", 600.0)

@@ -1,0 +1,30 @@
+"""`python -m inference --config FILE`: one worker process."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import uvloop
+
+from cache.process import keep_large_buffers
+from cache.settings import SettingsError, load
+from inference.settings import OTHERS, WorkerSettings
+
+
+@click.command()
+@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file; the environment overrides it.")
+def main(config: str | None) -> None:
+    """Run a worker until it is told to stop."""
+    keep_large_buffers()
+    try:
+        settings = load(WorkerSettings, config, others=OTHERS)
+        from inference.worker import serve  # torch comes with it, which is slow to import and useless to a typing error
+
+        uvloop.run(serve(settings))
+    except SettingsError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

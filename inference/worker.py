@@ -1,0 +1,176 @@
+"""Worker: one inference process put together, opened and closed. The only file that names concrete parts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+import torch
+
+from cache.build import Tiers, build_tiers
+from cache.catalogue import Catalogue
+from cache.description import Description, Scope
+from cache.errors import TierError
+from cache.keys import Principal, namespace
+from cache.settings import SettingsError
+from cache.telemetry import Telemetry
+from inference import models
+from inference.device import DeviceThread, choose, default_pool_bytes, execution
+from inference.engine import Engine
+from inference.metrics import WorkerMetrics
+from inference.models.base import Model
+from inference.pool import Pool
+from inference.server import InferenceServicer, Server
+from inference.settings import ModelSettings, WorkerSection, WorkerSettings
+from inference.workshop import Workshop
+
+_STREAMS_END = 5.0  # seconds that streams get to carry away what is already told
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between tries to publish a description
+_log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """A worker that serves. `port` is the one it listens on."""
+
+    def __init__(self, server: Server, engine: Engine, *, drain: float) -> None:
+        self.port = server.port
+        self.engine = engine
+        self._server = server
+        self._drain = drain
+
+    async def leave(self) -> None:
+        """Say so first, then let what runs end, its results stored and told."""
+        self.engine.stop_accepting()
+        await self._server.announce_end()
+        await self.engine.drain(self._drain)
+        await self._server.stop(_STREAMS_END)
+
+
+@asynccontextmanager
+async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIterator[Worker]:
+    """A worker that listens at once, and serves from the moment its models are loaded.
+
+    Raises SettingsError for a device or a model that is not there.
+    """
+    section = settings.worker
+    async with AsyncExitStack() as stack:
+        servicer = InferenceServicer(section.name)
+        server = Server(servicer, f"{section.host}:{section.port}", reflect=section.reflection)
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        tiers = await stack.enter_async_context(build_tiers(settings.cache, telemetry.registry))
+        device, beside = await _open_device(section, stack)
+        loaded = await _load_models(section.models, device)
+        pool_bytes = section.pool_bytes
+        if pool_bytes is None:
+            pool_bytes = await device.run(default_pool_bytes, device.device)
+        shop = Workshop(
+            device,
+            beside,
+            Pool(max_bytes=pool_bytes, max_entries=section.pool_entries),
+            tiers.through_memory,
+            WorkerMetrics(telemetry.registry),
+            telemetry.tracing,
+            queue=section.queue,
+            execution=await device.run(execution, device.device),
+            news=servicer.news,
+        )
+        await shop.measure_memory()
+        engine = Engine(loaded, shop, grace=section.grace)
+        stack.callback(engine.close)
+        publishing = asyncio.create_task(
+            _publish_all(settings, tiers, [model.description for model in loaded.values()])
+        )
+        stack.push_async_callback(_end, publishing)
+        await server.open(engine)
+        _log.info("serving", address=f"{section.host}:{server.port}", models=sorted(loaded), device=str(device.device))
+        yield Worker(server, engine, drain=section.drain)
+
+
+async def serve(settings: WorkerSettings) -> None:
+    """Serve until told to stop; a second signal stops at once, whatever runs."""
+    telemetry = Telemetry.start(settings.telemetry, service="reprise-worker", instance=settings.worker.name)
+    try:
+        serving = asyncio.Event()
+        told = _listen_for_signals(serving)
+        async with open_worker(settings, telemetry) as worker:
+            serving.set()
+            await told.wait()
+            _log.info("draining")
+            await worker.leave()
+    finally:
+        telemetry.stop()
+
+
+def _listen_for_signals(serving: asyncio.Event) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT, if it comes when there is something to end in an orderly way."""
+    told = asyncio.Event()
+
+    def hear(number: int) -> None:
+        if told.is_set() or not serving.is_set():
+            os._exit(128 + number)  # what runs in the device's thread cannot be interrupted, and an exit would wait
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, hear, number)
+    return told
+
+
+async def _open_device(section: WorkerSection, stack: AsyncExitStack) -> tuple[DeviceThread, DeviceThread]:
+    # Torch keeps the number of threads for each thread of ours, so the one that computes is the one that chooses.
+    device = DeviceThread(torch.device("cpu"), "device")
+    stack.callback(device.close)
+    try:
+        device.device = await device.run(choose, section.device, section.threads)
+    except ValueError as error:
+        raise SettingsError(f"worker.device: {error}") from error
+    beside = DeviceThread(device.device, "beside", beside=True)
+    stack.callback(beside.close)
+    return device, beside
+
+
+async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) -> dict[str, Model]:
+    loaded: dict[str, Model] = {}
+    for model in wanted:
+        _log.info("loading", model=model.name)
+        try:
+            loaded[model.name] = await device.run(
+                models.load, model.source, name=model.name, device=str(device.device), dtype=model.dtype
+            )
+        except ValueError as error:
+            raise SettingsError(f"worker.models: {model.name}: {error}") from error
+    return loaded
+
+
+async def _publish_all(settings: WorkerSettings, tiers: Tiers, descriptions: Iterable[Description]) -> None:
+    """Make descriptions known to gateways that start while no worker is there. Keeps trying."""
+    if tiers.objects is None:
+        return
+    shared = namespace(settings.cache.secret_bytes, Scope.SHARED, Principal(""))
+    catalogue = Catalogue(tiers.objects, tiers.below_memory, shared)
+    await asyncio.gather(*(publish(catalogue, description) for description in descriptions))
+
+
+async def publish(
+    catalogue: Catalogue, description: Description, *, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Publish a description, however long the store cannot be reached."""
+    seconds = _FIRST_PAUSE
+    while True:
+        try:
+            await catalogue.publish(description)
+        except TierError as error:
+            _log.warning("description not published", model=description.model, error=str(error))
+            await pause(seconds)
+            seconds = min(2 * seconds, _LONGEST_PAUSE)
+        else:
+            return
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
