@@ -31,6 +31,7 @@ class ObjectsStore:
         self._stall = stall
         self._write_timeout = write_timeout
         self._reading = asyncio.Semaphore(reads)
+        self._moved = 0.0  # when a read last got something, by the loop's clock
 
     @classmethod
     def connect(
@@ -69,15 +70,17 @@ class ObjectsStore:
         return cls(store, stall=stall, write_timeout=write_timeout, reads=reads)
 
     async def get(self, name: str, ttl: float) -> bytes | None:
-        async with self._reading, _translated(self._stall) as deadline:
+        async with self._turn(), _translated(self._stall) as deadline:
             try:
                 result = await obstore.get_async(self._store, name)
             except FileNotFoundError:
+                self._moved = _now()
                 return None
             pieces = []
             async for piece in result.stream(min_chunk_size=_PIECE):
                 pieces.append(piece)
-                deadline.reschedule(asyncio.get_running_loop().time() + self._stall)
+                self._moved = _now()
+                deadline.reschedule(self._moved + self._stall)
             return b"".join(map(bytes, pieces))
 
     async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
@@ -109,6 +112,15 @@ class ObjectsStore:
     async def aclose(self) -> None:
         """Nothing to close: connections belong to the store object."""
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of the reads at a time. Who waited while no read got anything has seen the stall, and need not try it."""
+        began = _now()
+        async with self._reading:
+            if _now() - max(began, self._moved) >= self._stall:
+                raise TierTimeout("object store")
+            yield
+
 
 def _folder(root: Path) -> LocalStore:
     root.mkdir(parents=True, exist_ok=True)
@@ -117,6 +129,10 @@ def _folder(root: Path) -> LocalStore:
         if re.search(r"#\d+$", leftover.name):
             leftover.unlink(missing_ok=True)
     return LocalStore(root)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """L2's driver: Redis, standalone, Sentinel or Cluster. Nothing newer than the commands of Redis 6.2.
 
 The library's defaults are not used: they wait for seconds and retry for a minute. Time is bounded by `guard.py` in all
-and by socket time-outs underneath; there are no library retries; pools wait instead of failing.
+and by socket time-outs underneath; there are no library retries, save one in a cluster; callers wait for connections.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def _client(url: str, budget: float, connections: int) -> tuple[Any, Sequence[An
                 port=parts.port or 6379,
                 password=parts.password,
                 max_connections=connections,
-                **options,
+                **options
+                | {"retry": Retry(NoBackoff(), 1)},  # it learns only by failing that a node went and came back
             )
             return cluster, ()
         case "redis+sentinel":

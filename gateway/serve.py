@@ -75,7 +75,8 @@ class Gateway:
 async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> AsyncIterator[Gateway]:
     section = settings.gateway
     async with AsyncExitStack() as stack:
-        tiers = await stack.enter_async_context(build_tiers(settings.cache, telemetry.registry))
+        # In a thread: a folder as L3 is looked through for unfinished files first.
+        tiers = await stack.enter_async_context(await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry))
         fleet = await stack.enter_async_context(Fleet(section.workers))
         darkroom = stack.enter_context(Darkroom())
         ledger = Ledger(telemetry.registry)

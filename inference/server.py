@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
@@ -21,7 +22,7 @@ from inference.status import ErrorInterceptor
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 SIGN_OF_LIFE = 5.0  # seconds between status reports when nothing changes
@@ -116,7 +117,7 @@ class Server:
         add_InferenceServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self.port = self._server.add_insecure_port(address)
 

@@ -20,8 +20,8 @@ from grpc_status import rpc_status
 from inference.errors import Abandoned, Fault, Refused
 
 DOMAIN = "reprise"
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _log = structlog.get_logger(__name__)
 
 

@@ -18,7 +18,7 @@ from cache.redis import MAX_PAYLOAD, RedisStore
 from gateway.stack.parts import Part, await_ready, end, launch, wait_until
 from gateway.stack.ports import LOOPBACK, free_port
 from gateway.stack.ready import CHECKS
-from gateway.stack.redis import command, find_server
+from gateway.stack.redis import command, find_server, flush
 from gateway.stack.redis import redis as redis_part
 
 _NOT_OF_A_SERVER = {"ChildDeadlockedError", "IncorrectPolicyType"}  # of forks, and of a search module's client
@@ -180,11 +180,10 @@ def sentinel(redis_url: str, tmp_path: Path) -> Iterator[str]:
     yield from _served(part)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """The address of a cluster of one node that serves every slot."""
-    port = free_port()
-    part = redis_part(port, tmp_path / "cluster", tmp_path / "cluster.log")
+@pytest.fixture(scope="module")
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port, folder = free_port(), tmp_path_factory.mktemp("cluster")
+    part = redis_part(port, folder, folder / "cluster.log")
     options = ("--cluster-enabled", "yes", "--cluster-port", str(port + 10_000))
     clustered = Part(part.name, (*part.command, *options), part.address, part.ready, part.log, part.folder)
     for address in _served(clustered):
@@ -192,6 +191,13 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         assert "+OK" == command(port, "CLUSTER", "ADDSLOTS", *slots)
         assert wait_until(lambda: "+OK" == command(port, "SET", "probe", "x", "PX", "1"), 10.0)
         yield address
+
+
+@pytest.fixture
+def cluster(_cluster: str) -> str:
+    """The address of a cluster of one node that serves every slot and holds nothing."""
+    flush(int(_cluster.rpartition(":")[2]))
+    return _cluster
 
 
 def _served(part: Part) -> Iterator[str]:

@@ -1,0 +1,419 @@
+"""A worker whose timing a test scripts: a real gRPC server with the real contract, whose stages are tiny computations.
+
+What it computes is a pure function of what it is asked, what it stores goes to real tiers, and what it counts is what
+tests are about: `requests` (plans received), `generations` (runs that computed anything) and `ran` (stages). A test
+makes it stop at a point with `hold`, waits until it is there, and lets it go on.
+
+    begin       a run has started, nothing was looked up yet
+    step        before every step of the denoising
+    finished    everything was computed and stored behind; chunks have not been sent
+    stored      the result was sent; whether it is durable has not
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from cache.build import build_tiers
+from cache.description import Description, Parameter, Scalar, Scope, Stage, When
+from cache.digest import Digest
+from cache.flight import Deserted, Flight, Flights
+from cache.hierarchy import Hierarchy
+from cache.keys import Address, addresses, content_ids
+from cache.news import News
+from cache.record import Output, Record
+from cache.settings import CacheSettings
+from cache.tier import TierName
+from prometheus_client import CollectorRegistry
+from reprise.v1 import common_pb2 as common
+from reprise.v1 import inference_pb2 as pb
+from reprise.v1 import media_pb2 as media
+from reprise.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+PIECE = 300_000  # bytes of a chunk as this worker sends it: not what its gateway will send
+COSTS = {"tokens": 0.0, "text": 0.25, "negative_tokens": 0.0, "picture": 0.5, "denoise": 4.0, "render": 0.25}
+WHOLE_COST = 5.0  # device seconds of all stages
+_TIERS = {TierName.L1: common.TIER_L1, TierName.L2: common.TIER_L2, TierName.L3: common.TIER_L3}
+
+
+def family(model: str = "small", revision: str = "r1", **changes: Any) -> Description:
+    """Text is canonicalised (case and spaces do not matter) and embedded, a picture is encoded, both become a clip."""
+    return Description(
+        model=model,
+        revision=revision,
+        family="scripted",
+        task=changes.pop("task", "animate_image"),
+        random_weights=True,
+        parameters=(
+            Parameter(name="prompt", kind="text", max_length=100),
+            Parameter(name="negative_prompt", kind="text", default=""),
+            Parameter(name="guidance_scale", kind="float", default=9.0, minimum=1.0, maximum=30.0),
+            Parameter(name="num_frames", kind="int", default=16, minimum=1, maximum=64, unit="frames"),
+            Parameter(name="num_inference_steps", kind="int", default=2, minimum=1, maximum=100),
+            Parameter(name="playback_fps", kind="int", default=8, minimum=1, maximum=60),
+            Parameter(name="seed", kind="int", default=0, minimum=0, maximum=2**53 - 1),
+            Parameter(name="size", kind="int", default=1000, minimum=0, maximum=2**26, extra=True),  # of the file
+            Parameter(name="eta", kind="float", default=0.0, minimum=0.0, maximum=1.0, extra=True),
+        ),
+        stages=(
+            _stage("tokens", parameters={"text": "prompt"}, canonicalises=True, scope=Scope.USER),
+            _stage("text", upstream={"tokens": "tokens"}, scope=Scope.USER),
+            _stage(
+                "negative_tokens",
+                kind="tokens",
+                parameters={"text": "negative_prompt"},
+                canonicalises=True,
+                scope=Scope.USER,
+                when=When(parameter="guidance_scale", above=1.0),
+            ),
+            _stage("picture", media=("image",), scope=Scope.SHARED),
+            _stage(
+                "denoise",
+                parameters={
+                    "guidance": "guidance_scale",
+                    "frames": "num_frames",
+                    "steps": "num_inference_steps",
+                    "seed": "seed",
+                    "eta": "eta",
+                },
+                upstream={"text": "text", "negative": "negative_tokens", "picture": "picture"},
+            ),
+            _stage("render", parameters={"fps": "playback_fps", "size": "size"}, upstream={"latents": "denoise"}),
+        ),
+        affinity="picture",
+    )
+
+
+def _stage(name: str, **changes: Any) -> Stage:
+    fields: dict[str, Any] = {"name": name, "kind": name, "scope": Scope.TENANT, "ttl": 600.0} | changes
+    return Stage(fingerprint=f"{fields['kind']}-1", **fields)
+
+
+@dataclass
+class Gate:
+    """A point where work stops until the test opens it. `reached` is set by the first run that gets there."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def open(self) -> None:
+        self.opened.set()
+
+
+class Refusal(Exception):
+    """An error of the contract, as a worker tells it."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str, *, retry_after: int | None = None, field: str = "") -> None:
+        super().__init__(reason)
+        details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="reprise")]
+        if retry_after is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromSeconds(retry_after)
+            details.append(retry)
+        if field:
+            violation = error_details_pb2.BadRequest.FieldViolation(field=field, description="secret words")
+            details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        self.status = status_pb2.Status(code=code.value[0], message=reason)
+        for detail in details:
+            self.status.details.add().Pack(detail)
+
+
+UNAVAILABLE = Refusal(grpc.StatusCode.UNAVAILABLE, "DRAINING")
+PLAN_DIFFERS = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "PLAN_DIFFERS")
+MEDIA_NEEDED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "MEDIA_NEEDED")
+QUEUE_FULL = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_after=7)
+DEVICE_MEMORY = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "DEVICE_MEMORY")
+BAD_FRAMES = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INPUT_INVALID", field="num_frames")
+
+
+class ScriptedWorker(InferenceServiceServicer):
+    """See the module. Made by `open_worker`."""
+
+    def __init__(self, hierarchy: Hierarchy, descriptions: Mapping[str, Description], started_at: float) -> None:
+        self.descriptions = dict(descriptions)
+        self.started_at = started_at
+        self.address = ""
+        self.requests: list[pb.RunRequest] = []
+        self.metadata: list[dict[str, Any]] = []  # of each plan received
+        self.generations = 0
+        self.ran: Counter[str] = Counter()
+        self.abandoned: list[str] = []  # followers
+        self.ended = News()  # announced whenever a run ends, however
+        self.cancelled = 0  # runs that were ended before they were done
+        self.described = 0
+        self.refusals: list[Refusal] = []  # of the next plans, one each
+        self.twist: Callable[[pb.Finished], None] = lambda finished: None  # to lie about a result
+        self.twist_bytes: Callable[[bytes], bytes] = lambda data: data
+        self.silent_end = False  # end streams before they say `finished`
+        self.hierarchy = hierarchy
+        self._flights: Flights[object, pb.RunResponse] = Flights(grace=60.0)
+        self._followers: dict[str, Flight[pb.RunResponse]] = {}
+        self._gates: dict[str, Gate] = {}
+        self._state = pb.StatusResponse.STATE_READY
+        self._status = News()
+        self._server: grpc.aio.Server | None = None
+
+    # What a test does with it.
+
+    def hold(self, point: str) -> Gate:
+        """Stop every run at this point from now on."""
+        self._gates[point] = Gate()
+        return self._gates[point]
+
+    def say(self, state: pb.StatusResponse.State) -> None:
+        self._state = state
+        self._status.announce()
+
+    async def start(self, port: int = 0) -> None:
+        self._server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+        )
+        add_InferenceServiceServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        await self._server.start()
+
+    async def die(self) -> None:
+        """Break every stream; refuse connections."""
+        if self._server is not None:
+            await self._server.stop(0)
+        await self._flights.drain(0)
+
+    # The contract.
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
+        self.described += 1
+        return pb.DescribeResponse(
+            descriptions=[description.to_bytes() for description in self.descriptions.values()],
+            worker=self.address,
+            started_at=self.started_at,
+        )
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusResponse]:  # type: ignore[override]  # an async generator
+        while True:
+            yield pb.StatusResponse(state=self._state, queued=3, pool_bytes=5, pool_entries=1)
+            await self._status.wait()
+
+    async def Abandon(self, request: pb.AbandonRequest, context: Context) -> pb.AbandonResponse:
+        self.abandoned.append(request.follower)
+        flight = self._followers.get(request.follower)
+        if flight is None:
+            await _abort(context, Refusal(grpc.StatusCode.NOT_FOUND, "RUN_UNKNOWN"))
+        elif flight.followers <= 1:
+            self._flights.cancel(flight)
+        return pb.AbandonResponse()
+
+    async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:  # type: ignore[override]  # an async generator
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        if self.refusals:
+            await _abort(context, self.refusals.pop(0))
+        try:
+            job = _Job(self, request)
+        except Refusal as refusal:
+            await _abort(context, refusal)
+        key = (job.canonical_address(), request.reuse_nothing, request.store_nothing)
+        flight, led = self._flights.join(key, job.lead)
+        self._followers[request.follower] = flight
+        try:
+            with flight.following():
+                async for response in flight.follow():
+                    if response.HasField("finished"):
+                        if self.silent_end:
+                            return
+                        response = pb.RunResponse(finished=response.finished)
+                        response.finished.joined = not led
+                    yield response
+        except Refusal as refusal:
+            await _abort(context, refusal)
+        except Deserted:
+            await _abort(context, Refusal(grpc.StatusCode.CANCELLED, "ABANDONED"))
+        finally:
+            del self._followers[request.follower]
+
+    async def at(self, point: str) -> None:
+        if gate := self._gates.get(point):
+            gate.reached.set()
+            await gate.opened.wait()
+
+
+class _Job:
+    """One plan, understood as the contract asks: its addresses are checked, canonical ones are computed."""
+
+    def __init__(self, worker: ScriptedWorker, request: pb.RunRequest) -> None:
+        self.worker = worker
+        self.request = request
+        description = worker.descriptions.get(request.model)
+        if description is None or description.revision != request.revision:
+            raise PLAN_DIFFERS
+        self.description = description
+        self.parameters = {name: _scalar(value) for name, value in request.parameters.items()}
+        self.media = {name: picture.identity for name, picture in request.pictures.items()}
+        self.namespaces = {Scope(scope): namespace for scope, namespace in request.namespaces.items()}
+        self.own = self._addresses({})
+        if {stage: str(address) for stage, address in self.own.items()} != dict(request.addresses):
+            raise PLAN_DIFFERS
+        self.stages = description.active(self.parameters)
+        self.tokens = {
+            stage.name: " ".join(str(self.parameters[stage.parameters["text"]]).lower().split()).encode()
+            for stage in self.stages
+            if stage.canonicalises
+        }
+        self.addresses = self._addresses({name: Digest.of(tokens) for name, tokens in self.tokens.items()})
+        self.reports: dict[str, common.StageReport] = {}
+
+    def _addresses(self, canonical: Mapping[str, Digest]) -> dict[str, Address]:
+        ids = content_ids(self.description, self.parameters, self.media, canonical)
+        return addresses(self.description, ids, self.namespaces)
+
+    def canonical_address(self) -> Address:
+        return self.addresses[self.description.final.name]
+
+    async def lead(self, flight: Flight[pb.RunResponse]) -> None:
+        worker, final = self.worker, self.description.final
+        try:
+            await worker.at("begin")
+            flight.publish(_event(queued=media.Queued(position=0)))
+            data, record = await self._have(final, flight)
+            own = self.own[final.name]
+            aliases = [record.alias(own)] if own != record.address else []
+            if any(report.outcome == common.STAGE_OUTCOME_RUN for report in self.reports.values()):
+                worker.generations += 1
+            durable: asyncio.Future[bool] | None = None
+            if not self.request.store_nothing:
+                durable = await worker.hierarchy.commit(record, data, aliases=aliases, replace=self.request.replace)
+            await worker.at("finished")
+            data = worker.twist_bytes(data)
+            for offset in range(0, len(data), PIECE):
+                flight.publish(_event(chunk=media.Chunk(offset=offset, data=data[offset : offset + PIECE])))
+            finished = pb.Finished(
+                record=record.to_bytes(),
+                stages=[self._report_of(stage) for stage in self.stages],
+                canonical_address=str(record.address),
+                alias=aliases[0].to_bytes() if aliases else b"",
+            )
+            worker.twist(finished)
+            flight.publish(pb.RunResponse(finished=finished))
+            await worker.at("stored")
+            state = media.Stored.STATE_NOT_STORED
+            if durable is not None and await durable:
+                state = media.Stored.STATE_DURABLE
+            flight.publish(pb.RunResponse(stored=media.Stored(state=state)))
+        except asyncio.CancelledError:
+            worker.cancelled += 1
+            raise
+        finally:
+            worker.ended.announce()
+
+    async def _have(self, stage: Stage, flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
+        """A stage's output, from the tiers or computed after what it needs."""
+        address = self.addresses[stage.name]
+        if not self.request.reuse_nothing:
+            max_age = self.request.max_age if self.request.HasField("max_age") else None
+            found = await self.worker.hierarchy.fetch(address, stage.ttl, max_age=max_age)
+            if found.record is not None and found.data is not None and found.tier is not None:
+                self.reports[stage.name] = common.StageReport(
+                    stage=stage.name,
+                    outcome=common.STAGE_OUTCOME_REUSED,
+                    tier=_TIERS[found.tier],
+                    device_seconds=found.record.device_seconds,
+                )
+                return found.data, found.record
+        upstream = [
+            (await self._have(self.description.stage(name), flight))[0]
+            for name in stage.upstream.values()
+            if name in self.addresses
+        ]
+        return await self._run(stage, upstream, flight)
+
+    async def _run(
+        self, stage: Stage, upstream: list[bytes], flight: Flight[pb.RunResponse]
+    ) -> tuple[bytes, Record]:
+        if stage.media and not self.request.pictures["image"].rgb:
+            raise MEDIA_NEEDED
+        if stage.name == "denoise":
+            steps = int(self.parameters["num_inference_steps"])
+            for step in range(1, steps + 1):
+                await self.worker.at("step")
+                flight.publish(_event(progress=media.Progress(stage=stage.name, step=step, steps=steps)))
+            flight.publish(_event(preview=media.Preview(image=b"jpeg", step=steps)))
+        address = self.addresses[stage.name]
+        data = self._compute(stage, upstream)
+        self.worker.ran[stage.name] += 1
+        self.reports[stage.name] = common.StageReport(
+            stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=COSTS[stage.name]
+        )
+        now = time.time()
+        record = Record(
+            address=address,
+            model=self.description.model,
+            revision=self.description.revision,
+            stage=stage.name,
+            fingerprint=stage.fingerprint,
+            output=Output(Digest.of(data), "video/mp4" if stage is self.description.final else "application/test"),
+            device_seconds=COSTS[stage.name],
+            total_device_seconds=WHOLE_COST if stage is self.description.final else COSTS[stage.name],
+            made_at=now,
+            touched_at=now,
+            ttl=stage.ttl,
+            expires_at=now + stage.max_age,
+        )
+        if stage is not self.description.final and not self.request.store_nothing:
+            await self.worker.hierarchy.commit(record, data, replace=self.request.replace)
+        return data, record
+
+    def _compute(self, stage: Stage, upstream: list[bytes]) -> bytes:
+        if stage.name in self.tokens:
+            return self.tokens[stage.name]
+        parts = [stage.kind, *(str(self.parameters[name]) for name in stage.parameters.values())]
+        parts += [self.media[name] for name in stage.media]
+        seed = Digest.of("\0".join([*parts, *(Digest.of(each).hex for each in upstream)]).encode()).hex.encode()
+        size = int(self.parameters["size"]) if stage is self.description.final else 100
+        return (seed * (size // len(seed) + 1))[:size]
+
+    def _report_of(self, stage: Stage) -> common.StageReport:
+        return self.reports.get(
+            stage.name, common.StageReport(stage=stage.name, outcome=common.STAGE_OUTCOME_NOT_NEEDED)
+        )
+
+
+def _event(**step: Any) -> pb.RunResponse:
+    return pb.RunResponse(event=media.GenerationEvent(**step))
+
+
+def _scalar(value: common.ParameterValue) -> Scalar:
+    member = value.WhichOneof("value")
+    assert member is not None
+    scalar: Scalar = getattr(value, member)
+    return scalar
+
+
+async def _abort(context: Context, refusal: Refusal) -> None:
+    status = rpc_status.to_status(refusal.status)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: CacheSettings, *descriptions: Description, started_at: float = 1.0
+) -> AsyncIterator[ScriptedWorker]:
+    """A worker that serves these models (by default `family()`) and keeps what it makes in these tiers."""
+    async with await asyncio.to_thread(build_tiers, settings, CollectorRegistry()) as tiers:
+        models = {description.model: description for description in descriptions or (family(),)}
+        worker = ScriptedWorker(tiers.below_memory, models, started_at)
+        await worker.start()
+        try:
+            yield worker
+        finally:
+            await worker.die()

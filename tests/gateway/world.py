@@ -1,0 +1,238 @@
+"""A small deployment in one process: real tiers, scripted workers, real gateways, real clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from cache.description import Description
+from cache.settings import CacheSettings, TelemetrySettings
+from cache.telemetry import Telemetry
+from gateway.client import Client, Media
+from gateway.serve import Gateway, open_gateway
+from gateway.settings import GatewaySection, GatewaySettings
+from gateway.status import Problem, explain_error
+from reprise.v1 import common_pb2 as pb
+from reprise.v1.cache_pb2 import StatsResponse
+from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
+from tests.gateway.worker import ScriptedWorker, open_worker
+from tests.servers import S3
+
+SECRET = "5e" * 32
+MIB = 1024 * 1024
+_PATIENCE = 10.0  # seconds until something that should have happened elsewhere has not
+_T = TypeVar("_T")
+
+
+def picture(shade: int = 0, size: tuple[int, int] = (16, 16)) -> bytes:
+    """A PNG file; each shade is another picture."""
+    buffer = BytesIO()
+    Image.new("RGB", size, (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = picture()
+
+
+def ask(prompt: str = "a cat", **fields: Any) -> AnimateImageRequest:
+    """A request; `policy` and `extra` are given as plain values."""
+    extra = {name: pb.ParameterValue(int_value=value) for name, value in fields.pop("extra", {}).items()}
+    policy = pb.CachePolicy(**fields.pop("policy", {}))
+    source = {} if "image_digest" in fields else {"image": fields.pop("image", PICTURE)}
+    return AnimateImageRequest(prompt=prompt, extra=extra, cache_policy=policy, **source, **fields)
+
+
+async def eventually(look: Callable[[], Awaitable[_T]], *, wanted: Callable[[_T], bool] = bool) -> _T:
+    """What `look` sees once it is as wanted. For what happens on the other side of a socket."""
+    async with asyncio.timeout(_PATIENCE):
+        while not wanted(seen := await look()):
+            await asyncio.sleep(0.005)
+    return seen
+
+
+async def problem_of(call: Awaitable[object]) -> Problem:
+    """What a client learns from a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return explain_error(caught.value)
+
+
+def outcome(media: Media) -> str:
+    """How a request was answered, and by which tier if one did: "miss", "hit from L2"."""
+    report = media.report
+    name = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
+    return f"{name} from {pb.Tier.Name(report.tier).removeprefix('TIER_')}" if report.tier else name
+
+
+def stages(reports: Any) -> dict[str, str]:
+    """What became of each stage."""
+    return {each.stage: pb.StageOutcome.Name(each.outcome).removeprefix("STAGE_OUTCOME_").lower() for each in reports}
+
+
+def kinds(events: list[GenerationEvent]) -> list[str]:
+    """What each event says, its several fields joined."""
+    return ["+".join(name.name for name, _ in event.ListFields() if name.name != "sequence") for event in events]
+
+
+class Follower:
+    """A client's request that is under way, and the events it has seen."""
+
+    def __init__(self, client: Client, request: AnimateImageRequest, deadline: float | None = None) -> None:
+        self.events: list[GenerationEvent] = []
+        self._news = asyncio.Event()
+        self.task = asyncio.create_task(client.animate(request, on_event=self._see, deadline=deadline))
+
+    def _see(self, event: GenerationEvent) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    async def seen(self, kind: str) -> GenerationEvent:
+        """The first event of this kind, as soon as it is there."""
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                for event in self.events:
+                    if event.HasField(kind):  # type: ignore[arg-type]  # a name that the test knows
+                        return event
+                self._news.clear()
+                await self._news.wait()
+
+    async def name(self) -> str:
+        return (await self.seen("accepted")).accepted.name
+
+    async def media(self) -> Media:
+        async with asyncio.timeout(_PATIENCE):
+            return await self.task
+
+    async def leave(self) -> None:
+        """Drop the stream without a word."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@dataclass
+class Desk:
+    """One gateway, and a client of it."""
+
+    gateway: Gateway
+    client: Client
+    registry: CollectorRegistry
+    _spans: InMemorySpanExporter
+    _stack: AsyncExitStack
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.gateway.port}"
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        return list(self._spans.get_finished_spans())
+
+    async def animate(self, prompt: str = "a cat", **fields: Any) -> Media:
+        async with asyncio.timeout(_PATIENCE):
+            return await self.client.animate(ask(prompt, **fields))
+
+    def follow(self, prompt: str = "a cat", *, client: Client | None = None, **fields: Any) -> Follower:
+        return Follower(client or self.client, ask(prompt, **fields))
+
+    async def stored(self, media: Media) -> str:
+        async with asyncio.timeout(_PATIENCE):
+            return Stored.State.Name(await self.client.until_stored(media)).removeprefix("STATE_").lower()
+
+    async def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    async def sees(self, *workers: ScriptedWorker, client: Client | None = None) -> None:
+        """Wait until these workers, and no others, are healthy for this gateway."""
+        asker, addresses = client or self.client, {worker.address for worker in workers}
+
+        def healthy(stats: StatsResponse) -> bool:
+            return {worker.address for worker in stats.workers if worker.healthy} == addresses
+
+        await eventually(asker.stats, wanted=healthy)
+
+    async def connect(self, *, api_key: str = "", session: str = "") -> Client:
+        """One more client."""
+        return await self._stack.enter_async_context(Client(self.address, api_key=api_key, session=session))
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+@dataclass
+class World:
+    """Everything that is up, and goes down with the test."""
+
+    cache: CacheSettings
+    _stack: AsyncExitStack
+    desks: list[Desk] = field(default_factory=list)
+
+    async def worker(self, *descriptions: Description, started_at: float = 1.0) -> ScriptedWorker:
+        return await self._stack.enter_async_context(open_worker(self.cache, *descriptions, started_at=started_at))
+
+    async def desk(
+        self,
+        *workers: ScriptedWorker | str,
+        sample: float = 1.0,
+        cache: CacheSettings | None = None,
+        api_key: str = "",
+        **section: Any,
+    ) -> Desk:
+        """A gateway with these workers, seen healthy unless they are mere addresses."""
+        addresses = [worker if isinstance(worker, str) else worker.address for worker in workers]
+        options: dict[str, Any] = {"port": 0, "grace": 0.0, "drain": 0.0, "workers": addresses} | section
+        settings = GatewaySettings(cache=cache or self.cache, gateway=GatewaySection(**options))
+        stack = AsyncExitStack()
+        await self._stack.enter_async_context(stack)
+        spans = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(spans))
+        stack.callback(provider.shutdown)
+        registry = CollectorRegistry()
+        telemetry = Telemetry(TelemetrySettings(sample_ratio=sample), provider, registry)
+        gateway = await stack.enter_async_context(open_gateway(settings, telemetry))
+        client = await stack.enter_async_context(Client(f"127.0.0.1:{gateway.port}", api_key=api_key))
+        desk = Desk(gateway, client, registry, spans, stack)
+        if seen := [worker for worker in workers if isinstance(worker, ScriptedWorker)]:
+            await desk.sees(*seen)
+        self.desks.append(desk)
+        return desk
+
+    def only(self, *tiers: str, **changes: Any) -> CacheSettings:
+        """The same tiers without those that are not named."""
+        return self.cache.model_copy(
+            update={
+                name: getattr(self.cache, name).model_copy(update={"enabled": name in tiers, **changes.get(name, {})})
+                for name in ("l1", "l2", "l3")
+            }
+        )
+
+
+@asynccontextmanager
+async def open_world(redis_url: str, objects: Path | S3) -> AsyncIterator[World]:
+    """A deployment on this Redis and this object store, with no gateway and no worker yet."""
+    l3: dict[str, Any] = {"url": f"file://{objects}"}
+    if isinstance(objects, S3):
+        l3 = {
+            "url": f"s3://{objects.bucket}/{objects.prefix}",
+            "endpoint": objects.endpoint,
+            "region": objects.region,
+            "access_key": objects.access_key,
+            "secret_key": objects.secret_key,
+        }
+    generous = {"budget": 2.0}  # a busy machine is not what these tests are about
+    settings = {"secret": SECRET, "l2": {"url": redis_url, **generous}, "l3": {"stall": 5.0, **l3}}
+    async with AsyncExitStack() as stack:
+        yield World(CacheSettings.model_validate(settings), stack)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import torch
+
+from cache.digest import Digest
+from cache.keys import Address
+from cache.record import Output, Record
+from inference.pool import Hot, Pool, compact
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def address(number: int) -> Address:
+    return Address("0" * 32, f"{number:064x}")
+
+
+def hot(number: int, weight: int = 100, *, ttl: float = 60.0, expires_at: float = 1e12) -> Hot:
+    record = Record(
+        address=address(number),
+        model="m",
+        revision="1",
+        stage="text",
+        fingerprint="f",
+        output=Output(Digest.of(b""), "application/vnd.safetensors"),
+        device_seconds=1.0,
+        total_device_seconds=1.0,
+        made_at=1000.0,
+        touched_at=1000.0,
+        ttl=ttl,
+        expires_at=expires_at,
+    )
+    return Hot({"t": torch.zeros(1)}, weight, record)
+
+
+def test_the_pool_stays_within_its_bytes() -> None:
+    """What was not used for longest goes when room is needed, and is counted."""
+    pool = Pool(max_bytes=250, clock=Clock())
+    for number in (1, 2, 3):
+        assert pool.put(address(number), hot(number))
+    assert (pool.bytes, len(pool), pool.evictions) == (200, 2, 1)
+    assert pool.lease(address(1)) is None
+    assert pool.lease(address(2)) is not None
+
+
+def test_a_leased_entry_stays() -> None:
+    """Neither want of room nor emptying the pool takes away what somebody uses."""
+    pool = Pool(max_bytes=250, clock=Clock())
+    pool.put(address(1), hot(1))
+    leased = pool.lease(address(1))
+    pool.put(address(2), hot(2))
+    assert pool.put(address(3), hot(3))
+    assert pool.clear() == 100
+    assert pool.lease(address(1)) is leased
+    pool.release(address(1))
+    pool.release(address(1))
+    assert pool.clear() == 100
+    assert pool.bytes == 0
+
+
+def test_a_full_pool_says_so() -> None:
+    """Where everything is leased, nothing new comes in and nothing is lost."""
+    pool = Pool(max_bytes=150, clock=Clock())
+    pool.put(address(1), hot(1))
+    pool.lease(address(1))
+    assert not pool.put(address(2), hot(2))
+    assert not pool.put(address(3), hot(3, weight=1000))
+    assert len(pool) == 1
+
+
+def test_entries_age_like_their_records() -> None:
+    """An access starts the TTL again; the hard age does not move."""
+    clock = Clock()
+    pool = Pool(max_bytes=1000, clock=clock)
+    pool.put(address(1), hot(1, ttl=60.0, expires_at=1100.0))
+    clock.now = 1050.0
+    assert pool.lease(address(1)) is not None
+    pool.release(address(1))
+    clock.now = 1099.0
+    assert pool.lease(address(1)) is not None
+    pool.release(address(1))
+    clock.now = 1100.0
+    assert pool.lease(address(1)) is None
+
+
+def test_a_number_of_entries_can_be_the_bound() -> None:
+    """Besides bytes, entries are counted where that is wished."""
+    pool = Pool(max_bytes=1000, max_entries=2, clock=Clock())
+    for number in (1, 2, 3):
+        pool.put(address(number), hot(number))
+    assert len(pool) == 2
+
+
+def test_a_view_is_kept_as_its_own_bytes() -> None:
+    """A row of a matrix does not keep the matrix in memory, and strides are made plain."""
+    matrix = torch.arange(10_000.0).reshape(100, 100)
+    own, weight = compact({"row": matrix[3], "column": matrix[:, 3]})
+    assert weight == 2 * 100 * 4
+    assert all(tensor.is_contiguous() for tensor in own.values())
+    assert torch.equal(own["row"], matrix[3])
+    assert torch.equal(own["column"], matrix[:, 3])
+
+
+def test_a_whole_tensor_is_not_copied() -> None:
+    """What has its storage for itself is kept as it is."""
+    tensor = torch.arange(100.0)
+    own, weight = compact({"t": tensor, "same": tensor})
+    assert own["t"].data_ptr() == tensor.data_ptr()
+    assert weight == 400
