@@ -80,7 +80,7 @@ class Flights(Generic[K, E]):
 
     def __init__(self, *, grace: float) -> None:
         self._grace = grace
-        self._flights: dict[K, Flight[E]] = {}
+        self._flights: dict[K, Flight[E]] = {}  # those that can be joined
         self._tasks: dict[Flight[E], asyncio.Future[None]] = {}
         self._graces: dict[Flight[E], asyncio.TimerHandle] = {}
 
@@ -106,8 +106,9 @@ class Flights(Generic[K, E]):
         return flight, True
 
     def cancel(self, flight: Flight[E]) -> None:
-        """End the work now, whoever follows."""
+        """End the work now, whoever follows. Nobody joins it any more: who comes now begins anew."""
         if task := self._tasks.get(flight):
+            self._flights = {key: other for key, other in self._flights.items() if other is not flight}
             task.cancel()
 
     async def drain(self, patience: float) -> None:
@@ -120,7 +121,9 @@ class Flights(Generic[K, E]):
         await asyncio.gather(*remaining, return_exceptions=True)
 
     def _landed(self, key: K, flight: Flight[E], task: asyncio.Future[None]) -> None:
-        del self._flights[key], self._tasks[flight]
+        del self._tasks[flight]
+        if self._flights.get(key) is flight:
+            del self._flights[key]
         self._end_grace(flight)
         flight.end(Deserted("the work was cancelled") if task.cancelled() else task.exception())
 

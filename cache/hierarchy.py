@@ -53,9 +53,9 @@ class Hierarchy:
         if data is None:
             if _proves_absence(reads):
                 await self._forget(address)
-            return Found((*lookups, *reads))
+            return Found(_by_tier([*lookups, *reads]))
         await self._promote(record, holder, data)
-        return Found((*lookups, *(read for read in reads if read.tier is not lookups[-1].tier)), record, data, tier)
+        return Found(_by_tier([*lookups, *reads]), record, data, tier)
 
     async def find_many(self, wanted: Sequence[tuple[Address, float]]) -> dict[Address, tuple[Record, TierName]]:
         """Records at these (address, TTL in seconds) pairs, asked for at once. Their blobs are not read yet."""
@@ -84,9 +84,7 @@ class Hierarchy:
             if not tier.holds(digest.size):
                 continue
             lookup = await tier.get(key, ttl)
-            if lookup.value is not None and not digest.names(lookup.value):
-                await _delete(tier, key)
-                lookup = replace(lookup, outcome=Outcome.CORRUPT, value=None)
+            lookup = await _checked(tier, key, digest, lookup)
             lookups.append(lookup)
             if lookup.value is not None:
                 await self._promote_writes([Write(key, lookup.value, ttl)], position)
@@ -173,6 +171,29 @@ class Hierarchy:
     async def _forget(self, address: Address) -> None:
         for tier in self.tiers:
             await _delete(tier, Key.of_record(address))
+
+
+async def _checked(tier: Tier, key: Key, digest: Digest, lookup: Lookup) -> Lookup:
+    if lookup.value is None:
+        return lookup
+    found = Digest.of(lookup.value)
+    if found.hex != digest.hex:
+        await _delete(tier, key)
+        return replace(lookup, outcome=Outcome.CORRUPT, value=None)
+    if found.size != digest.size:  # who asks has the size wrong; what is stored is sound, and stays
+        return replace(lookup, outcome=Outcome.MISS, value=None)
+    return lookup
+
+
+def _by_tier(lookups: Sequence[Lookup]) -> tuple[Lookup, ...]:
+    """One lookup for every tier that was asked: for the record first, then for the blob, whose answer counts."""
+    merged: dict[TierName, Lookup] = {}
+    for lookup in lookups:
+        before = merged.pop(lookup.tier, None)  # and in again, so that the tier that gave the bytes is the last
+        if before is not None:
+            lookup = replace(lookup, started_ns=before.started_ns, seconds=before.seconds + lookup.seconds)
+        merged[lookup.tier] = lookup
+    return tuple(merged.values())
 
 
 def _proves_absence(lookups: Sequence[Lookup]) -> bool:

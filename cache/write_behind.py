@@ -79,6 +79,8 @@ class WriteBehind:
         self._clock = clock
         self._queue: asyncio.Queue[_Batch] = asyncio.Queue()
         self._settled = News()
+        self._turn = asyncio.Lock()  # results wait for room in the order they came
+        self._open = True
         self._tasks: list[asyncio.Task[None]] = []
         self.bytes = 0  # accepted and not yet written or given up
         self.entries = 0
@@ -90,22 +92,26 @@ class WriteBehind:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.drain(self._drain_timeout)
+        self._open = False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        while not self._queue.empty():
+            self._settle(self._queue.get_nowait(), durable=False)
 
     async def submit(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
         """Queue a result, waiting for room. The future says whether the durable tier has it."""
         batch = self._batch(writes, self._tiers)
-        while not self._has_room(batch):
-            await self._settled.wait()
-        self._enqueue(batch)
+        async with self._turn:
+            while not self._has_room(batch):
+                await self._settled.wait()
+            self._enqueue(batch)
         return batch.durable
 
     def offer(self, writes: Sequence[Write], tiers: Sequence[Tier]) -> bool:
-        """Queue a promotion to these tiers if there is room now."""
+        """Queue a promotion to these tiers if there is room now, and no result is waiting for it."""
         batch = self._batch(writes, tiers)
-        if not self._has_room(batch):
+        if self._turn.locked() or not self._has_room(batch):
             self.counts.dropped += len(writes)
             return False
         self._enqueue(batch)
@@ -133,19 +139,25 @@ class WriteBehind:
     def _enqueue(self, batch: _Batch) -> None:
         self.bytes += batch.bytes
         self.entries += len(batch.writes)
-        self._queue.put_nowait(batch)
+        if self._open:
+            self._queue.put_nowait(batch)
+        else:
+            self._settle(batch, durable=False)  # nobody writes any more
 
     async def _write_forever(self) -> None:
         while True:
             batch = await self._queue.get()
             try:
                 durable = await self._write(batch)
+            except asyncio.CancelledError:
+                self._settle(batch, durable=False)  # the process is stopping; whoever waits must not wait for ever
+                raise
             except Exception:  # noqa: BLE001 - a bug in a tier must not end the only writer there is
                 _log.exception("write-behind failed")
                 durable = False
-            self._settle(batch, durable)
+            self._settle(batch, durable=durable)
 
-    def _settle(self, batch: _Batch, durable: bool) -> None:
+    def _settle(self, batch: _Batch, *, durable: bool) -> None:
         self.bytes -= batch.bytes
         self.entries -= len(batch.writes)
         if durable:
@@ -163,8 +175,9 @@ class WriteBehind:
         # A tier that holds every blob of the batch needs nobody; one that does not must not show a record before the
         # durable tier has the blob.
         complete = [tier for tier in fast if all(tier.holds(len(write.payload)) for write in batch.writes)]
+        store_last = self._store_durably if last is self._tiers[-1] else self._store
         durable, *_ = await asyncio.gather(
-            self._store_durably(last, batch.writes), *(self._store(tier, batch.writes) for tier in complete)
+            store_last(last, batch.writes), *(self._store(tier, batch.writes) for tier in complete)
         )
         if durable:
             await asyncio.gather(*(self._store(tier, batch.writes) for tier in fast if tier not in complete))
@@ -194,7 +207,9 @@ class WriteBehind:
 
     async def _is_live(self, tier: Tier, write: Write) -> bool:
         lookup = await tier.get(write.key, write.ttl)
-        if lookup.outcome is not Outcome.HIT or lookup.value is None:
+        if lookup.outcome in (Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED):
+            raise TierError(f"{lookup.outcome} when asked for the record it has")  # a live one must not be replaced
+        if lookup.value is None:
             return False
         try:
             return not Record.from_bytes(lookup.value).expired(self._clock())

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence, Set
@@ -46,6 +47,7 @@ TRIES = (
     "the wind picks up",
 )
 IMAGE_STAGES = {"vision", "moments"}
+_RUN = pb.STAGE_OUTCOME_RUN
 OUTCOMES = {
     pb.OUTCOME_HIT: "hit",
     pb.OUTCOME_MISS: "miss",
@@ -63,6 +65,7 @@ class Row:
     ms: float
     generations: int
     wrong: list[str] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -82,6 +85,17 @@ class Row:
         return list(dict.fromkeys(named))
 
     @property
+    def times_run(self) -> Counter[str]:
+        led = [media for media in self.media if media.report.outcome != pb.OUTCOME_COALESCED]
+        return Counter(stage.stage for media in led for stage in media.report.stages if stage.outcome == _RUN)
+
+    @property
+    def answered_by(self) -> str:
+        if self.outcome == "hit":
+            return self.tier or "tiers"
+        return "worker" if len(self.media) == 1 else ", ".join(f"{n} {outcome}" for outcome, n in self.outcomes.items())
+
+    @property
     def saved(self) -> float:
         return sum(media.report.device_seconds_saved for media in self.media)
 
@@ -90,13 +104,14 @@ class Row:
             "name": self.name,
             "outcome": self.outcome,
             "tier": self.tier,
-            "stages_run": self.stages(pb.STAGE_OUTCOME_RUN),
+            "stages_run": self.stages(_RUN),
             "stages_reused": self.stages(pb.STAGE_OUTCOME_REUSED),
             "generations": self.generations,
             "ms": round(self.ms, 1),
             "requests": len(self.media),
             "outcomes": dict(self.outcomes),
             "device_seconds_saved": round(self.saved, 3),
+            "times_run": dict(self.times_run),
         }
 
 
@@ -149,13 +164,8 @@ class Demo:
         requests = [{"image": encoded.getvalue(), "prompt": prompt} for prompt in TRIES]
         await self._row("five-tries", requests, run={"denoise"}, generations=5)
         row = self.rows[-1]
-        encodes = sum(
-            stage.outcome == pb.STAGE_OUTCOME_RUN and stage.stage in IMAGE_STAGES
-            for media in row.media
-            for stage in media.report.stages
-        )
-        if encodes != len(IMAGE_STAGES):
-            row.wrong.append(f"image stages ran {encodes} times")
+        if dict.fromkeys(IMAGE_STAGES, 1) != {stage: row.times_run[stage] for stage in IMAGE_STAGES}:
+            row.wrong.append(f"expected each image stage to run once: {dict(row.times_run)}")
 
     async def _row(
         self,
@@ -183,10 +193,11 @@ class Demo:
         row.wrong += _deviations(row, tier, run, not_run, generations)
         row.wrong += [f"not stored: {state}" for state in stored if state != Stored.STATE_DURABLE]
         self.rows.append(row)
-        for number, each in enumerate(media if name == "five-tries" else media[:1], start=1):
+        for number, each in enumerate(media[:1] if at_once else media, start=1):
             suffix = each.result.media_type.rpartition("/")[2]
-            label = name if len(media) == 1 or at_once else f"{name}-{number}"
-            (OUT / f"{label}.{suffix}").write_bytes(each.data)
+            file = OUT / (f"{name}.{suffix}" if len(media) == 1 or at_once else f"{name}-{number}.{suffix}")
+            file.write_bytes(each.data)
+            row.videos.append(file)
 
     def _draw_first_trace(self) -> None:
         command = [sys.executable, "-m", "gateway.cli", "trace", self.rows[0].media[0].result.trace_id]
@@ -203,7 +214,7 @@ class Demo:
 
 
 def _deviations(row: Row, tier: str | None, run: Set[str], not_run: Set[str], generations: int | None) -> list[str]:
-    ran = set(row.stages(pb.STAGE_OUTCOME_RUN))
+    ran = set(row.stages(_RUN))
     wrong = []
     if tier is not None and (row.tier != tier or ran or row.generations):
         wrong.append(f"expected a hit from {tier} and no stage run")
@@ -223,14 +234,16 @@ def _tier(tier: pb.Tier) -> str:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table("row", "answered by", "stages run", "stages reused", "generations", "ms", "device s saved", box=None)
+    table = Table(box=None)
+    for heading in ("row", "answered by", "stages run", "stages reused"):
+        table.add_column(heading, no_wrap=heading in ("row", "answered by"))
+    for heading in ("generated", "ms", "device s saved"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        counted = ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items())
-        answered = row.tier if row.outcome == "hit" else ("worker" if len(row.media) == 1 else counted)
         table.add_row(
             row.name,
-            answered,
-            ", ".join(row.stages(pb.STAGE_OUTCOME_RUN)) or "none",
+            row.answered_by,
+            ", ".join(row.stages(_RUN)) or "none",
             ", ".join(row.stages(pb.STAGE_OUTCOME_REUSED)) or "none",
             str(row.generations),
             f"{row.ms:,.0f}",
@@ -239,17 +252,20 @@ def _table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def contact_sheet(photo: Path, videos: Sequence[Path], frames: int = 5, side: int = 160) -> Image.Image:
-    """The photograph, and some frames of every video, one row each."""
-    label = 180
-    sheet = Image.new("RGB", (label + (frames + 1) * side, len(videos) * side), "white")
+def contact_sheet(photo: Path, rows: Sequence[Row], frames: int = 5, side: int = 128) -> Image.Image:
+    """The photograph and some frames of every video, a line each, with what answered and how fast."""
+    lines = [(row, video) for row in rows for video in row.videos]
+    label = 230
+    sheet = Image.new("RGB", (label + (frames + 1) * side, len(lines) * side), "white")
     draw = ImageDraw.Draw(sheet)
     thumbnail = ImageOps.fit(Image.open(photo).convert("RGB"), (side, side))
-    for row, video in enumerate(videos):
-        draw.text((8, row * side + side // 2), video.name, fill="black")
-        sheet.paste(thumbnail, (label, row * side))
+    for line, (row, video) in enumerate(lines):
+        run = ", ".join(stage for stage in row.stages(_RUN) if not stage.endswith("tokens")) or "nothing"
+        told = [video.name, f"answered by {row.answered_by}", *textwrap.wrap(f"run: {run}", 36), f"{row.ms:,.0f} ms"]
+        draw.text((8, line * side + 16), "\n".join(told), fill="black")
+        sheet.paste(thumbnail, (label, line * side))
         for column, frame in enumerate(_sample(video, frames), start=1):
-            sheet.paste(ImageOps.fit(frame, (side, side)), (label + column * side, row * side))
+            sheet.paste(ImageOps.fit(frame, (side, side)), (label + column * side, line * side))
     return sheet
 
 
@@ -269,13 +285,14 @@ def _photo() -> Path:
 
 def main() -> int:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=150)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     photo = _photo()
     demo = Demo(photo, console)
     asyncio.run(demo.run())
-    videos = sorted((path for path in OUT.iterdir() if path.suffix in (".mp4", ".webm")), key=os.path.getmtime)
-    contact_sheet(photo, videos).save(OUT / "contact-sheet.png")
+    contact_sheet(photo, demo.rows).save(OUT / "contact-sheet.png")
     (OUT / "report.json").write_text(json.dumps({"rows": [row.as_json() for row in demo.rows]}, indent=2))
     console.print(_table(demo.rows))
     if any(media.result.random_weights for row in demo.rows for media in row.media):

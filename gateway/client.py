@@ -73,7 +73,7 @@ class Client:
 
     async def until_stored(self, media: Media) -> media_pb2.Stored.State:
         """Wait until it is known whether the artifact is durable."""
-        if media.result.stored.state != media_pb2.Stored.STATE_PENDING:
+        if media.result.stored.state != media_pb2.Stored.STATE_PENDING or not media.name:
             return media.result.stored.state
         state = media.result.stored.state
         async for event in self.watch(media.name, media.last_sequence + 1):

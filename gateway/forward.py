@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import grpc
 import structlog
@@ -46,12 +48,21 @@ class _Artifact:
 class Forwarder:
     """Leads flights: one call of `lead` is one generation, wherever it runs."""
 
-    def __init__(self, hierarchy: Hierarchy, fleet: Fleet, tracing: Tracing, *, patience: float) -> None:
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        fleet: Fleet,
+        tracing: Tracing,
+        *,
+        patience: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._hierarchy = hierarchy
         self._fleet = fleet
         self._tracing = tracing
         self._patience = patience
-        self._abandoned: set[Flight[Step]] = set()
+        self._clock = clock
+        self._abandoned: WeakSet[Flight[Step]] = WeakSet()
 
     def abandon(self, flight: Flight[Step]) -> None:
         """The flight is about to be cancelled because its callers said so, not because they are gone."""
@@ -82,7 +93,8 @@ class Forwarder:
             if stage.cached and stage is not description.final and not _after_canonical(description, stage.name)
         }
         found = await self._hierarchy.find_many([(address, stage.ttl) for address, stage in reachable.items()])
-        return {reachable[address].name: known for address, known in found.items()}
+        oldest = 0.0 if plan.policy.max_age is None else self._clock() - plan.policy.max_age
+        return {reachable[address].name: known for address, known in found.items() if known[0].made_at >= oldest}
 
     async def _run_somewhere(
         self,
@@ -143,13 +155,13 @@ class Forwarder:
         except asyncio.CancelledError:
             if flight in self._abandoned:
                 await asyncio.shield(worker.abandon(request.follower))
-            call.cancel()
             raise
         except grpc.aio.AioRpcError as error:
             span.set_status(StatusCode.ERROR, error.code().name)
             if artifact is None:
                 raise
         finally:
+            call.cancel()  # if it is not over: we have what we want of it, or want no more
             span.end()
         if artifact is None:
             raise Internal("WORKER_ENDED_EARLY")
@@ -233,13 +245,16 @@ def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
         own = Record.from_bytes(finished.alias or finished.record, address)
     except NotARecord as error:
         raise Internal("WORKER_RECORD_INVALID") from error
+    # What is stored for a tenant stays in its namespace, whatever a worker says.
+    if str(canonical.address) != finished.canonical_address or canonical.address.namespace != address.namespace:
+        raise Internal("WORKER_RECORD_INVALID")
     if not canonical.output.digest.names(data) or own.output.digest != canonical.output.digest:
         raise Internal("WORKER_BYTES_DIFFER")
     return _Artifact(canonical, own, data)
 
 
 def _completed(artifact: _Artifact, finished: Finished, plan: Plan) -> Completed:
-    reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights)
+    reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
     return Completed(reply, list(finished.stages), finished.joined)
 
 

@@ -69,6 +69,7 @@ class Generation:
     name: str = field(default_factory=lambda: secrets.token_urlsafe(18))
     streams: int = 0
     cancelled: bool = False
+    answer: Answer | None = None  # given once, however often it is watched
 
     async def events(self, start: int = 0, *, to_result: bool) -> AsyncGenerator[bytes]:
         """Responses from event `start` on, up to the result or to the very end. Raises what ended the flight."""
@@ -97,9 +98,10 @@ class Generation:
                 accepted = Accepted(name=self.name, seed=self.plan.seed, stages=step.stages)
                 return event_response(GenerationEvent(sequence=sequence, accepted=accepted))
             case Completed():
-                answer = self.compose(self, step)
-                self.answered(answer)
-                result = result_message(self.plan, answer, step.reply, self.span, Stored.STATE_PENDING)
+                if self.answer is None:
+                    self.answer = self.compose(self, step)
+                    self.answered(self.answer)
+                result = result_message(self.plan, self.answer, step.reply, self.span, Stored.STATE_PENDING)
                 return event_response(GenerationEvent(sequence=sequence, result=result))
             case Settled():
                 return event_response(GenerationEvent(sequence=sequence, stored=step.stored))
@@ -128,6 +130,10 @@ class Generations:
         ):
             raise NotFound("GENERATION_UNKNOWN")
         return generation
+
+    def of(self, flight: Flight[Step]) -> list[Generation]:
+        """Everybody's interest in one flight."""
+        return [generation for generation in self._by_name.values() if generation.flight is flight]
 
     def _forget_finished(self) -> None:
         now = self._clock()

@@ -9,12 +9,13 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import grpc
+from opentelemetry.trace import SpanKind, StatusCode
 
 from cache.build import Tiers
 from cache.description import Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
-from cache.telemetry import parent_of
+from cache.telemetry import Tracing, parent_of
 from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
 from gateway.identity import current_caller
@@ -40,6 +41,7 @@ class MediaServicer:
         tiers: Tiers,
         darkroom: Darkroom,
         ledger: Ledger,
+        tracing: Tracing,
         *,
         secret: bytes,
         default_seed: int,
@@ -49,6 +51,7 @@ class MediaServicer:
         self._files = tiers.through_memory
         self._darkroom = darkroom
         self._ledger = ledger
+        self._tracing = tracing
         self._default_seed = default_seed
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
@@ -134,7 +137,21 @@ class MediaServicer:
             yield visit
         except Refused as refused:
             self._ledger.refused(method, refused.code.name, refused.reason)
+            if not visit.traced:
+                self._trace_refusal(visit, refused)
             raise
+
+    def _trace_refusal(self, visit: Visit, refused: Refused) -> None:
+        attributes = {"rpc.system.name": "grpc", "rpc.method": visit.method, "error.type": refused.reason}
+        span = self._tracing.begin(
+            visit.method,
+            parent=visit.parent,
+            started_ns=visit.started_ns,
+            attributes=attributes,
+            kind=SpanKind.SERVER,
+        )
+        span.set_status(StatusCode.ERROR, refused.reason)
+        span.end()
 
 
 def _metadata(context: Context) -> Mapping[str, str]:

@@ -6,7 +6,9 @@ says. So hits are served with every worker gone, also by a gateway that has just
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -16,7 +18,8 @@ from cache.errors import TierError
 from gateway.errors import InvalidField, NotFound, Unavailable
 from gateway.workers import Fleet
 
-_RETRY = 2.0  # seconds
+_RETRY = 2.0  # seconds, for callers, and between two looks into the catalogue
+_PATIENCE = 2.0  # seconds for all of a look into the catalogue
 _log = structlog.get_logger(__name__)
 
 
@@ -28,23 +31,30 @@ class Models:
         *,
         revisions: Mapping[str, str],
         defaults: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._revisions = revisions
         self._defaults = defaults
         self._known: dict[str, Description] = {}
+        self._clock = clock
+        self._next_recall = float("-inf")
 
     async def recall(self) -> None:
-        """Learn from the catalogue what this gateway does not know yet."""
-        if self._catalogue is None:
+        """Learn from the catalogue what this gateway does not know yet. Does nothing if it did so just now: anybody
+        may ask for models that do not exist.
+        """
+        if self._catalogue is None or self._clock() < self._next_recall:
             return
+        self._next_recall = self._clock() + _RETRY
         try:
-            for model in await self._catalogue.models():
-                if model not in self._known and (description := await self._catalogue.active(model)):
-                    self._known[model] = description
-        except TierError as error:
-            _log.warning("catalogue not readable", error=str(error))
+            async with asyncio.timeout(_PATIENCE):
+                for model in await self._catalogue.models():
+                    if model not in self._known and (description := await self._catalogue.active(model)):
+                        self._known[model] = description
+        except (TierError, TimeoutError) as error:
+            _log.warning("catalogue not readable", error=type(error).__name__)
 
     async def describe(self, model: str, task: str) -> Description:
         """The active description of a model, or of the task's default if no model is named.
@@ -58,7 +68,7 @@ class Models:
             name = name or self._default(task)
             description = self._active(name) if name else None
         if description is None:
-            raise self._missing()
+            raise self._missing(name)
         if description.task != task:
             raise InvalidField("model", f"this model does another task: {description.task}")
         return description
@@ -77,8 +87,10 @@ class Models:
             self._active(model)
         return next((name for name, known in sorted(self._known.items()) if known.task == task), None)
 
-    def _missing(self) -> NotFound | Unavailable:
-        # With nothing known at all, the model may well exist: its worker has just not spoken yet.
-        if self._known or self._fleet.models():
+    def _missing(self, name: str | None) -> NotFound | Unavailable:
+        # With nothing known at all, the model may well exist: its worker has just not spoken yet. And one that is known
+        # in another revision than the configured one does exist.
+        known = self._fleet.models() | self._known.keys()
+        if known and name not in known:
             return NotFound("MODEL_UNKNOWN")
         return Unavailable("NEVER_DESCRIBED", retry_after=_RETRY)

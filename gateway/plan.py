@@ -36,8 +36,10 @@ class Policy:
 
     @classmethod
     def of(cls, message: CachePolicy) -> Policy:
-        """Raises InvalidField for combinations that mean nothing."""
+        """Raises InvalidField for what means nothing here."""
         mode = message.mode
+        if mode not in CachePolicy.Mode.values():
+            raise InvalidField("cache_policy.mode", "must be one that this gateway knows")
         refresh, bypass = mode == CachePolicy.MODE_REFRESH, mode == CachePolicy.MODE_BYPASS
         only_if_cached = mode == CachePolicy.MODE_ONLY_IF_CACHED
         if message.fresh and only_if_cached:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from opentelemetry.context import Context
@@ -20,7 +20,7 @@ from cache.tier import Outcome as LookupOutcome
 from gateway.answer import Answer, Outcome, hit_stages, tier_name
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
-from gateway.generation import Completed, Generation, Generations, Step, result_message
+from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
 from gateway.ledger import Ledger
 from gateway.plan import Plan
 from gateway.wire import Reply
@@ -28,7 +28,7 @@ from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import Stored
 
 
-@dataclass(frozen=True)
+@dataclass
 class Visit:
     """What the transport knows of a request."""
 
@@ -38,6 +38,7 @@ class Visit:
     set_cache_status: Callable[[str], None]
     started_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.perf_counter)
+    traced: bool = False  # it has a span
 
 
 class Resolver:
@@ -97,7 +98,10 @@ class Resolver:
         generation = self._generations.find(name, visit.principal)
         generation.cancelled = True
         flight = generation.flight
-        if not flight.ended and flight.followers <= generation.streams:
+        sharing = self._generations.of(flight)
+        # Who dropped a stream may come back within the grace. A result that is being stored has a follower of its own.
+        deserted = all(each.cancelled for each in sharing)
+        if deserted and not flight.ended and flight.followers <= sum(each.streams for each in sharing):
             self._forwarder.abandon(flight)
             self._flights.cancel(flight)
         flight.wake()
@@ -108,11 +112,15 @@ class Resolver:
             return reply, (lookup,)
         final = plan.description.final
         found = await self._hierarchy.fetch(plan.address, final.ttl, max_age=plan.policy.max_age)
-        if found.record is None or found.data is None:
-            return None, (lookup, *found.lookups)
-        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights)
-        self._hold(plan, reply)
-        return reply, (lookup, *found.lookups)
+        lookups = (lookup, *found.lookups)
+        if found.record is not None and found.data is not None:
+            reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
+            self._hold(plan, reply)
+            return reply, lookups
+        if self._memory.held(Key.of_wire(plan.address)) is None:
+            return None, lookups
+        reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
+        return reply, (*lookups, lookup)
 
     def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
@@ -132,7 +140,7 @@ class Resolver:
             return None
         touched = self._hierarchy.touch(reply.record)
         if touched is not reply.record:
-            reply = Reply(touched, reply.chunks, reply.random_weights)
+            reply = replace(reply, record=touched)
             self._hold(plan, reply)
         return reply
 
@@ -147,7 +155,7 @@ class Resolver:
             cost=record.total_device_seconds,
         )
 
-    def _hit(self, plan: Plan, visit: Visit, reply: Reply, lookups: Sequence[Lookup]) -> list[bytes]:
+    def _hit(self, plan: Plan, visit: Visit, reply: Reply, lookups: Sequence[Lookup]) -> Iterator[bytes]:
         tier = lookups[-1].tier
         answer = Answer(
             Outcome.HIT, reply.record, plan.address, lookups, hit_stages(plan.stages, reply.record, tier), tier
@@ -158,7 +166,8 @@ class Resolver:
             answer.describe(span)
             span.end()
         self._answered(visit, answer)
-        return list(reply.messages(result_message(plan, answer, reply, span, Stored.STATE_DURABLE)))
+        stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
+        return reply.messages(result_message(plan, answer, reply, span, stored))
 
     def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], span: Span) -> Generation:
         key = (plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age)
@@ -167,10 +176,15 @@ class Resolver:
 
         async def lead(flight: Flight[Step]) -> None:
             generate = self._tracing.child(span, "reprise.generate")
-            try:
-                await self._forwarder.lead(flight, plan, generate, lambda done: self._fill(plan, done))
-            finally:
-                generate.end()
+            with ExitStack() as interest:
+                interest.callback(generate.end)
+
+                def fill(done: Completed) -> None:
+                    self._fill(plan, done)
+                    interest.enter_context(flight.following())  # until it is stored, whoever else is there
+
+                await self._forwarder.lead(flight, plan, generate, fill)
+                self._settle(plan, flight.events)
 
         flight, led = self._flights.join(key, lead)
         if led:
@@ -197,6 +211,12 @@ class Resolver:
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
             self.ledger.generated()
 
+    def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
+        match events:
+            case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
+                if stored.state == Stored.STATE_DURABLE and self._memory.held(Key.of_wire(plan.address)) is reply:
+                    self._hold(plan, replace(reply, durable=True))
+
     def _completed(self, generation: Generation, done: Completed) -> Answer:
         plan = generation.plan
         final = done.stages[-1] if done.stages else pb.StageReport()
@@ -214,10 +234,11 @@ class Resolver:
     def _answered(self, visit: Visit, answer: Answer, span: Span | None = None) -> None:
         visit.set_cache_status(answer.cache_status(self._clock()))
         self.ledger.enter(visit.method, answer, time.perf_counter() - visit.started)
-        if span is not None:
+        if span is not None and span.is_recording():  # it has ended if the caller dropped the stream
             answer.describe(span)
 
     def _begin_span(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup]) -> Span:
+        visit.traced = True
         span = self._tracing.begin(
             visit.method,
             parent=visit.parent,

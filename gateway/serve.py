@@ -22,6 +22,7 @@ from cache.catalogue import Catalogue
 from cache.description import Scope
 from cache.flight import Flights
 from cache.keys import Principal, namespace
+from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from gateway.darkroom import Darkroom
 from gateway.forward import Forwarder
@@ -76,7 +77,9 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
     section = settings.gateway
     async with AsyncExitStack() as stack:
         # In a thread: a folder as L3 is looked through for unfinished files first.
-        tiers = await stack.enter_async_context(await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry))
+        tiers = await stack.enter_async_context(
+            await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry)
+        )
         fleet = await stack.enter_async_context(Fleet(section.workers))
         darkroom = stack.enter_context(Darkroom())
         ledger = Ledger(telemetry.registry)
@@ -106,14 +109,26 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         _register(
             server,
             _MEDIA,
-            MediaServicer(models, resolver, tiers, darkroom, ledger, secret=secret, default_seed=section.default_seed),
+            MediaServicer(
+                models,
+                resolver,
+                tiers,
+                darkroom,
+                ledger,
+                telemetry.tracing,
+                secret=secret,
+                default_seed=section.default_seed,
+            ),
         )
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger))
         health_servicer = await _add_health(server)
         if section.reflection:
             names = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        port = server.add_insecure_port(f"{section.host}:{section.port}")
+        try:
+            port = server.add_insecure_port(f"{section.host}:{section.port}")
+        except RuntimeError:
+            raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
         await server.start()
         stack.push_async_callback(server.stop, 0)
         _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)

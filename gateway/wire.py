@@ -37,16 +37,17 @@ class Reply:
     record: Record
     chunks: tuple[bytes, ...]
     random_weights: bool
+    durable: bool  # as far as is known
 
     @classmethod
-    def of(cls, record: Record, data: bytes, *, random_weights: bool) -> Reply:
+    def of(cls, record: Record, data: bytes, *, random_weights: bool, durable: bool) -> Reply:
         offsets = range(0, len(data), CHUNK_BYTES) if data else [0]
         chunks = tuple(chunk_field(offset, data[offset : offset + CHUNK_BYTES]) for offset in offsets)
-        return cls(record, chunks, random_weights)
+        return cls(record, chunks, random_weights, durable)
 
     @property
     def weight(self) -> int:
-        return sum(map(len, self.chunks))
+        return sum(map(len, self.chunks)) + len(self.record.output.inline or b"")
 
     def messages(self, result: Result) -> Iterator[bytes]:
         """The responses that answer a hit: one per chunk, the result in the last."""

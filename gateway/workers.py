@@ -61,6 +61,8 @@ class Worker:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = InferenceServiceStub(self._channel)
         self._watch = asyncio.create_task(self._watch_forever())
+        self._runs: set[object] = set()
+        self._run_ended = News()
 
     @property
     def healthy(self) -> bool:
@@ -75,6 +77,8 @@ class Worker:
         call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse] = self._stub.Run(
             request, timeout=patience, metadata=as_metadata(span)
         )
+        self._runs.add(call)
+        call.add_done_callback(self._ended)
         return call
 
     async def abandon(self, follower: str) -> None:
@@ -84,10 +88,25 @@ class Worker:
         except grpc.aio.AioRpcError as error:
             _log.info("abandon not delivered", worker=self.address, code=error.code().name)
 
+    async def retire(self) -> None:
+        """Give it no new work, let what runs there end, and close."""
+        await self._stop_watching()
+        while self._runs:
+            await self._run_ended.wait()
+        await self._channel.close()
+
     async def aclose(self) -> None:
+        await self._stop_watching()
+        await self._channel.close()
+
+    async def _stop_watching(self) -> None:
         self._watch.cancel()
         await asyncio.gather(self._watch, return_exceptions=True)
-        await self._channel.close()
+        self.status = None
+
+    def _ended(self, call: object) -> None:
+        self._runs.discard(call)
+        self._run_ended.announce()
 
     async def _watch_forever(self) -> None:
         pause = 0.1
@@ -129,6 +148,8 @@ class Fleet:
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = tuple(addresses)
         self._workers: dict[str, Worker] = {}
+        self._resolved: dict[str, list[str]] = {}  # name -> what it stood for when it could be resolved last
+        self._retiring: dict[asyncio.Task[None], Worker] = {}
         self._resolver: asyncio.Task[None] | None = None
         self.changed = News()
 
@@ -141,7 +162,10 @@ class Fleet:
         if self._resolver is not None:
             self._resolver.cancel()
             await asyncio.gather(self._resolver, return_exceptions=True)
-        await asyncio.gather(*(worker.aclose() for worker in self._workers.values()))
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await asyncio.gather(*(worker.aclose() for worker in (*self._workers.values(), *self._retiring.values())))
 
     @property
     def workers(self) -> list[Worker]:
@@ -173,18 +197,28 @@ class Fleet:
             await self._follow_names()
 
     async def _follow_names(self) -> None:
-        wanted = {each for address in self._addresses for each in await _resolve(address)}
+        for name in self._addresses:
+            if (found := await _resolve(name)) is not None:
+                self._resolved[name] = found
+        wanted = {address for found in self._resolved.values() for address in found}
         for gone in self._workers.keys() - wanted:
-            await self._workers.pop(gone).aclose()
+            # A worker that drains is taken out of its name at once, and is still at work for us.
+            worker = self._workers.pop(gone)
+            self._retiring[asyncio.create_task(self._retire(worker))] = worker
         for new in sorted(wanted - self._workers.keys()):
             self._workers[new] = Worker(new, self.changed.announce)
+
+    async def _retire(self, worker: Worker) -> None:
+        await worker.retire()
+        self._retiring = {task: other for task, other in self._retiring.items() if other is not worker}
 
 
 def _rendezvous(address: str, affinity: str) -> bytes:
     return blake3(f"{address}\0{affinity}".encode()).digest()
 
 
-async def _resolve(address: str) -> list[str]:
+async def _resolve(address: str) -> list[str] | None:
+    """The addresses behind a name. None if that cannot be known now."""
     if not address.startswith("dns:///"):
         return [address]
     host, _, port = address.removeprefix("dns:///").rpartition(":")
@@ -192,5 +226,5 @@ async def _resolve(address: str) -> list[str]:
         found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except OSError:
         _log.warning("name not resolved", name=address)
-        return []
+        return None
     return sorted({f"[{ip[0]}]:{port}" if ":" in str(ip[0]) else f"{ip[0]}:{port}" for *_, ip in found})

@@ -60,6 +60,11 @@ class Engine:
             name: DeviceThread(model.device, f"canonical-{name}", beside=True) for name, model in models.items()
         }
 
+    @property
+    def under_way(self) -> int:
+        """Runs that are not over: waiting, running, or being stored."""
+        return len(self._flights)
+
     async def plan(self, request: RunRequest, parent: Context | None = None) -> Plan:
         """The plan in a request. Raises InvalidInput and PlanDiffers."""
         return await asyncio.to_thread(read_plan, request, self.models, parent)

@@ -172,6 +172,8 @@ class Inputs:
     async def _read(self, stage: Stage, span: Span) -> bytes | None:
         record = self.records[stage.name]
         if record.output.inline is not None:
+            if self.tiers.get(stage.name) is TierName.POOL:
+                self.tiers[stage.name] = TierName.L1  # the lease was given back, and the bytes are in this process
             return record.output.inline
         data, tier, lookups = await self._shop.hierarchy.read(record.address.namespace, record.output.digest, stage.ttl)
         self._shop.tracing.lookups(span, lookups)

@@ -62,7 +62,9 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         server = Server(servicer, f"{section.host}:{section.port}", reflect=section.reflection)
         await server.start()
         stack.push_async_callback(server.stop, 0)
-        tiers = await stack.enter_async_context(build_tiers(settings.cache, telemetry.registry))
+        # In a thread, because opening a folder that is a tier takes a look at everything in it.
+        tiers = await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry)
+        await stack.enter_async_context(tiers)
         device, beside = await _open_device(section, stack)
         loaded = await _load_models(section.models, device)
         pool_bytes = section.pool_bytes

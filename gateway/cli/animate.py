@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from gateway.cli.options import call, gateway_options
@@ -42,7 +43,7 @@ _MODES = {
 @click.option("--cache", "mode", type=click.Choice(list(_MODES)), default="use", show_default=True, help="Policy.")
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
-@click.option("--max-age", type=float, metavar="SECONDS", help="Serve nothing made longer ago.")
+@click.option("--max-age", type=click.FloatRange(0, 10**9), metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
 @gateway_options
 def animate(picture: Path, address: str, api_key: str, out: Path | None, durable: bool, **options: Any) -> None:
@@ -58,7 +59,10 @@ def animate(picture: Path, address: str, api_key: str, out: Path | None, durable
     media, stored = call(address, api_key, converse)
     suffix = media.result.media_type.rpartition("/")[2]
     file = out or Path(f"{picture.stem}.{suffix}")
-    file.write_bytes(media.data)
+    try:
+        file.write_bytes(media.data)
+    except OSError as error:
+        raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None
     _tell(console, media, stored, file)
 
 
@@ -67,20 +71,18 @@ def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **o
         mode=_MODES[options.pop("mode")], no_store=options.pop("no_store"), fresh=options.pop("fresh")
     )
     if (max_age := options.pop("max_age")) is not None:
-        policy.max_age.FromMilliseconds(int(max_age * 1000))
+        policy.max_age.FromMilliseconds(round(max_age * 1000))
     extra = dict(_extra(entry) for entry in options.pop("extra"))
     given = {name: value for name, value in options.items() if value is not None}
     if container := given.pop("container", None):
         given["format"] = container
-    return AnimateImageRequest(
-        model=model,
-        image=image,
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        extra=extra,
-        cache_policy=policy,
-        **given,
-    )
+    request = AnimateImageRequest(model=model, image=image, extra=extra, cache_policy=policy)
+    for name, value in {"prompt": prompt, "negative_prompt": negative_prompt, **given}.items():
+        try:
+            setattr(request, name, value)
+        except ValueError:  # what the message cannot even hold; whatever it can, the gateway judges
+            raise click.BadParameter("this value is out of any range", param_hint=name) from None
+    return request
 
 
 def _extra(entry: str) -> tuple[str, pb.ParameterValue]:
@@ -141,7 +143,8 @@ def _tell(console: Console, media: Media, stored: Stored.State, file: Path) -> N
     report = media.report
     outcome = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
     tier = f" from {_tier(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
-    console.print(f"[bold]{outcome}{tier}[/]: {file} ({len(media.data):,} bytes, {media.result.media_type})")
+    about = escape(f"{file} ({len(media.data):,} bytes, {media.result.media_type})")
+    console.print(f"[bold]{outcome}{tier}[/]: {about}", soft_wrap=True)
     for stage in report.stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED:
             console.print(f"  {stage.stage:<16} reused from {_tier(stage.tier)}, {stage.device_seconds:.3f} s saved")

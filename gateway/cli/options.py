@@ -34,12 +34,15 @@ def call(address: str, api_key: str, use: Callable[[Client], Coroutine[Any, Any,
         return asyncio.run(converse())
     except grpc.aio.AioRpcError as error:
         raise click.ClickException(_told(error, address)) from None
+    except ConnectionError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _told(error: grpc.aio.AioRpcError, address: str) -> str:
     problem = explain_error(error)
     if problem.code is grpc.StatusCode.UNAVAILABLE and not problem.reason:
         return f"no gateway answers at {address}: start one with `reprise up`, or name another with --address"
+    kind = f"{problem.code.name} {problem.reason}".strip()
     field = f"{problem.field}: " if problem.field else ""
     retry = f" (retry in {problem.retry_after:g} s)" if problem.retry_after else ""
-    return f"{problem.code.name} {problem.reason}: {field}{problem.message}{retry}"
+    return f"{kind}: {field}{problem.message}{retry}"

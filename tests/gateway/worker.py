@@ -24,6 +24,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
 
 from cache.build import build_tiers
 from cache.description import Description, Parameter, Scalar, Scope, Stage, When
@@ -35,7 +36,6 @@ from cache.news import News
 from cache.record import Output, Record
 from cache.settings import CacheSettings
 from cache.tier import TierName
-from prometheus_client import CollectorRegistry
 from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1 import media_pb2 as media
@@ -200,7 +200,7 @@ class ScriptedWorker(InferenceServiceServicer):
             started_at=self.started_at,
         )
 
-    async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusResponse]:  # type: ignore[override]  # an async generator
+    async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusResponse]:
         while True:
             yield pb.StatusResponse(state=self._state, queued=3, pool_bytes=5, pool_entries=1)
             await self._status.wait()
@@ -214,7 +214,7 @@ class ScriptedWorker(InferenceServiceServicer):
             self._flights.cancel(flight)
         return pb.AbandonResponse()
 
-    async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:  # type: ignore[override]  # an async generator
+    async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
         if self.refusals:
@@ -337,9 +337,7 @@ class _Job:
         ]
         return await self._run(stage, upstream, flight)
 
-    async def _run(
-        self, stage: Stage, upstream: list[bytes], flight: Flight[pb.RunResponse]
-    ) -> tuple[bytes, Record]:
+    async def _run(self, stage: Stage, upstream: list[bytes], flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
         if stage.media and not self.request.pictures["image"].rgb:
             raise MEDIA_NEEDED
         if stage.name == "denoise":

@@ -58,7 +58,7 @@ def ask(prompt: str = "a cat", **fields: Any) -> AnimateImageRequest:
 async def eventually(look: Callable[[], Awaitable[_T]], *, wanted: Callable[[_T], bool] = bool) -> _T:
     """What `look` sees once it is as wanted. For what happens on the other side of a socket."""
     async with asyncio.timeout(_PATIENCE):
-        while not wanted(seen := await look()):
+        while not wanted(seen := await look()):  # noqa: ASYNC110  # nothing on this side knows when
             await asyncio.sleep(0.005)
     return seen
 
@@ -104,7 +104,7 @@ class Follower:
         async with asyncio.timeout(_PATIENCE):
             while True:
                 for event in self.events:
-                    if event.HasField(kind):  # type: ignore[arg-type]  # a name that the test knows
+                    if event.HasField(kind):
                         return event
                 self._news.clear()
                 await self._news.wait()

@@ -3,13 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from cache.description import HOUR, Description, Scope, Stage
+from cache.description import HOUR, Scope, Stage
 from cache.digest import Digest
 from cache.keys import Principal
 from cache.record import Output, Record
 from inference.errors import InvalidInput, PlanDiffers
 from inference.models.base import Artifact
+from inference.models.i2vgen_xl import I2VGenXL
 from inference.plan import Plan, Work, call_for, canonical_first, divide, lacks_media, meaning_of, read_plan
 from reprise.v1.common_pb2 import ParameterValue
 from reprise.v1.inference_pb2 import RunRequest
@@ -63,6 +65,7 @@ def edit(change: Callable[[RunRequest], object]) -> RunRequest:
         lambda request: request.parameters["seed"].CopyFrom(ParameterValue(int_value=43)),
         lambda request: request.pictures["image"].CopyFrom(Pixels(colour=9).message()),
     ],
+    ids=["model", "revision", "no result", "address", "unknown stage", "namespace", "parameter", "picture"],
 )
 def test_a_plan_of_another_description_is_refused(change: Callable[[RunRequest], object]) -> None:
     """Another model or revision, or any address this worker would compute otherwise: describe again, plan again."""
@@ -86,6 +89,20 @@ def test_a_plan_of_another_description_is_refused(change: Callable[[RunRequest],
         (lambda request: setattr(request.pictures["image"], "width", 9), "image"),
         (lambda request: setattr(request.pictures["image"], "identity", "0" * 64), "image"),
         (lambda request: request.namespaces.pop("session"), "namespaces"),
+    ],
+    ids=[
+        "missing",
+        "float for int",
+        "int for float",
+        "not a number",
+        "infinite",
+        "no value",
+        "not declared",
+        "no picture",
+        "too few pixels",
+        "another width",
+        "another identity",
+        "no namespace",
     ],
 )
 def test_a_malformed_input_is_named(change: Callable[[RunRequest], object], field: str) -> None:
@@ -168,6 +185,7 @@ def names(work: Work) -> tuple[list[str], list[str]]:
         ({"text", "moments", "denoise"}, ["video"], ["denoise"]),
         ({"text", "moments", "denoise", "video"}, ["video"], ["denoise"]),
     ],
+    ids=["nothing", "picture", "both", "latents", "all before", "all"],
 )
 def test_only_what_is_missing_runs(readable: set[str], run: list[str], reuse: list[str]) -> None:
     """Walking back from the result, a stage runs if it is needed and cannot be read."""
@@ -185,7 +203,7 @@ def test_a_stage_sees_what_it_declares_and_nothing_else() -> None:
     """Parameters by role, pictures as RGB images, upstream by role."""
     plan = read(ask_anew())
     tokens, text, moments, denoise, _ = plan.stages
-    given = {name: {"t": _tensor()} for name in ("tokens", "text", "moments")}
+    given = {name: {"t": torch.zeros(1)} for name in ("tokens", "text", "moments")}
     assert call_for(plan, tokens, {}).parameters == {"text": "a cat"}
     assert call_for(plan, text, given).upstream.keys() == {"tokens"}
     image = call_for(plan, moments, given).media["image"]
@@ -219,24 +237,13 @@ def test_only_stages_without_media_run_before_anything_is_known() -> None:
     assert [stage.name for stage in canonical_first(stages)] == ["normal", "ids"]
 
 
-def _tensor() -> object:
-    import torch
-
-    return torch.zeros(1)
-
-
-def test_the_real_model_is_planned_alike(description: Description) -> None:
+def test_the_real_model_is_planned_alike(model: I2VGenXL) -> None:
     """Both sides compute the same addresses for a model with conditional stages."""
-    request = ask(description, prompt="a cat", guidance_scale=1.0)
-    assert "negative_text" not in request.addresses
-    from types import SimpleNamespace
-
-    plan = read_plan(request, {description.model: SimpleNamespace(description=description)})  # type: ignore[dict-item]
-    assert [stage.name for stage in canonical_first(plan.stages)] == ["tokens"]
-
-
-@pytest.fixture
-def description(model: object) -> Description:
-    found = model.description  # type: ignore[attr-defined]
-    assert isinstance(found, Description)
-    return found
+    description = model.description
+    guided, plain = (
+        read_plan(ask(description, prompt="a cat", guidance_scale=scale), {description.model: model})
+        for scale in (9.0, 1.0)
+    )
+    assert [stage.name for stage in canonical_first(guided.stages)] == ["tokens", "negative_tokens"]
+    assert [stage.name for stage in canonical_first(plain.stages)] == ["tokens"]
+    assert "negative_text" not in plain.addresses

@@ -175,15 +175,13 @@ class Pixels:
     def message(self, *, with_pixels: bool = True) -> PictureMessage:
         rgb = bytes([self.colour, 0, 255 - self.colour]) * (self.width * self.height)
         identity = picture_identity(self.width, self.height, rgb)
-        return PictureMessage(
-            identity=identity, width=self.width, height=self.height, rgb=rgb if with_pixels else b""
-        )
+        return PictureMessage(identity=identity, width=self.width, height=self.height, rgb=rgb if with_pixels else b"")
 
 
 def ask(
     description: Description,
     *,
-    picture: Pixels = Pixels(),  # noqa: B008  # immutable
+    picture: Pixels = Pixels(),  # immutable
     with_pixels: bool = True,
     principal: Principal = ALICE,
     follower: str = "",
@@ -415,7 +413,9 @@ async def open_bench(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     used = model or GatedModel()
-    async with build_tiers(cache_settings(folder, redis=redis, memory=memory), registry) as tiers:
+    async with await asyncio.to_thread(
+        build_tiers, cache_settings(folder, redis=redis, memory=memory), registry
+    ) as tiers:
         with _thread("device") as device, _thread("beside", beside=True) as beside:
             shop = Workshop(
                 device,
