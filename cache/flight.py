@@ -31,6 +31,7 @@ class Flight(Generic[E]):
     def __init__(self, on_deserted: Callable[[], None]) -> None:
         self.events: list[E] = []
         self.followers = 0
+        self.goes_on = False  # set by a leader whose work is to be ended even if nobody follows it any more
         self.ended = False
         self.error: BaseException | None = None
         self._on_deserted = on_deserted
@@ -138,7 +139,7 @@ class Flights(Generic[K, E]):
             timer.cancel()
 
     def _cancel_if_still_deserted(self, flight: Flight[E]) -> None:
-        if flight.followers == 0:
+        if flight.followers == 0 and not flight.goes_on:
             self.cancel(flight)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cache.digest import Digest
@@ -47,54 +47,53 @@ class Hierarchy:
         if record is None or (max_age is not None and self._clock() - record.made_at > max_age):
             return Found(tuple(lookups))
         if record.output.inline is not None:
-            await self._promote(record, holder, None)
+            await self._promote(record, holder)
             return Found(tuple(lookups), record, record.output.inline, self.tiers[holder].name)
-        data, tier, reads = await self.read(address.namespace, record.output.digest, ttl)
+        data, source, reads = await self._read(address.namespace, record.output.digest, ttl)
         if data is None:
             if _proves_absence(reads):
                 await self._forget(address)
             return Found(_by_tier([*lookups, *reads]))
-        await self._promote(record, holder, data)
-        return Found(_by_tier([*lookups, *reads]), record, data, tier)
+        blob = Write(Key.of_blob(address.namespace, record.output.digest), data, record.ttl)
+        await self._promote(record, holder, blob)
+        await self._promote_writes([blob], self.tiers[holder:source])
+        return Found(_by_tier([*lookups, *reads]), record, data, self.tiers[source].name)
 
     async def find_many(self, wanted: Sequence[tuple[Address, float]]) -> dict[Address, tuple[Record, TierName]]:
         """Records at these (address, TTL in seconds) pairs, asked for at once. Their blobs are not read yet."""
         now = self._clock()
         missing = {address: ttl for address, ttl in wanted if self._absent.get(address, 0.0) <= now}
         found: dict[Address, tuple[Record, TierName]] = {}
+        uncertain: set[Address] = set()
         for tier in self.tiers:
             if not missing:
                 break
             addresses = list(missing)
             lookups = await tier.get_many([Key.of_record(address) for address in addresses], max(missing.values()))
             for address, lookup in zip(addresses, lookups, strict=True):
-                record = self._record(address, lookup)[0]
+                record, lookup = self._record(address, lookup)
                 if record is not None:
                     found[address] = record, lookup.tier
                     del missing[address]
-        self._remember_absent(missing, now)
+                elif not _proves_absence([lookup]):
+                    uncertain.add(address)
+        self._remember_absent(missing.keys() - uncertain, now)
         return found
 
     async def read(
         self, namespace: str, digest: Digest, ttl: float
     ) -> tuple[bytes | None, TierName | None, list[Lookup]]:
         """A blob's bytes, the tier that gave them, and every lookup on the way."""
-        key, lookups = Key.of_blob(namespace, digest), list[Lookup]()
-        for position, tier in enumerate(self.tiers):
-            if not tier.holds(digest.size):
-                continue
-            lookup = await tier.get(key, ttl)
-            lookup = await _checked(tier, key, digest, lookup)
-            lookups.append(lookup)
-            if lookup.value is not None:
-                await self._promote_writes([Write(key, lookup.value, ttl)], position)
-                return lookup.value, tier.name, lookups
-        return None, None, lookups
+        data, source, lookups = await self._read(namespace, digest, ttl)
+        if data is None:
+            return None, None, lookups
+        await self._promote_writes([Write(Key.of_blob(namespace, digest), data, ttl)], self.tiers[:source])
+        return data, self.tiers[source].name, lookups
 
     async def keep(self, namespace: str, data: bytes, ttl: float) -> bool:
         """Store a blob by itself, and wait until the durable tier has it or has refused."""
         write = Write(Key.of_blob(namespace, Digest.of(data)), data, ttl)
-        await self._remember([write])
+        await _remember([write], self.tiers)
         return await (await self._writer.submit([write]))
 
     async def commit(
@@ -106,7 +105,7 @@ class Hierarchy:
         ]
         if record.output.inline is None:
             writes.insert(0, Write(Key.of_blob(record.address.namespace, record.output.digest), data, record.ttl))
-        await self._remember(writes)
+        await _remember(writes, self.tiers)
         for entry in (record, *aliases):
             self._absent.pop(entry.address, None)
         return await self._writer.submit(writes)
@@ -132,6 +131,17 @@ class Hierarchy:
                 await _delete(tier, Key.of_record(address))
         return None, lookups, len(self.tiers)
 
+    async def _read(self, namespace: str, digest: Digest, ttl: float) -> tuple[bytes | None, int, list[Lookup]]:
+        key, lookups = Key.of_blob(namespace, digest), list[Lookup]()
+        for position, tier in enumerate(self.tiers):
+            if not tier.holds(digest.size):
+                continue
+            lookup = await _checked(tier, key, digest, await tier.get(key, ttl))
+            lookups.append(lookup)
+            if lookup.value is not None:
+                return lookup.value, position, lookups
+        return None, len(self.tiers), lookups
+
     def _record(self, address: Address, lookup: Lookup) -> tuple[Record | None, Lookup]:
         if lookup.value is None:
             return None, lookup
@@ -143,27 +153,19 @@ class Hierarchy:
             return None, replace(lookup, outcome=Outcome.EXPIRED, value=None)
         return record, lookup
 
-    async def _promote(self, record: Record, holder: int, data: bytes | None) -> None:
-        record = self.touch(record)
-        writes = [Write(Key.of_record(record.address), record.to_bytes(), record.ttl)]
-        if data is not None:
-            writes.insert(0, Write(Key.of_blob(record.address.namespace, record.output.digest), data, record.ttl))
-        await self._promote_writes(writes, holder)
+    async def _promote(self, record: Record, holder: int, blob: Write | None = None) -> None:
+        touched = self.touch(record)
+        index = Write(Key.of_record(touched.address), touched.to_bytes(), touched.ttl)
+        await self._promote_writes([blob, index] if blob else [index], self.tiers[:holder])
+        if touched is not record:
+            await _remember([index], self.tiers[holder:])  # or it would be noted again at every access from now on
 
-    async def _promote_writes(self, writes: Sequence[Write], holder: int) -> None:
-        if holder == 0:
-            return
-        await self._remember(writes)
-        if shared := [tier for tier in self.tiers[:holder] if not tier.local]:
+    async def _promote_writes(self, writes: Sequence[Write], tiers: Sequence[Tier]) -> None:
+        await _remember(writes, tiers)
+        if shared := [tier for tier in tiers if not tier.local]:
             self._writer.offer(writes, shared)
 
-    async def _remember(self, writes: Sequence[Write]) -> None:
-        for tier in self.tiers:
-            if tier.local:
-                for write in writes:
-                    await tier.put(write.key, write.payload, write.ttl, replace=True)
-
-    def _remember_absent(self, missing: dict[Address, float], now: float) -> None:
+    def _remember_absent(self, missing: Iterable[Address], now: float) -> None:
         if len(self._absent) > _NEGATIVE_ENTRIES:
             self._absent.clear()
         self._absent.update(dict.fromkeys(missing, now + _NEGATIVE_SECONDS))
@@ -171,6 +173,14 @@ class Hierarchy:
     async def _forget(self, address: Address) -> None:
         for tier in self.tiers:
             await _delete(tier, Key.of_record(address))
+
+
+async def _remember(writes: Sequence[Write], tiers: Sequence[Tier]) -> None:
+    """Put entries into the local tiers among these, all of them or none: a record is not shown without its blob."""
+    for tier in tiers:
+        if tier.local and all(tier.holds(len(write.payload)) for write in writes):
+            for write in writes:
+                await tier.put(write.key, write.payload, write.ttl, replace=True)
 
 
 async def _checked(tier: Tier, key: Key, digest: Digest, lookup: Lookup) -> Lookup:
@@ -197,7 +207,7 @@ def _by_tier(lookups: Sequence[Lookup]) -> tuple[Lookup, ...]:
 
 
 def _proves_absence(lookups: Sequence[Lookup]) -> bool:
-    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT) for lookup in lookups)
+    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED) for lookup in lookups)
 
 
 async def _delete(tier: Tier, key: Key) -> None:

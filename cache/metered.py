@@ -84,7 +84,7 @@ class Tally:
         """Median and 99th percentile of recent lookups, in seconds."""
         if len(self._recent) < 2:
             return (self._recent[0],) * 2 if self._recent else (0.0, 0.0)
-        cuts = quantiles(self._recent, n=100)
+        cuts = quantiles(self._recent, n=100, method="inclusive")
         return cuts[49], cuts[98]
 
 

@@ -76,7 +76,8 @@ class Gateway:
 async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> AsyncIterator[Gateway]:
     section = settings.gateway
     async with AsyncExitStack() as stack:
-        # In a thread: a folder as L3 is looked through for unfinished files first.
+        # In threads: files are read, and a folder as L3 is looked through for unfinished ones.
+        identify = await asyncio.to_thread(identifier, section.identity)
         tiers = await stack.enter_async_context(
             await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry)
         )
@@ -104,7 +105,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             max_generations=section.max_generations,
         )
         server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), IdentityInterceptor(identifier(section.identity))], options=_OPTIONS
+            interceptors=[ErrorInterceptor(), IdentityInterceptor(identify)], options=_OPTIONS
         )
         _register(
             server,

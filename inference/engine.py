@@ -147,7 +147,6 @@ class Engine:
 
     async def _follow(self, plan: Plan, meaning: Meaning, span: Span) -> AsyncGenerator[RunResponse]:
         key = self._key(plan, meaning)
-        await self._wait_until_given_up_is_over(key)
         flight, led = self._join(key, plan, meaning, span)
         follower = _Follower(flight)
         outcome: Outcome | None = None
@@ -170,15 +169,6 @@ class Engine:
     def _key(self, plan: Plan, meaning: Meaning) -> _Key:
         address = meaning.addresses[plan.description.final.name]
         return address, plan.reuse_nothing, plan.store_nothing, plan.max_age
-
-    async def _wait_until_given_up_is_over(self, key: _Key) -> None:
-        """A run that was given up is nothing to join, but the next one must not begin beside it."""
-        while (flight := self._flights.get(key)) is not None and self._jobs[flight].stop.is_set():
-            try:
-                async for _ in flight.follow(len(flight.events)):
-                    continue
-            except (Refused, Deserted):
-                continue
 
     def _join(self, key: _Key, plan: Plan, meaning: Meaning, span: Span) -> tuple[Flight[Event], bool]:
         if self.draining and self._flights.get(key) is None:

@@ -51,12 +51,14 @@ class Inputs:
         self.let_go()
 
     async def find(self) -> None:
-        """Learn which outputs there are. Raises MediaNeeded if what is left to run needs pixels that are not there."""
+        """Learn which outputs there are; called again later, which have been made since.
+
+        Raises MediaNeeded if what is left to run needs pixels that are not there.
+        """
         if not self._plan.reuse_nothing:
-            wanted = [stage for stage in self._plan.stages[:-1] if stage.cached and not self._given(stage)]
-            self._find_in_pool(wanted)
-            self._believe_plan(wanted)
-            await self._find_in_tiers([stage for stage in wanted if stage.name not in self.records])
+            self._find_in_pool(self._unknown())
+            self._believe_plan(self._unknown())
+            await self._find_in_tiers(self._unknown())
         needed = {stage.name for stage in self.work().reuse}
         self._release(self._hot.keys() - needed)
 
@@ -85,8 +87,9 @@ class Inputs:
         """Give back all leases. What was leased is read again when it is needed."""
         self._release(set(self._hot))
 
-    def _given(self, stage: Stage) -> bool:
-        return stage.name in self._meaning.outputs
+    def _unknown(self) -> list[Stage]:
+        known = (self.records.keys() - self._lost) | self._meaning.outputs.keys()
+        return [stage for stage in self._plan.stages[:-1] if stage.cached and stage.name not in known]
 
     def _find_in_pool(self, wanted: Sequence[Stage]) -> None:
         for stage in wanted:
@@ -97,12 +100,12 @@ class Inputs:
                 self._shop.pool.release(address)
                 continue
             self._hot[stage.name] = hot
-            self.records[stage.name], self.tiers[stage.name] = hot.record, TierName.POOL
+            self._know(stage.name, hot.record, TierName.POOL)
 
     def _believe_plan(self, wanted: Sequence[Stage]) -> None:
         for stage in wanted:
             record = self._plan.records.get(stage.name)
-            if record is None or stage.name in self.records:
+            if record is None or stage.name in self._lost:
                 continue
             same_meaning = record.canonical in (None, self._meaning.addresses[stage.name])
             if same_meaning and not record.expired(self._shop.clock()) and self._is_young_enough(record):
@@ -113,8 +116,11 @@ class Inputs:
         found = await self._shop.hierarchy.find_many([(address, stage.ttl) for address, stage in addresses.items()])
         for address, (record, tier) in found.items():
             if self._is_young_enough(record):
-                name = addresses[address].name
-                self.records[name], self.tiers[name] = record, tier
+                self._know(addresses[address].name, record, tier)
+
+    def _know(self, stage: str, record: Record, tier: TierName) -> None:
+        self.records[stage], self.tiers[stage] = record, tier
+        self._lost.discard(stage)
 
     def _is_young_enough(self, record: Record) -> bool:
         return self._plan.young_enough(record, self._shop.clock())

@@ -77,7 +77,7 @@ class Job:
         Raises Refused.
         """
         log = EventLog(flight)
-        durable = await self._answer_from_tiers(log) or await self._generate(log)
+        durable = await self._answer_from_tiers(log) or await self._generate(flight, log)
         log.stored(await durable)
 
     async def _answer_from_tiers(self, log: EventLog) -> asyncio.Future[bool] | None:
@@ -106,7 +106,7 @@ class Job:
             record, data, aliases=[record.alias(address) for address in aliases], replace=self._plan.replace
         )
 
-    async def _generate(self, log: EventLog) -> asyncio.Future[bool]:
+    async def _generate(self, flight: Flight[Event], log: EventLog) -> asyncio.Future[bool]:
         with Inputs(self._shop, self._plan, self._meaning, self.span) as inputs:
             await inputs.find()
             try:
@@ -115,6 +115,7 @@ class Job:
                     with self._waiting(inputs):
                         await device.enter_async_context(self._shop.turns.turn(log.queued))
                         await near
+                    flight.goes_on = True
                     return await _finish(self._run(inputs, log))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
@@ -130,6 +131,7 @@ class Job:
             span.end()
 
     async def _run(self, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
+        await inputs.find()  # again, for those that had the device meanwhile may have made what was missing
         outputs = await inputs.gather()
         work = inputs.work()
         self._totals |= {stage.name: inputs.records[stage.name].total_device_seconds for stage in work.reuse}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from anyio import wait_all_tasks_blocked
+from structlog.testing import capture_logs
 
 from cache.digest import Digest
 from cache.keys import Key
@@ -412,7 +413,7 @@ async def test_whoever_waits_for_a_result_is_told_when_patience_ended() -> None:
         queued = await writer.submit([_blob(b"two")])
     late = await writer.submit([_blob(b"three")])
 
-    assert [False] * 3 == await asyncio.wait_for(asyncio.gather(halfway, queued, late), 1.0)
+    assert (False, False, False) == tuple(await asyncio.wait_for(asyncio.gather(halfway, queued, late), 1.0))
     assert (0, 0, 3) == (writer.bytes, writer.entries, writer.counts.failed)
 
 
@@ -441,11 +442,13 @@ async def test_a_bug_in_a_tier_does_not_end_the_writer() -> None:
 
     tier = Buggy(TierName.L3)
 
-    async with _writer([tier], writers=1) as writer:
-        assert not await (await writer.submit([_blob(b"bug")]))
-        assert await (await writer.submit([_blob(b"clip")]))
+    with capture_logs() as logs:
+        async with _writer([tier], writers=1) as writer:
+            assert not await (await writer.submit([_blob(b"bug")]))
+            assert await (await writer.submit([_blob(b"clip")]))
 
     assert (1, 1) == (writer.counts.written, writer.counts.failed)
+    assert ["error"] == [entry["log_level"] for entry in logs]
 
 
 async def test_a_caller_that_stopped_waiting_is_no_obstacle() -> None:

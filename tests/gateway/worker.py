@@ -8,6 +8,7 @@ makes it stop at a point with `hold`, waits until it is there, and lets it go on
     step        before every step of the denoising
     finished    everything was computed and stored behind; chunks have not been sent
     stored      the result was sent; whether it is durable has not
+    abandon     a follower has said that it is not coming back
 """
 
 from __future__ import annotations
@@ -190,6 +191,11 @@ class ScriptedWorker(InferenceServiceServicer):
             await self._server.stop(0)
         await self._flights.drain(0)
 
+    @property
+    def following(self) -> int:
+        """How many streams follow a run."""
+        return len(self._followers)
+
     # The contract.
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
@@ -207,6 +213,7 @@ class ScriptedWorker(InferenceServiceServicer):
 
     async def Abandon(self, request: pb.AbandonRequest, context: Context) -> pb.AbandonResponse:
         self.abandoned.append(request.follower)
+        await self.at("abandon")
         flight = self._followers.get(request.follower)
         if flight is None:
             await _abort(context, Refusal(grpc.StatusCode.NOT_FOUND, "RUN_UNKNOWN"))

@@ -314,7 +314,7 @@ async def test_a_lost_blob_is_made_again(tmp_path: Path) -> None:
 
 
 async def test_a_lost_blob_can_need_the_media(tmp_path: Path) -> None:
-    """When what was to be reused is gone and its stage reads a picture that the plan lacks, the picture is asked for."""
+    """When what was to be reused is gone and its stage reads pixels that the plan lacks, they are asked for."""
     async with open_bench(tmp_path / "l3", model=_LargeMoments()) as bench:
         await bench.run()
         request = bench.ask(seed=1, with_pixels=False)
@@ -465,6 +465,21 @@ async def test_inputs_come_near_while_a_run_waits(bench: Bench) -> None:
     assert bench.shop.pool.bytes == 0
 
 
+async def test_what_is_made_while_a_run_waits_is_not_made_again(bench: Bench) -> None:
+    """Several tries on a new picture, asked for at once, encode it once."""
+    gate = bench.model.gates["moments"]
+    gate.close()
+    tries = [bench.begin(prompt="a cat")]
+    await gate.reached()
+    tries += [bench.begin(prompt=prompt) for prompt in ("a dog", "a bird", "a fish", "a fox")]
+    await until(lambda: bench.shop.turns.waiting == 4)
+    gate.open()
+    first, *others = [await each.end() for each in tries]
+    assert first.stages == ALL_RUN
+    assert all(heard.stages == {**ALL_RUN, "moments": ("REUSED", "POOL")} for heard in others)
+    assert stage_runs(bench) == {"text": 5, "moments": 1, "denoise": 5, "video": 5}
+
+
 async def test_a_pool_without_room_fails_nothing(tmp_path: Path) -> None:
     """With nothing kept on the device, inputs come from host memory at the run's turn."""
     async with open_bench(tmp_path / "l3", pool_bytes=0) as bench:
@@ -588,7 +603,7 @@ async def test_running_work_is_finished_for_nobody(tmp_path: Path) -> None:
         await following.leave()
         await wait_all_tasks_blocked()
         bench.model.step_gate.open()
-        await until(lambda: not bench.engine.under_way)
+        await bench.idle()
         assert (await bench.run(with_pixels=False)).stages["video"] == ("REUSED", "L1")
         assert bench.shop.generations == 1
 
@@ -652,7 +667,7 @@ async def test_abandoned_running_work_stops_at_its_next_step(bench: Bench) -> No
     bench.engine.abandon("f")
     assert isinstance(await following.refusal(), Abandoned)
     model.step_gate.open()
-    await until(lambda: not bench.engine.under_way)
+    await bench.idle()
     assert following.heard.steps == []
     heard = await bench.run(with_pixels=False)
     assert heard.stages == {
@@ -686,12 +701,12 @@ async def test_all_followers_abandon_at_once(bench: Bench) -> None:
     bench.engine.abandon("b")
     assert all([isinstance(await follower.refusal(), Abandoned) for follower in followers])
     bench.model.step_gate.open()
-    await until(lambda: not bench.engine.under_way)
+    await bench.idle()
     assert "video" not in bench.model.runs
 
 
 async def test_who_comes_after_a_run_was_given_up_gets_a_new_one(bench: Bench) -> None:
-    """It does not inherit the end of the old run, and does not begin beside it either."""
+    """It does not inherit the end of the old run, and waits for the device like any other."""
     bench.model.step_gate.close()
     gone = bench.begin(follower="f")
     await bench.model.step_gate.reached()

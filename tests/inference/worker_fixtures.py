@@ -1,7 +1,7 @@
 """A worker's engine for tests: everything real, and a model whose timing the test decides.
 
-The model computes with torch like any other, in five stages of the usual shape; its stages wait at gates that a test may
-close, and its texts mean the same in any case and spacing, so that two spellings can meet.
+The model computes with torch like any other, in five stages of the usual shape. Its stages wait at gates that a test
+may close, and its texts mean the same in any case and spacing, so that two spellings can meet.
 """
 
 from __future__ import annotations
@@ -316,6 +316,10 @@ class Bench:
         heard = Heard()
         return Following(asyncio.create_task(self._follow(request, heard)), heard)
 
+    async def idle(self) -> None:
+        """Wait until no run is under way."""
+        await until(lambda: not self.engine.under_way and not self.shop.turns.busy)
+
     def stored(self, kind: str) -> set[str]:
         """Names of the entries of a kind ("r" or "b") in the durable tier."""
         return {path.name for path in (self.folder / kind).rglob("*") if path.is_file()}
@@ -366,16 +370,14 @@ class Following:
 
     async def hears(self, seen: Callable[[Heard], bool]) -> None:
         """Wait until this follower has heard something."""
-        async with asyncio.timeout(PATIENCE):
-            while not seen(self.heard) and not self.task.done():
-                await asyncio.sleep(0)
+        await until(lambda: seen(self.heard) or self.task.done())
         assert seen(self.heard), self.heard
 
 
 async def until(seen: Callable[[], bool]) -> None:
     """Let everything else go on until something holds."""
     async with asyncio.timeout(PATIENCE):
-        while not seen():
+        while not seen():  # noqa: ASYNC110  # what is waited for announces nothing
             await asyncio.sleep(0)
 
 

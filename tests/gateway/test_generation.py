@@ -1,0 +1,306 @@
+"""One caller's interest in work that others may share: its name, its stream, its end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cache.flight import Flight
+from cache.keys import Principal
+from gateway.errors import NotFound
+from gateway.generation import Generation, Generations
+from gateway.identity import hash_key
+from reprise.v1.media_pb2 import GenerationEvent, Stored
+from tests.cache.helpers import Clock
+from tests.gateway.world import Desk, Follower, World, ask, eventually, kinds, outcome, problem_of
+
+LONG = 3600.0  # seconds; a grace that no test waits for
+
+
+async def watched(desk: Desk, name: str, start: int = 0) -> list[GenerationEvent]:
+    """Everything from an event on, to the end of the stream."""
+    async with asyncio.timeout(10):
+        return [event async for event in desk.client.watch(name, start)]
+
+
+async def watch(desk: Desk, name: str) -> None:
+    await watched(desk, name)
+
+
+# Watching.
+
+
+async def test_a_dropped_stream_is_picked_up_again(world: World) -> None:
+    """Watching from the next event on gives what was missed, goes on to the result, and ends with stored."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    follower = desk.follow(num_inference_steps=2)
+    last = await follower.seen("queued")
+    await follower.leave()
+    watching = asyncio.create_task(watched(desk, await follower.name(), last.sequence + 1))
+    gate.open()
+    events = await watching
+
+    assert ["progress", "progress", "preview", "chunk", "result", "stored"] == kinds(events)
+    assert list(range(3, 9)) == [event.sequence for event in events]
+    assert Stored.STATE_DURABLE == events[-1].stored.state
+    assert (1, 0) == (worker.generations, worker.cancelled)
+
+
+async def test_a_finished_generation_can_be_watched_for_a_while(world: World) -> None:
+    """All of it, from the first event on, however often; its answer counts once."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    follower = desk.follow()
+    await desk.stored(await follower.media())
+    again = [await watched(desk, await follower.name(), start) for start in (0, 1)]
+
+    assert [[*kinds(follower.events), "stored"]] * 2 == [kinds(events) for events in again]
+    assert follower.events == again[0][:-1]
+    assert [1] == [each.count for each in (await desk.client.stats()).requests]
+
+
+async def test_watching_beyond_the_present_waits_for_it(world: World) -> None:
+    """A first event that is yet to come is the first that is sent."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker)
+    follower = desk.follow(num_inference_steps=2)
+    await follower.seen("queued")
+    watching = asyncio.create_task(watched(desk, await follower.name(), 6))
+    gate.open()
+    await follower.media()
+
+    assert ["chunk", "result", "stored"] == kinds(await watching)
+
+
+async def test_somebody_elses_generation_does_not_exist(world: World, tmp_path: Path) -> None:
+    """Watch and Cancel say NOT_FOUND for a foreign name in the same words as for one that never was."""
+    keys = tmp_path / "keys.yaml"
+    people = {"ann": "a", "abe": "a", "bob": "b"}
+    keys.write_text("\n".join(f"- {{key_sha256: {hash_key(u)!r}, tenant: {t}, user: {u}}}" for u, t in people.items()))
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker.address, identity={"mode": "api_keys", "file": keys})
+    ann, *others = [await desk.connect(api_key=user) for user in people]
+    await eventually(lambda: _later(worker.described))
+
+    async def begun() -> Follower | None:
+        follower = desk.follow(client=ann)
+        await asyncio.wait({follower.task, asyncio.create_task(follower.name())}, return_when="FIRST_COMPLETED")
+        return None if follower.task.done() else follower
+
+    follower = await eventually(begun)
+    assert follower is not None
+    name = await follower.name()
+    for other in others:
+        for call in (other.cancel(name), anext(other.watch(name)), other.cancel("nonsense")):
+            problem = await problem_of(call)
+            assert (grpc.StatusCode.NOT_FOUND, "GENERATION_UNKNOWN") == (problem.code, problem.reason)
+    gate.open()
+    assert "miss" == outcome(await follower.media())
+
+
+async def _later(value: object) -> bool:
+    return bool(value)
+
+
+# Leaving.
+
+
+async def test_who_returns_within_the_grace_finds_the_work_going_on(world: World) -> None:
+    """The only caller leaves and asks again: the same run answers, and nothing was cancelled."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    first = desk.follow()
+    await first.seen("queued")
+    await first.leave()
+    second = desk.follow()
+    await second.seen("queued")
+    gate.open()
+
+    assert "coalesced" == outcome(await second.media())
+    assert (1, 1, 0, []) == (len(worker.requests), worker.generations, worker.cancelled, worker.abandoned)
+
+
+async def test_work_that_nobody_wants_any_more_is_let_go(world: World) -> None:
+    """The grace over, the worker's stream is closed, without telling it to stop what it runs; a new request runs anew."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, grace=0.0)
+    follower = desk.follow()
+    await follower.seen("queued")
+    await follower.leave()
+    await eventually(lambda: _later(not worker.following))
+    assert [] == worker.abandoned
+    gate.open()
+    problem = await problem_of(watch(desk, await follower.name()))
+    assert (grpc.StatusCode.CANCELLED, "ABANDONED") == (problem.code, problem.reason)
+    assert outcome(await desk.animate()) in {"miss", "coalesced", "hit from L2"}
+    assert 2 == len(worker.requests)
+
+
+async def test_a_result_is_stored_although_everybody_has_left(world: World) -> None:
+    """From the result on the grace does not count: the flight stays until the artifact is durable."""
+    worker = await world.worker()
+    gate = worker.hold("stored")
+    desk = await world.desk(worker, grace=0.0)
+    media = await desk.animate()
+    await eventually(lambda: _later(gate.reached.is_set()))
+    watching = asyncio.create_task(watched(desk, media.name, media.last_sequence + 1))
+    gate.open()
+
+    assert ["stored"] == kinds(await watching)
+
+
+async def test_a_deadline_ends_the_stream_and_not_the_work(world: World) -> None:
+    """The caller hears DEADLINE_EXCEEDED and can watch the generation further."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    follower = Follower(desk.client, ask(), deadline=0.3)
+    name = await follower.name()
+    assert grpc.StatusCode.DEADLINE_EXCEEDED == (await problem_of(follower.task)).code
+    watching = asyncio.create_task(watched(desk, name))
+    gate.open()
+    assert "stored" == kinds(await watching)[-1]
+
+
+# Cancelling.
+
+
+async def test_cancelling_the_only_interest_ends_the_work(world: World) -> None:
+    """The caller's stream ends with CANCELLED, the worker is told, and its run stops."""
+    worker = await world.worker()
+    worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    follower = desk.follow()
+    await follower.seen("queued")
+    await desk.client.cancel(await follower.name())
+    problem = await problem_of(follower.task)
+
+    assert (grpc.StatusCode.CANCELLED, "CANCELLED_BY_CALLER") == (problem.code, problem.reason)
+    await eventually(lambda: _later(worker.cancelled))
+    assert [worker.requests[0].follower] == worker.abandoned
+
+
+async def test_cancelling_leaves_the_others_alone(world: World) -> None:
+    """The leader cancels: only its own stream ends, and whoever joined gets the result."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    leader = desk.follow()
+    await leader.seen("queued")
+    follower = desk.follow()
+    await follower.seen("queued")
+    await desk.client.cancel(await leader.name())
+    assert grpc.StatusCode.CANCELLED == (await problem_of(leader.task)).code
+    problem = await problem_of(watch(desk, await leader.name()))
+    assert "CANCELLED_BY_CALLER" == problem.reason
+    gate.open()
+
+    assert "coalesced" == outcome(await follower.media())
+    assert ([], 0) == (worker.abandoned, worker.cancelled)
+
+
+async def test_who_dropped_a_stream_keeps_an_interest_when_another_cancels(world: World) -> None:
+    """Within the grace of a dropped stream, somebody else's Cancel does not end the work."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    dropped, cancelled = desk.follow(), desk.follow()
+    await asyncio.gather(dropped.seen("queued"), cancelled.seen("queued"))
+    await dropped.leave()
+    await desk.client.cancel(await cancelled.name())
+    assert grpc.StatusCode.CANCELLED == (await problem_of(cancelled.task)).code
+    watching = asyncio.create_task(watched(desk, await dropped.name()))
+    gate.open()
+
+    assert "stored" == kinds(await watching)[-1]
+    assert [] == worker.abandoned
+
+
+async def test_the_last_one_who_cancels_ends_the_work(world: World) -> None:
+    """Two callers share a run; when both have cancelled it stops."""
+    worker = await world.worker()
+    worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    followers = [desk.follow(), desk.follow()]
+    for follower in followers:
+        await follower.seen("queued")
+        await desk.client.cancel(await follower.name())
+    assert {grpc.StatusCode.CANCELLED} == {(await problem_of(follower.task)).code for follower in followers}
+    await eventually(lambda: _later(worker.cancelled))
+    assert 1 == len(worker.abandoned)
+
+
+async def test_a_request_after_a_cancel_begins_anew(world: World) -> None:
+    """While the cancelled work is being told to stop nobody joins it: an equal request gets a run of its own."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    telling = worker.hold("abandon")
+    desk = await world.desk(worker, grace=LONG)
+    first = desk.follow()
+    await first.seen("queued")
+    await desk.client.cancel(await first.name())
+    await telling.reached.wait()
+    second = desk.follow()
+    await eventually(lambda: _later(len(worker.requests) == 2))
+    telling.open()
+    gate.open()
+
+    assert (await second.media()).data
+    assert grpc.StatusCode.CANCELLED == (await problem_of(first.task)).code
+
+
+async def test_cancelling_what_is_finished_changes_nothing(world: World) -> None:
+    """The result was delivered and stays stored; while it is still being stored, that goes on too."""
+    worker = await world.worker()
+    gate = worker.hold("stored")
+    desk = await world.desk(worker, grace=0.0)
+    media = await desk.animate()
+    await desk.client.cancel(media.name)
+    gate.open()
+    await eventually(lambda: _later(not worker.following))
+    assert ([], 0) == (worker.abandoned, worker.cancelled)
+    assert "hit from L1" == outcome(await desk.animate())
+
+
+# Names.
+
+
+def generation(flight: Flight[Any], *, tenant: str = "t", user: str = "u") -> Generation:
+    fields: dict[str, Any] = dict.fromkeys(("plan", "span", "answered", "compose"))
+    return Generation(**fields, principal=Principal(tenant, user), flight=flight, led=True, lookups=())
+
+
+def test_a_finished_generation_is_forgotten_in_time() -> None:
+    """It is found until `linger` seconds after its end was noticed; one that goes on is found for as long as it does."""
+    clock = Clock()
+    generations = Generations(linger=60.0, clock=clock)
+    flights = [Flight[Any](lambda: None), Flight[Any](lambda: None)]
+    finished, running = map(generation, flights)
+    generations.add(finished)
+    generations.add(running)
+    principal = Principal("t", "u", "another session")
+    clock.advance(1000.0)
+    assert finished is generations.find(finished.name, principal)
+    flights[0].end()
+    clock.advance(59.0)
+    assert finished is generations.find(finished.name, principal)
+    clock.advance(60.0)
+    assert running is generations.find(running.name, principal)
+    with pytest.raises(NotFound):
+        generations.find(finished.name, principal)
+
+
+def test_names_cannot_be_guessed() -> None:
+    """Each has 144 random bits."""
+    names = {generation(Flight[Any](lambda: None)).name for _ in range(100)}
+    assert (100, {24}) == (len(names), {len(name) for name in names})
