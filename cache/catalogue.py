@@ -42,7 +42,7 @@ class Catalogue:
         try:
             fields = json.loads(pointer)
             digest = Digest(str(fields["hex"]), int(fields["size"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
         content, _, _ = await self._hierarchy.read(self._namespace, digest, _TTL)
         try:

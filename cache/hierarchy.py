@@ -201,7 +201,11 @@ def _by_tier(lookups: Sequence[Lookup]) -> tuple[Lookup, ...]:
     for lookup in lookups:
         before = merged.pop(lookup.tier, None)  # and in again, so that the tier that gave the bytes is the last
         if before is not None:
-            lookup = replace(lookup, started_ns=before.started_ns, seconds=before.seconds + lookup.seconds)
+            # A fault is not hidden by a miss that followed it; a record's hit without its blob is none.
+            hidden = lookup.outcome is Outcome.MISS and before.outcome is not Outcome.HIT
+            outcome = before.outcome if hidden else lookup.outcome
+            seconds = before.seconds + lookup.seconds
+            lookup = replace(lookup, outcome=outcome, started_ns=before.started_ns, seconds=seconds)
         merged[lookup.tier] = lookup
     return tuple(merged.values())
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
 MIB = 1024 * 1024
 _S = TypeVar("_S", bound="ProcessSettings")
@@ -129,13 +130,19 @@ def load(settings: type[_S], path: str | Path | None, *, others: frozenset[str] 
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise SettingsError(f"{path or 'environment'}: {problems}") from None
+    except UnreadableVariable as error:
+        raise SettingsError(f"environment: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: {error}") from None
-    if not isinstance(content, dict):
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:  # whose own words quote the file, and so its secrets
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1} is" if mark else "it is"
+        raise SettingsError(f"{path}: {where} not YAML") from None
+    if not isinstance(content, dict) or not all(isinstance(section, str) for section in content):
         raise SettingsError(f"{path}: must be a mapping of sections")
     return content

@@ -34,6 +34,7 @@ from cache.settings import TelemetrySettings
 from cache.tier import Lookup, Outcome
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_EXPORT_SECONDS = 2.0  # for a batch of spans, tries included; it also delays the end of the process
 _SPANS_FILE_BYTES = 32 * 1024 * 1024
 
 
@@ -55,7 +56,7 @@ class Telemetry:
         )
         if settings.otlp_endpoint:
             insecure = not settings.otlp_endpoint.startswith("https")
-            exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure)
+            exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure, timeout=_EXPORT_SECONDS)
             provider.add_span_processor(BatchSpanProcessor(exporter))
         if settings.spans_folder:
             file = SpanFile(Path(settings.spans_folder) / f"{service}-{instance}.jsonl")

@@ -29,7 +29,7 @@ from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response
 from gateway.workers import Fleet, Worker
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.inference_pb2 import Finished, Picture, RunRequest
+from reprise.v1.inference_pb2 import Finished, Picture, RunRequest, RunResponse
 from reprise.v1.media_pb2 import Stored
 
 _NO_WORKER_RETRY = 2.0  # seconds
@@ -135,37 +135,19 @@ class Forwarder:
         """The artifact if it still needs storing, None if the worker has seen to that."""
         span = self._tracing.child(parent, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, span, patience=self._patience)
-        chunks: list[bytes] = []
-        artifact: _Artifact | None = None
+        reading = asyncio.create_task(_read(call, flight, plan, span, fill))
         try:
-            async for message in call:
-                if message.HasField("finished"):
-                    artifact = _verified(message.finished, b"".join(chunks), plan.address)
-                    completed = _completed(artifact, message.finished, plan)
-                    fill(completed)
-                    _publish(flight, completed)
-                elif message.HasField("stored"):
-                    flight.publish(Settled(message.stored))
-                    return None
-                elif message.event.HasField("chunk"):
-                    chunks.append(message.event.chunk.data)
-                else:
-                    message.event.sequence = len(flight.events) + 1
-                    flight.publish(event_response(message.event))
+            return await asyncio.shield(reading)
         except asyncio.CancelledError:
             if flight in self._abandoned:
-                await asyncio.shield(worker.abandon(request.follower))
+                # While our stream is open: once it is closed, the worker does not know this follower any more.
+                await worker.abandon(request.follower)
             raise
-        except grpc.aio.AioRpcError as error:
-            span.set_status(StatusCode.ERROR, error.code().name)
-            if artifact is None:
-                raise
         finally:
-            call.cancel()  # if it is not over: we have what we want of it, or want no more
+            call.cancel()
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
             span.end()
-        if artifact is None:
-            raise Internal("WORKER_ENDED_EARLY")
-        return artifact
 
     async def _store(self, artifact: _Artifact, plan: Plan) -> Stored:
         if not plan.policy.store:
@@ -175,6 +157,40 @@ class Forwarder:
             artifact.canonical, artifact.data, aliases=aliases, replace=plan.policy.replaces
         )
         return Stored(state=Stored.STATE_DURABLE if await durable else Stored.STATE_NOT_STORED)
+
+
+async def _read(
+    call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse],
+    flight: Flight[Step],
+    plan: Plan,
+    span: Span,
+    fill: Callable[[Completed], None],
+) -> _Artifact | None:
+    """Publish what a worker tells. The artifact if it still needs storing, None if the worker has seen to that."""
+    chunks: list[bytes] = []
+    artifact: _Artifact | None = None
+    try:
+        async for message in call:
+            if message.HasField("finished"):
+                artifact = _verified(message.finished, b"".join(chunks), plan.address)
+                completed = _completed(artifact, message.finished, plan)
+                fill(completed)
+                _publish(flight, completed)
+            elif message.HasField("stored"):
+                flight.publish(Settled(message.stored))
+                return None
+            elif message.event.HasField("chunk"):
+                chunks.append(message.event.chunk.data)
+            else:
+                message.event.sequence = len(flight.events) + 1
+                flight.publish(event_response(message.event))
+    except grpc.aio.AioRpcError as error:
+        span.set_status(StatusCode.ERROR, error.code().name)
+        if artifact is None:
+            raise
+    if artifact is None:
+        raise Internal("WORKER_ENDED_EARLY")
+    return artifact
 
 
 def expected_stages(plan: Plan, records: Mapping[str, tuple[Record, TierName]]) -> list[pb.StageReport]:

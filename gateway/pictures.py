@@ -11,8 +11,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from cache.digest import Digest
-from cache.encoding import hash_of
+from cache.picture import picture_identity
 from gateway.errors import InvalidField, Overloaded, TooLarge
 from gateway.picture_files import FIELD, LARGEST_FILE, MIB, MOST_PIXELS, SMALLEST_SIDE, Blueprint, read, refused
 
@@ -28,10 +27,7 @@ class Picture:
 
     @classmethod
     def of(cls, width: int, height: int, rgb: bytes) -> Picture:
-        # The size is hashed beside the pixels: the same bytes are another picture when the rows are longer.
-        pixels = Digest.of(rgb).hex
-        identity = hash_of("picture", {"mode": "RGB", "width": width, "height": height, "pixels": pixels})
-        return cls(identity, width, height, rgb)
+        return cls(picture_identity(width, height, rgb), width, height, rgb)
 
 
 def decode(data: bytes) -> Picture:

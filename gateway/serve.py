@@ -82,6 +82,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry)
         )
         fleet = await stack.enter_async_context(Fleet(section.workers))
+        fleet.watch(telemetry.registry)
         darkroom = stack.enter_context(Darkroom())
         ledger = Ledger(telemetry.registry)
         secret = settings.cache.secret_bytes
@@ -104,9 +105,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             ledger,
             max_generations=section.max_generations,
         )
-        server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), IdentityInterceptor(identify)], options=_OPTIONS
-        )
+        server = grpc.aio.server(interceptors=[ErrorInterceptor(), IdentityInterceptor(identify)], options=_OPTIONS)
         _register(
             server,
             _MEDIA,

@@ -16,6 +16,7 @@ import grpc
 import structlog
 from blake3 import blake3
 from opentelemetry.trace import Span
+from prometheus_client import CollectorRegistry, Gauge
 
 from cache.description import Description
 from cache.news import News
@@ -187,6 +188,12 @@ class Fleet:
         ]
         newest = max(able, key=lambda worker: worker.started_at, default=None)
         return newest.descriptions[model] if newest else None
+
+    def watch(self, registry: CollectorRegistry) -> None:
+        """Show in metrics how many workers there are, and how many are healthy."""
+        gauge = Gauge("reprise_workers", "Workers by state", ["state"], registry=registry)
+        gauge.labels("known").set_function(lambda: len(self._workers))
+        gauge.labels("healthy").set_function(lambda: sum(worker.healthy for worker in self.workers))
 
     def models(self) -> set[str]:
         return {model for worker in self.workers if worker.healthy for model in worker.descriptions}

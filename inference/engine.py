@@ -88,6 +88,10 @@ class Engine:
         finally:
             span.end()
 
+    def followed_by(self, follower: str) -> bool:
+        """Whether somebody of this name follows a run."""
+        return follower in self._followers
+
     def abandon(self, follower: str) -> None:
         """End a follower's stream; if nobody else follows its run, end that too. Raises NoSuchRun."""
         leaving = self._followers.get(follower)

@@ -93,14 +93,18 @@ class Inputs:
 
     def _find_in_pool(self, wanted: Sequence[Stage]) -> None:
         for stage in wanted:
-            address = self._meaning.addresses[stage.name]
-            if (hot := self._shop.pool.lease(address)) is None:
-                continue
-            if not self._plan.young_enough(hot.record, self._shop.clock()):
+            if (hot := self._lease(stage)) is not None:
+                self._know(stage.name, hot.record, TierName.POOL)
+
+    def _lease(self, stage: Stage) -> Hot | None:
+        """The stage's output if it is on the device, to stay there until it is let go."""
+        address = self._meaning.addresses[stage.name]
+        if stage.name not in self._hot and (hot := self._shop.pool.lease(address)) is not None:
+            if not self._is_young_enough(hot.record):
                 self._shop.pool.release(address)
-                continue
+                return None
             self._hot[stage.name] = hot
-            self._know(stage.name, hot.record, TierName.POOL)
+        return self._hot.get(stage.name)
 
     def _believe_plan(self, wanted: Sequence[Stage]) -> None:
         for stage in wanted:
@@ -135,7 +139,7 @@ class Inputs:
             },
         )
         try:
-            if stage.name not in self._hot and (data := await self._read(stage, span)) is not None and stage.pooled:
+            if self._lease(stage) is None and (data := await self._read(stage, span)) is not None and stage.pooled:
                 await self._heat(stage, data)
             if stage.name in self.tiers:
                 span.set_attribute("reprise.cache.tier", self.tiers[stage.name].value)
@@ -147,7 +151,6 @@ class Inputs:
 
     async def _heat(self, stage: Stage, data: bytes) -> None:
         """Put an output into the pool and lease it, if there is room."""
-        address = self._meaning.addresses[stage.name]
         try:
             own, weight = await self._shop.beside.run(_load, self._shop, data)
         except ValueError:
@@ -157,15 +160,13 @@ class Inputs:
             if out_of_memory(error):
                 return  # it is read again at its turn, when there is a way to make room
             raise
-        self._shop.pool.put(address, Hot(own, weight, self.records[stage.name]))
-        # Leased even where it was not put: somebody else may have done so in the meantime.
-        if (hot := self._shop.pool.lease(address)) is not None:
-            self._hot[stage.name] = hot
+        self._shop.pool.put(self._meaning.addresses[stage.name], Hot(own, weight, self.records[stage.name]))
+        self._lease(stage)  # even where it was not put: somebody else may have done so in the meantime
         self._shop.news.announce()
 
     async def _take(self, stage: Stage) -> Tensors | None:
-        if stage.name in self._hot:
-            return self._hot[stage.name].tensors
+        if (hot := self._lease(stage)) is not None:
+            return hot.tensors
         if (data := await self._read(stage, self._span)) is None:
             return None
         try:

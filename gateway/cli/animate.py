@@ -11,17 +11,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from gateway.cli.options import call, gateway_options
+from gateway.cli.options import call, console, gateway_options
 from gateway.client import Client, Media
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
 
+_LONGEST_AGE = 10**9  # seconds
 _MODES = {
     "use": pb.CachePolicy.MODE_USE,
     "refresh": pb.CachePolicy.MODE_REFRESH,
     "bypass": pb.CachePolicy.MODE_BYPASS,
     "only-if-cached": pb.CachePolicy.MODE_ONLY_IF_CACHED,
 }
+
+
+def _milliseconds(context: click.Context, option: click.Parameter, seconds: float | None) -> int | None:
+    if seconds is None:
+        return None
+    if not 0 <= seconds <= _LONGEST_AGE:
+        raise click.BadParameter(f"must be 0 to {_LONGEST_AGE:,} seconds")
+    return round(seconds * 1000)
 
 
 @click.command()
@@ -43,16 +52,16 @@ _MODES = {
 @click.option("--cache", "mode", type=click.Choice(list(_MODES)), default="use", show_default=True, help="Policy.")
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
-@click.option("--max-age", type=click.FloatRange(0, 10**9), metavar="SECONDS", help="Serve nothing made longer ago.")
+@click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
 @gateway_options
 def animate(picture: Path, address: str, api_key: str, out: Path | None, durable: bool, **options: Any) -> None:
     """Animate PICTURE, and say where the answer came from."""
     request = _request(picture.read_bytes(), **options)
-    console = Console(highlight=False)
+    out_to = console()
 
     async def converse(client: Client) -> tuple[Media, Stored.State]:
-        with _Live(console) as live:
+        with _Live(out_to) as live:
             media = await client.animate(request, on_event=live.show)
         return media, await client.until_stored(media) if durable else media.result.stored.state
 
@@ -63,7 +72,7 @@ def animate(picture: Path, address: str, api_key: str, out: Path | None, durable
         file.write_bytes(media.data)
     except OSError as error:
         raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None
-    _tell(console, media, stored, file)
+    _tell(out_to, media, stored, file)
 
 
 def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **options: Any) -> AnimateImageRequest:
@@ -71,7 +80,7 @@ def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **o
         mode=_MODES[options.pop("mode")], no_store=options.pop("no_store"), fresh=options.pop("fresh")
     )
     if (max_age := options.pop("max_age")) is not None:
-        policy.max_age.FromMilliseconds(round(max_age * 1000))
+        policy.max_age.FromMilliseconds(max_age)
     extra = dict(_extra(entry) for entry in options.pop("extra"))
     given = {name: value for name, value in options.items() if value is not None}
     if container := given.pop("container", None):
@@ -99,17 +108,17 @@ def _extra(entry: str) -> tuple[str, pb.ParameterValue]:
 class _Live:
     """A bar per stage on a terminal, a line per change elsewhere."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, out: Console) -> None:
+        self._console = out
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description:>16}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console,
+            console=out,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not out.is_terminal,
         )
 
     def __enter__(self) -> _Live:
@@ -139,26 +148,26 @@ class _Live:
             self._console.print(line)
 
 
-def _tell(console: Console, media: Media, stored: Stored.State, file: Path) -> None:
+def _tell(out: Console, media: Media, stored: Stored.State, file: Path) -> None:
     report = media.report
     outcome = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
     tier = f" from {_tier(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
     about = escape(f"{file} ({len(media.data):,} bytes, {media.result.media_type})")
-    console.print(f"[bold]{outcome}{tier}[/]: {about}", soft_wrap=True)
+    out.print(f"[bold]{outcome}{tier}[/]: {about}")
     for stage in report.stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED:
-            console.print(f"  {stage.stage:<16} reused from {_tier(stage.tier)}, {stage.device_seconds:.3f} s saved")
+            out.print(f"  {stage.stage:<16} reused from {_tier(stage.tier)}, {stage.device_seconds:.3f} s saved")
         elif stage.outcome == pb.STAGE_OUTCOME_RUN:
-            console.print(f"  {stage.stage:<16} run, {stage.device_seconds:.3f} s")
-    console.print(
+            out.print(f"  {stage.stage:<16} run, {stage.device_seconds:.3f} s")
+    out.print(
         f"device time: {report.device_seconds_spent:.3f} s spent, {report.device_seconds_saved:.3f} s saved; "
         f"seed {media.result.seed}; stored: {Stored.State.Name(stored).removeprefix('STATE_').lower()}"
     )
-    console.print(f"cache-status: {media.cache_status}", soft_wrap=True)
+    out.print(f"cache-status: {media.cache_status}")
     if media.result.trace_id:
-        console.print(f"trace {media.result.trace_id}", soft_wrap=True)
+        out.print(f"trace {media.result.trace_id}")
     if media.result.random_weights:
-        console.print("The model has random weights, made for trying things out: the video means nothing.")
+        out.print("The model has random weights, made for trying things out: the video means nothing.")
 
 
 def _tier(tier: pb.Tier) -> str:

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import click
 import grpc
+from rich.console import Console
 
 from gateway.client import Client
 from gateway.status import explain_error
 
+_WIDE = 200  # characters
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -21,6 +23,14 @@ def gateway_options(command: _Command) -> _Command:
         "--address", envvar="REPRISE_ADDRESS", default="127.0.0.1:7400", show_default=True, help="Of the gateway."
     )(command)
     return click.option("--api-key", envvar="REPRISE_API_KEY", default="", help="Where the gateway wants one.")(command)
+
+
+def console() -> Console:
+    """Where commands print. What a program or a file reads is not broken into lines of 80 characters."""
+    made = Console(highlight=False, soft_wrap=True)
+    if not made.is_terminal:
+        made.width = _WIDE
+    return made
 
 
 def call(address: str, api_key: str, use: Callable[[Client], Coroutine[Any, Any, _T]]) -> _T:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.options import call, gateway_options
+from gateway.cli.options import call, console, gateway_options
 from gateway.client import Client
 from reprise.v1 import cache_pb2, common_pb2
 
@@ -23,19 +22,19 @@ def stats(address: str, api_key: str) -> None:
         return await client.stats()
 
     answer = call(address, api_key, ask)
-    console = Console(highlight=False)
-    console.print(_tiers(answer))
+    out = console()
+    out.print(_tiers(answer))
     outcomes = ", ".join(f"{each.count} {_word(common_pb2.Outcome.Name(each.outcome))}" for each in answer.requests)
-    console.print(f"answers: {outcomes or 'none yet'}; generations: {answer.generations}")
-    console.print(f"device time: {answer.device_seconds_spent:.3f} s spent, {answer.device_seconds_saved:.3f} s saved")
+    out.print(f"answers: {outcomes or 'none yet'}; generations: {answer.generations}")
+    out.print(f"device time: {answer.device_seconds_spent:.3f} s spent, {answer.device_seconds_saved:.3f} s saved")
     queue = answer.write_behind
-    console.print(
+    out.print(
         f"write-behind: {queue.entries} entries ({queue.bytes / _MIB:.1f} MiB) waiting, "
         f"{queue.written} written, {queue.failed} failed, {queue.dropped} dropped"
     )
     for worker in answer.workers:
         state = ("busy" if worker.busy else "idle") if worker.healthy else "not there"
-        console.print(
+        out.print(
             f"worker {worker.address}: {state}, {worker.queued} queued, pool {worker.pool_entries} entries "
             f"({worker.pool_bytes / _MIB:.1f} MiB), {', '.join(worker.models)}"
         )

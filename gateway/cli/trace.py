@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.cli.options import console
 from gateway.cli.stack import data_option
 
 _BAR = 40  # characters
@@ -48,7 +48,7 @@ def trace(trace_id: str, data: Path) -> None:
         raise click.ClickException(
             f"no spans of trace {trace_id} in {data.absolute() / 'spans'}: is it the right --data, and was it sampled?"
         )
-    Console(highlight=False).print(_waterfall(spans))
+    console().print(_waterfall(spans))
 
 
 def _read(folder: Path, trace_id: str) -> Iterator[_Span]:

@@ -86,17 +86,9 @@ async def test_somebody_elses_generation_does_not_exist(world: World, tmp_path: 
     keys.write_text("\n".join(f"- {{key_sha256: {hash_key(u)!r}, tenant: {t}, user: {u}}}" for u, t in people.items()))
     worker = await world.worker()
     gate = worker.hold("step")
-    desk = await world.desk(worker.address, identity={"mode": "api_keys", "file": keys})
+    desk = await world.desk(worker, identity={"mode": "api_keys", "file": keys})
     ann, *others = [await desk.connect(api_key=user) for user in people]
-    await eventually(lambda: _later(worker.described))
-
-    async def begun() -> Follower | None:
-        follower = desk.follow(client=ann)
-        await asyncio.wait({follower.task, asyncio.create_task(follower.name())}, return_when="FIRST_COMPLETED")
-        return None if follower.task.done() else follower
-
-    follower = await eventually(begun)
-    assert follower is not None
+    follower = desk.follow(client=ann)
     name = await follower.name()
     for other in others:
         for call in (other.cancel(name), anext(other.watch(name)), other.cancel("nonsense")):
@@ -106,7 +98,7 @@ async def test_somebody_elses_generation_does_not_exist(world: World, tmp_path: 
     assert "miss" == outcome(await follower.media())
 
 
-async def _later(value: object) -> bool:
+async def _now(value: object) -> bool:
     return bool(value)
 
 
@@ -130,14 +122,14 @@ async def test_who_returns_within_the_grace_finds_the_work_going_on(world: World
 
 
 async def test_work_that_nobody_wants_any_more_is_let_go(world: World) -> None:
-    """The grace over, the worker's stream is closed, without telling it to stop what it runs; a new request runs anew."""
+    """The grace over, the worker's stream is closed without a word, so that running work ends; a new request is new."""
     worker = await world.worker()
     gate = worker.hold("step")
     desk = await world.desk(worker, grace=0.0)
     follower = desk.follow()
     await follower.seen("queued")
     await follower.leave()
-    await eventually(lambda: _later(not worker.following))
+    await eventually(lambda: _now(not worker.following))
     assert [] == worker.abandoned
     gate.open()
     problem = await problem_of(watch(desk, await follower.name()))
@@ -152,7 +144,7 @@ async def test_a_result_is_stored_although_everybody_has_left(world: World) -> N
     gate = worker.hold("stored")
     desk = await world.desk(worker, grace=0.0)
     media = await desk.animate()
-    await eventually(lambda: _later(gate.reached.is_set()))
+    await eventually(lambda: _now(gate.reached.is_set()))
     watching = asyncio.create_task(watched(desk, media.name, media.last_sequence + 1))
     gate.open()
 
@@ -186,7 +178,7 @@ async def test_cancelling_the_only_interest_ends_the_work(world: World) -> None:
     problem = await problem_of(follower.task)
 
     assert (grpc.StatusCode.CANCELLED, "CANCELLED_BY_CALLER") == (problem.code, problem.reason)
-    await eventually(lambda: _later(worker.cancelled))
+    await eventually(lambda: _now(worker.cancelled))
     assert [worker.requests[0].follower] == worker.abandoned
 
 
@@ -236,7 +228,7 @@ async def test_the_last_one_who_cancels_ends_the_work(world: World) -> None:
         await follower.seen("queued")
         await desk.client.cancel(await follower.name())
     assert {grpc.StatusCode.CANCELLED} == {(await problem_of(follower.task)).code for follower in followers}
-    await eventually(lambda: _later(worker.cancelled))
+    await eventually(lambda: _now(worker.cancelled))
     assert 1 == len(worker.abandoned)
 
 
@@ -251,7 +243,7 @@ async def test_a_request_after_a_cancel_begins_anew(world: World) -> None:
     await desk.client.cancel(await first.name())
     await telling.reached.wait()
     second = desk.follow()
-    await eventually(lambda: _later(len(worker.requests) == 2))
+    await eventually(lambda: _now(len(worker.requests) == 2))
     telling.open()
     gate.open()
 
@@ -267,7 +259,7 @@ async def test_cancelling_what_is_finished_changes_nothing(world: World) -> None
     media = await desk.animate()
     await desk.client.cancel(media.name)
     gate.open()
-    await eventually(lambda: _later(not worker.following))
+    await eventually(lambda: _now(not worker.following))
     assert ([], 0) == (worker.abandoned, worker.cancelled)
     assert "hit from L1" == outcome(await desk.animate())
 
@@ -281,7 +273,7 @@ def generation(flight: Flight[Any], *, tenant: str = "t", user: str = "u") -> Ge
 
 
 def test_a_finished_generation_is_forgotten_in_time() -> None:
-    """It is found until `linger` seconds after its end was noticed; one that goes on is found for as long as it does."""
+    """It is found until `linger` seconds after its end was noticed; one that goes on is found as long as it does."""
     clock = Clock()
     generations = Generations(linger=60.0, clock=clock)
     flights = [Flight[Any](lambda: None), Flight[Any](lambda: None)]

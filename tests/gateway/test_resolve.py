@@ -165,6 +165,7 @@ async def test_other_spellings_of_a_prompt_are_one_result(world: World) -> None:
     worker = await world.worker()
     desk = await world.desk(worker)
     made = await desk.animate("a cat")
+    await desk.stored(made)
     spelled = await desk.animate("A   CAT")
     assert ("hit from L2", 1, 2) == (outcome(spelled), worker.generations, len(worker.requests))
     assert made.data == spelled.data
@@ -407,9 +408,9 @@ async def test_tenants_never_see_each_others_results(world: World, tmp_path: Pat
     keys = tmp_path / "keys.yaml"
     people = [("ann", "a"), ("abe", "a"), ("bob", "b")]
     lines = [f"- {{key_sha256: {hash_key(user)!r}, tenant: {tenant}, user: {user}}}" for user, tenant in people]
-    keys.write_text("\n".join([*lines, f"- {{key_sha256: {hash_key('op')!r}, tenant: x, user: op, operator: true}}"]))
+    keys.write_text("\n".join(lines))
     worker = await world.worker()
-    desk = await world.desk(worker, api_key="op", identity={"mode": "api_keys", "file": keys})
+    desk = await world.desk(worker, identity={"mode": "api_keys", "file": keys})
     ann, abe, bob = [await desk.connect(api_key=user) for user, _ in people]
 
     made = await ann.animate(ask())
@@ -418,7 +419,7 @@ async def test_tenants_never_see_each_others_results(world: World, tmp_path: Pat
     assert made.report.address != foreign.report.address
     assert made.report.address.partition("/")[2] == foreign.report.address.partition("/")[2]
     assert "hit from L1" == outcome(await abe.animate(ask()))
-    other = await world.desk(worker, api_key="op", identity={"mode": "api_keys", "file": keys})
+    other = await world.desk(worker, identity={"mode": "api_keys", "file": keys})
     stranger = await other.connect(api_key="bob")
     assert "hit from L2" == outcome(hit := await stranger.animate(ask()))
     assert foreign.report.address == hit.report.address
@@ -433,7 +434,7 @@ async def test_equal_requests_of_two_tenants_do_not_meet_in_flight(world: World)
     """With the identity in headers that a proxy sets, requests of two tenants at once are two runs."""
     worker = await world.worker()
     gate = worker.hold("step")
-    desk = await world.desk(identity={"mode": "header"}, workers=[worker.address])
+    desk = await world.desk(worker, identity={"mode": "header"})
     async with grpc.aio.insecure_channel(desk.address) as channel:
         stub = MediaServiceStub(channel)
 
@@ -443,9 +444,8 @@ async def test_equal_requests_of_two_tenants_do_not_meet_in_flight(world: World)
 
         problem = await problem_of(anext(aiter(stub.AnimateImage(ask()))))
         assert grpc.StatusCode.UNAUTHENTICATED == problem.code
-        await eventually(lambda: _described(worker.described))
         runs = [asyncio.create_task(animate(tenant)) for tenant in ("a", "b")]
-        await eventually(lambda: _described(len(worker.requests) == 2))
+        await eventually(lambda: _now(len(worker.requests) == 2))
         gate.open()
         results = [(await run)[-1].result for run in runs]
 
@@ -453,8 +453,8 @@ async def test_equal_requests_of_two_tenants_do_not_meet_in_flight(world: World)
     assert 2 == worker.generations
 
 
-async def _described(value: int) -> bool:
-    return bool(value)
+async def _now(value: bool) -> bool:
+    return value
 
 
 # Bounds.
@@ -464,7 +464,7 @@ async def test_too_many_generations_at_once_are_refused(world: World) -> None:
     """Over the bound a new generation is refused with a time to retry; joining one and hits are not."""
     worker = await world.worker()
     desk = await world.desk(worker, max_generations=2)
-    await desk.animate("known")
+    await desk.stored(await desk.animate("known"))
     gate = worker.hold("step")
     running = [desk.follow("one"), desk.follow("two")]
     for follower in running:

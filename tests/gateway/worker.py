@@ -8,6 +8,7 @@ makes it stop at a point with `hold`, waits until it is there, and lets it go on
     step        before every step of the denoising
     finished    everything was computed and stored behind; chunks have not been sent
     stored      the result was sent; whether it is durable has not
+    refuse      a plan is about to be refused as `refusals` says
     abandon     a follower has said that it is not coming back
 """
 
@@ -28,11 +29,12 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from cache.build import build_tiers
+from cache.catalogue import Catalogue
 from cache.description import Description, Parameter, Scalar, Scope, Stage, When
 from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.hierarchy import Hierarchy
-from cache.keys import Address, addresses, content_ids
+from cache.keys import Address, Principal, addresses, content_ids, namespace
 from cache.news import News
 from cache.record import Output, Record
 from cache.settings import CacheSettings
@@ -159,6 +161,7 @@ class ScriptedWorker(InferenceServiceServicer):
         self.twist_bytes: Callable[[bytes], bytes] = lambda data: data
         self.silent_end = False  # end streams before they say `finished`
         self.hierarchy = hierarchy
+        self.catalogue: Catalogue | None = None
         self._flights: Flights[object, pb.RunResponse] = Flights(grace=60.0)
         self._followers: dict[str, Flight[pb.RunResponse]] = {}
         self._gates: dict[str, Gate] = {}
@@ -184,6 +187,12 @@ class ScriptedWorker(InferenceServiceServicer):
         add_InferenceServiceServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         await self._server.start()
+
+    async def publish(self) -> None:
+        """Put the descriptions into the catalogue, for gateways that never saw this worker."""
+        assert self.catalogue is not None
+        for description in self.descriptions.values():
+            await self.catalogue.publish(description)
 
     async def die(self) -> None:
         """Break every stream; refuse connections."""
@@ -225,12 +234,13 @@ class ScriptedWorker(InferenceServiceServicer):
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
         if self.refusals:
+            await self.at("refuse")
             await _abort(context, self.refusals.pop(0))
         try:
             job = _Job(self, request)
         except Refusal as refusal:
             await _abort(context, refusal)
-        key = (job.canonical_address(), request.reuse_nothing, request.store_nothing)
+        key = (job.canonical_address(), request.reuse_nothing, request.store_nothing, request.max_age)
         flight, led = self._flights.join(key, job.lead)
         self._followers[request.follower] = flight
         try:
@@ -239,8 +249,8 @@ class ScriptedWorker(InferenceServiceServicer):
                     if response.HasField("finished"):
                         if self.silent_end:
                             return
-                        response = pb.RunResponse(finished=response.finished)
-                        response.finished.joined = not led
+                        response = pb.RunResponse(finished=job.told(response.finished, joined=not led))
+                        self.twist(response.finished)
                     yield response
         except Refusal as refusal:
             await _abort(context, refusal)
@@ -308,9 +318,7 @@ class _Job:
                 record=record.to_bytes(),
                 stages=[self._report_of(stage) for stage in self.stages],
                 canonical_address=str(record.address),
-                alias=aliases[0].to_bytes() if aliases else b"",
             )
-            worker.twist(finished)
             flight.publish(pb.RunResponse(finished=finished))
             await worker.at("stored")
             state = media.Stored.STATE_NOT_STORED
@@ -322,6 +330,13 @@ class _Job:
             raise
         finally:
             worker.ended.announce()
+
+    def told(self, finished: pb.Finished, *, joined: bool) -> pb.Finished:
+        """The end of a run as the follower with this plan hears of it: its own spelling has an address of its own."""
+        record, own = Record.from_bytes(finished.record), self.own[self.description.final.name]
+        told = pb.Finished(joined=joined, alias=record.alias(own).to_bytes() if own != record.address else b"")
+        told.MergeFrom(finished)
+        return told
 
     async def _have(self, stage: Stage, flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
         """A stage's output, from the tiers or computed after what it needs."""
@@ -417,6 +432,9 @@ async def open_worker(
     async with await asyncio.to_thread(build_tiers, settings, CollectorRegistry()) as tiers:
         models = {description.model: description for description in descriptions or (family(),)}
         worker = ScriptedWorker(tiers.below_memory, models, started_at)
+        if tiers.objects is not None:
+            shared = namespace(settings.secret_bytes, Scope.SHARED, Principal(""))
+            worker.catalogue = Catalogue(tiers.objects, tiers.below_memory, shared)
         await worker.start()
         try:
             yield worker

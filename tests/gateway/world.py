@@ -18,15 +18,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from cache.build import Tiers, build_tiers
 from cache.description import Description
 from cache.settings import CacheSettings, TelemetrySettings
 from cache.telemetry import Telemetry
 from gateway.client import Client, Media
 from gateway.serve import Gateway, open_gateway
 from gateway.settings import GatewaySection, GatewaySettings
+from gateway.stack import Bucket
 from gateway.status import Problem, explain_error
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.cache_pb2 import StatsResponse
 from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
 from tests.gateway.worker import ScriptedWorker, open_worker
 from tests.servers import S3
@@ -154,14 +155,9 @@ class Desk:
     async def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
 
-    async def sees(self, *workers: ScriptedWorker, client: Client | None = None) -> None:
-        """Wait until these workers, and no others, are healthy for this gateway."""
-        asker, addresses = client or self.client, {worker.address for worker in workers}
-
-        def healthy(stats: StatsResponse) -> bool:
-            return {worker.address for worker in stats.workers if worker.healthy} == addresses
-
-        await eventually(asker.stats, wanted=healthy)
+    async def sees(self, workers: int) -> None:
+        """Wait until so many workers are healthy for this gateway."""
+        await eventually(lambda: self.metric("reprise_workers", state="healthy"), wanted=lambda count: count == workers)
 
     async def connect(self, *, api_key: str = "", session: str = "") -> Client:
         """One more client."""
@@ -205,10 +201,14 @@ class World:
         gateway = await stack.enter_async_context(open_gateway(settings, telemetry))
         client = await stack.enter_async_context(Client(f"127.0.0.1:{gateway.port}", api_key=api_key))
         desk = Desk(gateway, client, registry, spans, stack)
-        if seen := [worker for worker in workers if isinstance(worker, ScriptedWorker)]:
-            await desk.sees(*seen)
+        await desk.sees(sum(isinstance(worker, ScriptedWorker) for worker in workers))
         self.desks.append(desk)
         return desk
+
+    async def tiers(self, settings: CacheSettings) -> Tiers:
+        """Tiers of their own for something that is no gateway."""
+        built = await asyncio.to_thread(build_tiers, settings, CollectorRegistry())
+        return await self._stack.enter_async_context(built)
 
     def only(self, *tiers: str, **changes: Any) -> CacheSettings:
         """The same tiers without those that are not named."""
@@ -221,18 +221,25 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(redis_url: str, objects: Path | S3) -> AsyncIterator[World]:
-    """A deployment on this Redis and this object store, with no gateway and no worker yet."""
+async def open_world(redis_url: str, objects: Path | Bucket, *, strict: bool = False) -> AsyncIterator[World]:
+    """A deployment on this Redis and this object store, with no gateway and no worker yet.
+
+    Its tiers get more time than a real one's, because a busy machine is not what most tests are about.
+    """
     l3: dict[str, Any] = {"url": f"file://{objects}"}
-    if isinstance(objects, S3):
+    if isinstance(objects, Bucket):
+        prefix = objects.prefix if isinstance(objects, S3) else ""
         l3 = {
-            "url": f"s3://{objects.bucket}/{objects.prefix}",
+            "url": f"s3://{objects.bucket}/{prefix}".rstrip("/"),
             "endpoint": objects.endpoint,
             "region": objects.region,
             "access_key": objects.access_key,
             "secret_key": objects.secret_key,
         }
-    generous = {"budget": 2.0}  # a busy machine is not what these tests are about
-    settings = {"secret": SECRET, "l2": {"url": redis_url, **generous}, "l3": {"stall": 5.0, **l3}}
+    l2: dict[str, Any] = {"url": redis_url}
+    if not strict:
+        l2["budget"], l3["stall"] = 2.0, 5.0
+    write_behind = {"drain": 0.0} if strict else {}
+    settings = {"secret": SECRET, "l2": l2, "l3": l3, "write_behind": write_behind}
     async with AsyncExitStack() as stack:
         yield World(CacheSettings.model_validate(settings), stack)

@@ -298,7 +298,7 @@ async def test_records_in_the_plan_are_used(bench: Bench) -> None:
 async def test_a_lost_blob_is_made_again(tmp_path: Path) -> None:
     """A record whose blob is gone costs its stage, not the request, and is whole again afterwards."""
     picture = Pixels(width=8, height=4)
-    async with open_bench(tmp_path / "l3", model=_LargeMoments()) as bench:
+    async with open_bench(tmp_path / "l3", model=_Large("moments")) as bench:
         await bench.run(picture=picture)
         request = bench.ask(seed=1, picture=picture)
         moments = await bench.record_at(request.addresses["moments"])
@@ -315,7 +315,7 @@ async def test_a_lost_blob_is_made_again(tmp_path: Path) -> None:
 
 async def test_a_lost_blob_can_need_the_media(tmp_path: Path) -> None:
     """When what was to be reused is gone and its stage reads pixels that the plan lacks, they are asked for."""
-    async with open_bench(tmp_path / "l3", model=_LargeMoments()) as bench:
+    async with open_bench(tmp_path / "l3", model=_Large("moments")) as bench:
         await bench.run()
         request = bench.ask(seed=1, with_pixels=False)
         moments = await bench.record_at(request.addresses["moments"])
@@ -326,14 +326,39 @@ async def test_a_lost_blob_can_need_the_media(tmp_path: Path) -> None:
         assert (await bench.run(seed=1)).stored == "DURABLE"
 
 
-class _LargeMoments(GatedModel):
-    """Its picture encodings are too large to lie inside a record."""
+async def test_what_is_hot_serves_when_what_follows_is_lost(tmp_path: Path) -> None:
+    """Latents that are gone are denoised again from what the device still holds."""
+    async with open_bench(tmp_path / "l3", model=_Large("denoise")) as bench:
+        first = await bench.run(fps=8)
+        bench.tiers.memory.entries.clear()
+        latents = await bench.record_at(f"{first.record.address.namespace}/{first.record.upstream['latents']}")
+        assert latents is not None
+        bench.lose_blob(latents.output.digest)
+        heard = await bench.run(fps=9, with_pixels=False)
+        assert heard.stages == {
+            "tokens": NOT_NEEDED,
+            "text": ("REUSED", "POOL"),
+            "moments": ("REUSED", "POOL"),
+            "denoise": ("RUN", "UNSPECIFIED"),
+            "video": ("RUN", "UNSPECIFIED"),
+        }
+        assert heard.data != first.data
+        bench.forget_memory()
+        assert (await bench.run(fps=10, with_pixels=False)).stages["denoise"] == ("REUSED", "L3")
+
+
+class _Large(GatedModel):
+    """What one of its stages makes is too large to lie inside a record."""
+
+    def __init__(self, large: str) -> None:
+        super().__init__()
+        self._large = large
 
     def run(self, stage: str, call: Call) -> Output:
         output = super().run(stage, call)
-        if stage != "moments" or isinstance(output, Artifact):
+        if stage != self._large or isinstance(output, Artifact):
             return output
-        return {"parameters": output["parameters"].repeat(1, INLINE_LIMIT // 8)}
+        return {name: tensor.repeat(1, INLINE_LIMIT // 8, *[1] * (tensor.dim() - 2)) for name, tensor in output.items()}
 
 
 async def test_pixels_are_asked_for_when_they_are_needed(bench: Bench) -> None:

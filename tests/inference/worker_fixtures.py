@@ -125,7 +125,7 @@ class GatedModel:
 
     def _video(self, call: Call) -> Output:
         latents = call.upstream["latents"]["latents"]
-        once = latents.numpy().tobytes() + int(call.parameters["fps"]).to_bytes(4, "big")
+        once = int(call.parameters["fps"]).to_bytes(4, "big") + latents.numpy().tobytes()
         size = int(call.parameters["size"])
         return Artifact((once * (size // len(once) + 1))[:size], "video/test")
 

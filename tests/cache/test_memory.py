@@ -1,0 +1,77 @@
+"""L1: bytes and other immutable values in one budget."""
+
+import pytest
+
+from cache.bounded import Removal
+from cache.keys import Key
+from cache.memory import MemoryTier
+from cache.tier import Outcome
+from tests.cache.helpers import Clock, address_of
+
+_OVERHEAD = 512
+
+
+def _key(name: str) -> Key:
+    return Key.of_record(address_of(name))
+
+
+async def test_every_entry_is_charged_for_its_bookkeeping() -> None:
+    """Entries of no bytes are not free, and the budget holds with them."""
+    tier = MemoryTier(max_bytes=10 * _OVERHEAD, clock=Clock())
+
+    for number in range(100):
+        await tier.put(_key(str(number)), b"", 600.0)
+
+    assert 10 == len(tier.entries)
+    assert tier.entries.bytes <= 10 * _OVERHEAD
+    assert 90 == tier.entries.removals[Removal.SIZE]
+
+
+@pytest.mark.parametrize(("size", "held"), [(1000, True), (1001, False)])
+async def test_what_is_larger_than_the_budget_is_not_held(size: int, held: bool) -> None:
+    """`holds` says beforehand what `put` will say."""
+    tier = MemoryTier(max_bytes=1000 + _OVERHEAD, clock=Clock())
+
+    assert held == tier.holds(size)
+    assert held == await tier.put(_key("a"), b"x" * size, 600.0)
+
+
+async def test_a_memory_that_is_turned_off_misses() -> None:
+    """Without a budget everything is a miss and nothing an error."""
+    tier = MemoryTier(max_bytes=0, clock=Clock())
+
+    assert not await tier.put(_key("a"), b"", 600.0)
+    assert Outcome.MISS is (await tier.get(_key("a"), 600.0)).outcome
+
+
+async def test_other_values_share_the_budget() -> None:
+    """A reply in wire form counts with its weight, expires like bytes, and ends at its hard age."""
+    clock = Clock()
+    tier = MemoryTier(max_bytes=10_000, clock=clock)
+    reply = ("wire", "form")
+    key = Key.of_wire(address_of("a"))
+
+    assert tier.hold(key, reply, 4000, 600.0, hard_expiry=clock() + 900.0)
+    assert tier.entries.bytes == 4000 + _OVERHEAD
+    clock.advance(500.0)
+    assert reply is tier.held(key)
+    clock.advance(400.0)
+    assert tier.held(key) is None
+
+
+async def test_the_number_of_entries_is_bounded() -> None:
+    """However small they are."""
+    tier = MemoryTier(max_bytes=10_000_000, max_entries=3, clock=Clock())
+    for number in range(10):
+        await tier.put(_key(str(number)), b"", 600.0)
+
+    assert 3 == len(tier.entries)
+
+
+async def test_closing_forgets_everything() -> None:
+    """The bytes are given back."""
+    tier = MemoryTier(max_bytes=10_000, clock=Clock())
+    await tier.put(_key("a"), b"a", 600.0)
+    await tier.aclose()
+
+    assert (0, 0) == (tier.entries.bytes, len(tier.entries))

@@ -1,0 +1,89 @@
+"""The client: what it makes of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from gateway.client import Client
+from gateway.stack.ports import free_port
+from reprise.v1.media_pb2 import (
+    Accepted,
+    AnimateImageResponse,
+    Chunk,
+    GenerationEvent,
+    Preview,
+    Result,
+    Stored,
+)
+from tests.gateway.world import World, ask, problem_of
+
+
+@asynccontextmanager
+async def answering(*events: GenerationEvent) -> AsyncIterator[Client]:
+    """A client of a server that answers every request with these events."""
+    seen: list[dict[str, Any]] = []
+
+    async def animate(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        seen.append(dict(context.invocation_metadata() or ()))
+        for event in events:
+            yield AnimateImageResponse(event=event).SerializeToString()
+        context.set_trailing_metadata((("seen", repr(sorted(seen[-1]))), ("cache-status", "x; hit")))
+
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    handlers: dict[str, Any] = {"AnimateImage": grpc.unary_stream_rpc_method_handler(animate)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("reprise.v1.MediaService", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with Client(f"127.0.0.1:{port}", api_key="k", session="s") as client:
+            yield client
+    finally:
+        await server.stop(0)
+
+
+async def test_pieces_are_put_in_their_place() -> None:
+    """By offset; name, previews, the last number and the trailer are kept, and every event is shown as it comes."""
+    events = [
+        GenerationEvent(sequence=1, accepted=Accepted(name="n")),
+        GenerationEvent(sequence=2, preview=Preview(image=b"small")),
+        GenerationEvent(sequence=3, chunk=Chunk(offset=3, data=b"def")),
+        GenerationEvent(sequence=4, chunk=Chunk(data=b"abc")),
+        GenerationEvent(sequence=5, result=Result(media_type="video/mp4")),
+    ]
+    shown: list[GenerationEvent] = []
+    async with answering(*events) as client:
+        media = await client.animate(ask(), on_event=shown.append)
+    assert events == shown
+    assert (b"abcdef", "n", [b"small"], 5) == (media.data, media.name, media.previews, media.last_sequence)
+    assert ("video/mp4", "x; hit") == (media.result.media_type, media.cache_status)
+
+
+async def test_a_stream_without_a_result_is_an_error() -> None:
+    """Half an answer is none."""
+    async with answering(GenerationEvent(sequence=1, chunk=Chunk(data=b"abc"))) as client:
+        with pytest.raises(ConnectionError, match="before its result"):
+            await client.animate(ask())
+
+
+async def test_what_has_no_name_is_not_waited_for() -> None:
+    """A hit whose result is still being stored cannot be watched: its state is told as it is."""
+    result = Result(stored=Stored(state=Stored.STATE_PENDING))
+    async with answering(GenerationEvent(sequence=1, chunk=Chunk(data=b"a"), result=result)) as client:
+        media = await client.animate(ask())
+        assert Stored.STATE_PENDING == await client.until_stored(media)
+
+
+async def test_credentials_go_with_every_call(world: World) -> None:
+    """A key and a session travel as metadata; nobody there is UNAVAILABLE."""
+    client = Client("127.0.0.1:1", api_key="k", session="s")
+    assert (("authorization", "Bearer k"), ("x-reprise-session", "s")) == client._metadata
+    async with client, Client(f"127.0.0.1:{free_port()}") as nobody:
+        assert () == nobody._metadata
+        assert grpc.StatusCode.UNAVAILABLE == (await problem_of(nobody.stats())).code
+        assert grpc.StatusCode.UNAVAILABLE == (await problem_of(nobody.cancel("x"))).code
+    assert world.desks == []

@@ -1,0 +1,158 @@
+"""Which description of a model is the active one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cache.description import Description
+from cache.errors import TierError
+from gateway import models as module
+from gateway.errors import InvalidField, NotFound, Unavailable
+from gateway.models import Models
+from tests.cache.helpers import Clock
+from tests.gateway.worker import family
+from tests.gateway.world import World, ask, outcome, problem_of
+
+TASK = "animate_image"
+
+
+class LiveWorkers:
+    """Stands for the fleet: the newest healthy worker's descriptions, and those of older ones."""
+
+    def __init__(self, *descriptions: Description) -> None:
+        self.descriptions = list(descriptions)
+
+    def newest_description(self, model: str, revision: str | None = None) -> Description | None:
+        able = [each for each in self.descriptions if each.model == model and revision in (None, each.revision)]
+        return able[-1] if able else None
+
+    def models(self) -> set[str]:
+        return {each.model for each in self.descriptions}
+
+
+class Shelf:
+    """Stands for the catalogue, and counts how often it is looked at."""
+
+    def __init__(self, *descriptions: Description, fault: Exception | None = None) -> None:
+        self.descriptions = {each.model: each for each in descriptions}
+        self.looks = 0
+        self.fault = fault
+        self.hang: asyncio.Event | None = None
+
+    async def models(self) -> list[str]:
+        self.looks += 1
+        if self.hang is not None:
+            await self.hang.wait()
+        if self.fault is not None:
+            raise self.fault
+        return sorted(self.descriptions)
+
+    async def active(self, model: str) -> Description | None:
+        return self.descriptions.get(model)
+
+
+def models_of(fleet: Any = None, shelf: Any = None, clock: Clock | None = None, **settings: Any) -> Models:
+    options: dict[str, Any] = {"revisions": {}, "defaults": {}} | settings
+    workers: Any = fleet or LiveWorkers()
+    return Models(workers, shelf, clock=clock or Clock(), **options)
+
+
+async def test_live_workers_go_before_the_catalogue() -> None:
+    """And once they are gone, what they said last."""
+    fleet, shelf = LiveWorkers(family(revision="live")), Shelf(family(revision="old"))
+    models = models_of(fleet, shelf)
+    await models.recall()
+    assert "live" == (await models.describe("small", TASK)).revision
+    fleet.descriptions.clear()
+    assert "live" == (await models.describe("small", TASK)).revision
+
+
+async def test_the_catalogue_knows_models_without_a_worker() -> None:
+    """Also those that were published after the gateway started."""
+    shelf, clock = Shelf(), Clock()
+    models = models_of(shelf=shelf, clock=clock)
+    await models.recall()
+    with pytest.raises(Unavailable) as caught:
+        await models.describe("small", TASK)
+    assert ("NEVER_DESCRIBED", 2.0) == (caught.value.reason, caught.value.retry_after)
+    shelf.descriptions["small"] = family()
+    clock.advance(2.0)
+    assert "small" == (await models.describe("small", TASK)).model
+
+
+async def test_models_that_do_not_exist_do_not_wear_the_catalogue_out() -> None:
+    """It is looked at once in two seconds, however many ask for whatever names."""
+    shelf, clock = Shelf(family()), Clock()
+    models = models_of(shelf=shelf, clock=clock)
+    await models.recall()
+    for number in range(50):
+        with pytest.raises(NotFound) as caught:
+            await models.describe(f"m{number}", TASK)
+        assert "MODEL_UNKNOWN" == caught.value.reason
+    assert 1 == shelf.looks
+    clock.advance(2.0)
+    with pytest.raises(NotFound):
+        await models.describe("m", TASK)
+    assert 2 == shelf.looks
+
+
+async def test_a_configured_revision_is_the_only_one() -> None:
+    """Newer ones are not taken; while nobody has described it, the model is unavailable rather than unknown."""
+    fleet = LiveWorkers(family(revision="r1"), family(revision="r2"))
+    assert "r2" == (await models_of(fleet).describe("small", TASK)).revision
+    assert "r1" == (await models_of(fleet, revisions={"small": "r1"}).describe("small", TASK)).revision
+    with pytest.raises(Unavailable):
+        await models_of(fleet, revisions={"small": "r3"}).describe("small", TASK)
+
+
+async def test_the_default_is_the_tasks() -> None:
+    """The configured one, else the first by name that does this task."""
+    fleet = LiveWorkers(family("b"), family("a", task="synthesize_speech"), family("c"))
+    assert "b" == (await models_of(fleet).describe("", TASK)).model
+    assert "a" == (await models_of(fleet).describe("", "synthesize_speech")).model
+    assert "c" == (await models_of(fleet, defaults={TASK: "c"}).describe("", TASK)).model
+    with pytest.raises(InvalidField) as caught:
+        await models_of(fleet).describe("a", TASK)
+    assert "model" == caught.value.field
+
+
+@pytest.mark.parametrize("fault", ["error", "hang"])
+async def test_a_catalogue_that_fails_is_done_without(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It neither fails nor holds up a gateway: what live workers say is enough."""
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    shelf = Shelf(fault=TierError("scripted"))
+    if fault == "hang":
+        shelf.hang = asyncio.Event()
+    models = models_of(LiveWorkers(family()), shelf)
+    async with asyncio.timeout(5):
+        await models.recall()
+    assert "small" == (await models.describe("small", TASK)).model
+    assert 1 == shelf.looks
+
+
+async def test_a_gateway_that_knows_nothing_says_when_to_come_back(world: World) -> None:
+    """UNAVAILABLE before any worker has spoken, NOT_FOUND for a name that nobody has once they have."""
+    desk = await world.desk()
+    problem = await problem_of(desk.client.animate(ask(model="small")))
+    assert ("UNAVAILABLE", "NEVER_DESCRIBED", 2.0) == (problem.code.name, problem.reason, problem.retry_after)
+    other = await world.desk(await world.worker())
+    problem = await problem_of(other.client.animate(ask(model="large")))
+    assert ("NOT_FOUND", "MODEL_UNKNOWN") == (problem.code.name, problem.reason)
+
+
+async def test_a_new_revision_is_another_model_to_the_cache(world: World) -> None:
+    """The newest worker's revision is planned for and runs there; stages that did not change are reused."""
+    old = await world.worker(family(revision="r1"), started_at=1.0)
+    desk = await world.desk(old)
+    await desk.stored(await desk.animate())
+    changed = family(revision="r2")
+    stages = [stage.model_copy(update={"fingerprint": f"{stage.fingerprint}x"}) for stage in changed.stages[-2:]]
+    new = await world.worker(changed.model_copy(update={"stages": (*changed.stages[:-2], *stages)}), started_at=2.0)
+    both = await world.desk(old, new)
+
+    assert "miss" == outcome(await both.animate())
+    assert (1, 1) == (len(old.requests), len(new.requests))
+    assert {"denoise": 1, "render": 1} == dict(new.ran)
