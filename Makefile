@@ -6,7 +6,7 @@ JOBS ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo check protos up down clean
+.PHONY: help install test demo check protos web up down clean
 
 help: ## Show this list
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -17,7 +17,8 @@ install: .venv/.installed ## Create .venv, install everything, make sure of a re
 .venv/.installed: pyproject.toml deploy/local/install.sh
 	@deploy/local/install.sh packages
 
-test: install ## Run all tests (ARGS='-k stack' to choose, JOBS=4 for more processes)
+test: install web ## Run all tests (ARGS='-k stack' to choose, JOBS=4 for more processes)
+	@deploy/local/install.sh browser
 	pytest -n $(JOBS) $(ARGS)
 
 demo: install ## Start everything real, show what is reused, stop it again
@@ -36,12 +37,18 @@ protos: install ## Generate the stubs from protos/
 	  --mypy_grpc_out=only_async:protos protos/reprise/v1/*.proto
 	buf lint
 
-up: install ## Start the local stack (ARGS='--workers 2')
+web: install deploy/web/dist/index.html ## Build the playground page, which `make up` serves
+
+deploy/web/dist/index.html: $(wildcard deploy/web/*.* deploy/web/src/*.* protos/reprise/v1/*.proto)
+	@deploy/local/install.sh web
+
+up: install web ## Start the local stack (ARGS='--workers 1 --gateways 1')
 	reprise up $(ARGS)
 
 down: ## Stop the local stack
 	@if [ -x $(BIN)/reprise ]; then reprise down $(ARGS); fi
 
 clean: down ## Stop the stack; remove the environment, the stack's data and all caches
+	rm -rf deploy/web/node_modules deploy/web/gen deploy/web/dist
 	rm -rf .venv .reprise out dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

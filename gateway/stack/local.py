@@ -1,8 +1,8 @@
 """The whole of Reprise on one machine: which parts, in which order, with which settings.
 
-Redis and the objects first, for both kinds of process look for them; then the workers; the gateway last, so that
-whoever waits for it finds everything there. All of them read one file, `<data>/reprise.yaml`; what differs between two
-workers comes from their environment.
+Redis and the objects first, for both kinds of process look for them; then the workers; then the gateways; Envoy last,
+so that whoever waits for it finds everything there. All processes of ours read one file, `<data>/reprise.yaml`; what
+differs between two of a kind comes from their environment.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from gateway.stack.envoy import envoy, playground
 from gateway.stack.objects import Bucket, bucket_of, objects
 from gateway.stack.parts import Part, StackError
 from gateway.stack.ports import LOOPBACK, free_port, is_free
@@ -30,13 +31,17 @@ _MEMORY = {
 }
 
 
-def compose(data: Path, *, port: int, workers: int) -> list[Part]:
+def compose(data: Path, *, port: int, workers: int = 1, gateways: int = 1, web_port: int | None = None) -> list[Part]:
     """The parts of the local stack in the order of their start; writes their settings and draws their keys.
 
-    Raises StackError when a server program is missing or the gateway's port is taken.
+    The first gateway listens on `port`, the others on free ones; Envoy stands before all of them where `web_port` is
+    given. Raises StackError when a server program is missing or a port is taken.
     """
-    if not is_free(port):
-        raise StackError(f"port {port} is taken by another program; choose another with --port")
+    _refuse_taken(port, "--port")
+    if web_port is not None:
+        _refuse_taken(web_port, "--web-port")
+        if web_port == port:
+            raise StackError(f"port {port} cannot be both the gateway's and Envoy's; choose another with --web-port")
     data = data.absolute()
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     storage = [
@@ -44,12 +49,15 @@ def compose(data: Path, *, port: int, workers: int) -> list[Part]:
         objects(free_port(), data / "objects", _log(data, "objects")),
     ]
     homes = [f"{LOOPBACK}:{free_port()}" for _ in range(workers)]
+    doors = [f"{LOOPBACK}:{port}", *(f"{LOOPBACK}:{free_port()}" for _ in range(gateways - 1))]
+    edge = [] if web_port is None else [envoy(web_port, doors, data / "envoy", _log(data, "envoy"), page=playground())]
     settings = configuration(
-        data, redis=storage[0].address, bucket=bucket_of(storage[1]), gateway=f"{LOOPBACK}:{port}", workers=homes
+        data, redis=storage[0].address, bucket=bucket_of(storage[1]), gateway=doors[0], workers=homes
     )
     file = _write(data / "reprise.yaml", yaml.safe_dump(settings, sort_keys=False))
     serving = [_worker(data, file, number, home) for number, home in enumerate(homes, start=1)]
-    return [*storage, *serving, _gateway(data, file, f"{LOOPBACK}:{port}")]
+    answering = [_gateway(data, file, number, door) for number, door in enumerate(doors, start=1)]
+    return [*storage, *serving, *answering, *edge]
 
 
 def configuration(data: Path, *, redis: str, bucket: Bucket, gateway: str, workers: Sequence[str]) -> dict[str, Any]:
@@ -90,15 +98,28 @@ def _worker(data: Path, file: Path, number: int, address: str) -> Part:
     )
 
 
-def _gateway(data: Path, file: Path, address: str) -> Part:
-    command = (sys.executable, "-P", "-m", "gateway", "--config", str(file))
+def _gateway(data: Path, file: Path, number: int, address: str) -> Part:
+    name = "gateway" if number == 1 else f"gateway-{number}"
     return Part(
-        "gateway", command, address, "grpc", _log(data, "gateway"), data, _environment(), patience=60.0, grace=_GRACE
+        name,
+        (sys.executable, "-P", "-m", "gateway", "--config", str(file)),
+        address,
+        "grpc",
+        _log(data, name),
+        data,
+        _environment({"REPRISE_GATEWAY__NAME": name, "REPRISE_GATEWAY__PORT": address.rpartition(":")[2]}),
+        patience=60.0,
+        grace=_GRACE,
     )
 
 
 def _environment(own: dict[str, str] | None = None) -> dict[str, str]:
     return {**_MEMORY, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), **(own or {})}
+
+
+def _refuse_taken(port: int, option: str) -> None:
+    if not is_free(port):
+        raise StackError(f"port {port} is taken by another program; choose another with {option}")
 
 
 def _model(data: Path) -> Path:

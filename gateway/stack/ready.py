@@ -5,7 +5,7 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.stack import objects, redis
+from gateway.stack import envoy, objects, redis
 from gateway.stack.parts import NotReady, Part
 
 
@@ -24,4 +24,5 @@ CHECKS: dict[str, Callable[[Part], None]] = {
     "redis": redis.answers,
     "s3": objects.takes_objects,
     "grpc": serves_grpc,
+    "envoy": envoy.serves,
 }

@@ -5,15 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from cache.digest import Digest
 from cache.errors import TierError, TierResting, TierTimeout
 from cache.keys import Address, Key
 from cache.record import Output, Record
 from cache.tier import Lookup, Outcome, TierName
+from gateway.stack.parts import Running, wait_until
 
 NOW = 1_700_000_000.0
 NAMESPACE = "0" * 32
 SECRET = bytes(range(32))
+
+
+def pause(server: Running) -> None:
+    """Stop a server in the middle of whatever it does, and see that it has stopped."""
+    server.pause()
+    assert wait_until(lambda: psutil.Process(server.pid).status() == psutil.STATUS_STOPPED, 10.0)
 
 
 class Planted:

@@ -17,7 +17,7 @@ from cache.tier import Outcome, TierName
 from gateway.stack import Stack
 from gateway.stack.ports import LOOPBACK, free_port
 from tests import servers
-from tests.cache.helpers import Clock, address_of
+from tests.cache.helpers import Clock, address_of, pause
 
 _KEY = Key.of_record(address_of("clip"))
 
@@ -260,10 +260,10 @@ def _tier(url: str, breaker: Breaker, budget: float) -> StoredTier:
 async def test_a_hung_redis_costs_its_budget_and_then_nothing(breakable_redis: Stack) -> None:
     """A paused server costs about the budget per lookup, nothing once the breaker is open, and serves again later."""
     clock = Clock()
-    tier = _tier(servers.redis_url(breakable_redis), Breaker(failures=3, rest=10.0, clock=clock), budget=0.05)
+    tier = _tier(servers.redis_url(breakable_redis), Breaker(failures=3, rest=10.0, clock=clock), budget=0.25)
     assert await tier.put(_KEY, b"clip", 600.0)
 
-    breakable_redis.part("redis").pause()
+    pause(breakable_redis.part("redis"))
     started = time.perf_counter()
     outcomes = [(await tier.get(_KEY, 600.0)).outcome for _ in range(3)]
     hung = time.perf_counter() - started
@@ -274,8 +274,8 @@ async def test_a_hung_redis_costs_its_budget_and_then_nothing(breakable_redis: S
     clock.advance(10.0)
 
     assert [Outcome.TIMEOUT] * 3 + [Outcome.SKIPPED] * 100 == outcomes
-    assert 0.1 < hung < 0.8
-    assert resting < 0.1
+    assert 0.7 < hung < 3.0
+    assert resting < 0.25
     assert b"clip" == (await tier.get(_KEY, 600.0)).value
     await tier.aclose()
 
@@ -287,7 +287,7 @@ async def test_callers_that_leave_a_hung_redis_cost_it_no_wrong_answers(breakabl
     for key in keys:
         await tier.put(key, key.hex.encode(), 600.0)
 
-    breakable_redis.part("redis").pause()
+    pause(breakable_redis.part("redis"))
     callers = [asyncio.create_task(tier.get(key, 600.0)) for key in keys]
     await wait_all_tasks_blocked()
     for caller in callers:

@@ -245,6 +245,7 @@ async def test_a_process_serves_until_it_is_told_to_stop(world: World, redis_url
                 named = asyncio.create_task(follower.name())
                 await asyncio.wait({follower.task, named}, return_when=asyncio.FIRST_COMPLETED)
                 named.cancel()
+                await asyncio.gather(named, *([follower.task] if follower.task.done() else []), return_exceptions=True)
                 return follower if follower.events else None
 
             follower = await eventually(follow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.wire import (
@@ -43,6 +43,7 @@ def results(draw: st.DrawFn) -> Result:
     )
 
 
+@settings(deadline=None)  # megabytes at a time, on a machine that may be busy
 @given(NUMBERS, st.one_of(st.just(0), NUMBERS), SIZES)
 @example(1, 0, 0)
 def test_a_chunk_event_is_the_message(sequence: int, offset: int, size: int) -> None:
@@ -54,6 +55,7 @@ def test_a_chunk_event_is_the_message(sequence: int, offset: int, size: int) -> 
     assert WatchResponse(event=event) == WatchResponse.FromString(wire)
 
 
+@settings(deadline=None)  # likewise
 @given(st.integers(0, 3), st.sampled_from([-1, 0, 1, 5]), results())
 def test_a_reply_is_its_chunks_with_the_result_in_the_last(pieces: int, more: int, result: Result) -> None:
     """One response for each MiB, at least one; parsed they are what protobuf would have built."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import workers as module
@@ -83,6 +83,7 @@ async def test_only_healthy_workers_of_the_revision_are_homes() -> None:
         assert {"small", "else"} == fleet.models()
 
 
+@settings(deadline=None)  # opens two fleets
 @given(st.lists(st.sampled_from(ADDRESSES), min_size=1, unique=True), st.text(max_size=20))
 def test_a_home_is_the_same_among_any_that_include_it(addresses: list[str], affinity: str) -> None:
     """The home among all is the home among any of them that it belongs to."""

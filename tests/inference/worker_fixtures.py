@@ -342,6 +342,7 @@ class Bench:
         async with aclosing(self.engine.run(plan)) as responses:
             async for response in responses:
                 heard.responses.append(response)
+        await self.tiers.writer.drain(PATIENCE)  # a result is durable before all outputs on the way to it are
 
 
 @dataclass(eq=False)

@@ -1,0 +1,81 @@
+// Reprise by grpc-web from a terminal: every event as a line of JSON with the milliseconds since the start.
+//
+//   node client.mjs ADDRESS animate PICTURE '{"prompt": "snow falls", "numFrames": 8}' [OUT] [--abort-at EVENT]
+//   node client.mjs ADDRESS watch NAME FROM [OUT]
+//   node client.mjs ADDRESS cancel NAME
+//
+// --abort-at N hangs up after the Nth event, as a person does who closes the page.
+
+import { createHash } from "node:crypto";
+import { readFileSync, writeFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+
+import { animate, connect, explain, Pieces } from "./src/client.js";
+
+const started = performance.now();
+const { values, positionals } = parseArgs({ allowPositionals: true, options: { "abort-at": { type: "string" } } });
+const [address, verb, ...words] = positionals;
+const client = connect(address);
+
+function say(what) {
+  const line = { ms: Math.round(performance.now() - started), ...what };
+  console.log(JSON.stringify(line, (_, value) => (typeof value === "bigint" ? Number(value) : value)));
+}
+
+function told(event) {
+  const { accepted, queued, progress, preview, chunk, result, stored } = event;
+  return {
+    sequence: event.sequence,
+    ...(accepted && { accepted: accepted.name }),
+    ...(queued && { queued: queued.position }),
+    ...(progress && { progress: progress.stage, step: progress.step, steps: progress.steps }),
+    ...(preview && { preview: preview.image.length }),
+    ...(chunk && { chunk: chunk.data.length }),
+    ...(result && { result: result.artifact.hex, outcome: result.report.outcome, tier: result.report.tier }),
+    ...(stored && { stored: stored.state }),
+  };
+}
+
+async function follow(events, out, hangUp = () => {}) {
+  const pieces = new Pieces();
+  let count = 0;
+  for await (const event of events) {
+    pieces.add(event);
+    say(told(event));
+    if (++count === Number(values["abort-at"])) hangUp();
+  }
+  const file = pieces.join();
+  if (out) writeFileSync(out, file);
+  say({ bytes: file.length, sha256: createHash("sha256").update(file).digest("hex") });
+}
+
+async function* unwrapped(responses) {
+  for await (const { event } of responses) yield event;
+}
+
+const verbs = {
+  async animate(picture, fields = "{}", out = "") {
+    const hangUp = new AbortController();
+    const request = { picture: { case: "image", value: readFileSync(picture) }, ...JSON.parse(fields) };
+    const options = {
+      signal: hangUp.signal,
+      onResume: ({ name, from }) => say({ resumed: name, from }),
+      onTrailer: (trailer) => say({ "cache-status": trailer.get("cache-status") }),
+    };
+    await follow(animate(client, request, options), out, () => hangUp.abort());
+  },
+  async watch(name, from, out = "") {
+    await follow(unwrapped(client.watch({ name, fromSequence: BigInt(from) })), out);
+  },
+  async cancel(name) {
+    await client.cancel({ name });
+    say({ cancelled: name });
+  },
+};
+
+try {
+  await verbs[verb](...words);
+} catch (error) {
+  say({ error: explain(error) });
+  process.exitCode = 1;
+}

@@ -1,0 +1,112 @@
+// What a program in JavaScript needs to call Reprise by grpc-web: a browser, Node, anything with `fetch`.
+
+import { Code, ConnectError, createClient } from "@connectrpc/connect";
+import { createGrpcWebTransport } from "@connectrpc/connect-web";
+
+import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
+import { MediaService } from "../gen/reprise/v1/media_pb.js";
+
+const PATIENCE_MS = [200, 500, 1000, 2000, 4000]; // between attempts to pick a broken stream up again
+
+/** A client of the gateways behind `address`, such as http://localhost:8080. */
+export function connect(address, { apiKey = "", interceptors = [] } = {}) {
+  const authorize = (next) => (request) => {
+    if (apiKey) request.header.set("authorization", `Bearer ${apiKey}`);
+    return next(request);
+  };
+  const transport = createGrpcWebTransport({ baseUrl: address, interceptors: [authorize, ...interceptors] });
+  return createClient(MediaService, transport);
+}
+
+/**
+ * The events of a generation up to its result. A stream that breaks is picked up where it broke; if no gateway knows
+ * the generation any more, the request is made again, which costs nothing that is stored already. `onResume` hears the
+ * name, empty in the second case. Throws ConnectError: what the service refused, or Canceled by `signal`.
+ */
+export async function* animate(client, request, { signal, timeoutMs, onResume = () => {}, onTrailer } = {}) {
+  const options = { signal, timeoutMs, onTrailer };
+  let stream = client.animateImage(request, options);
+  let name = "";
+  let sequence = 0n;
+  let watching = false; // such a stream goes on after the result
+  for (let failures = 0, finished = false; ; ) {
+    try {
+      for await (const { event } of stream) {
+        failures = 0;
+        sequence = event.sequence;
+        name = event.accepted?.name ?? name;
+        finished = Boolean(event.result);
+        yield event;
+        if (finished && watching) return;
+      }
+      if (finished) return;
+      throw new ConnectError("the stream ended before its result", Code.Unavailable);
+    } catch (error) {
+      if (finished) return;
+      const forgotten = unknownGeneration(error);
+      if (!(broken(error) || forgotten) || failures === PATIENCE_MS.length) throw error;
+      if (forgotten) name = "";
+      await pause(PATIENCE_MS[failures++], signal);
+      onResume({ name, from: sequence + 1n });
+      watching = Boolean(name);
+      stream = watching ? client.watch({ name, fromSequence: sequence + 1n }, options) : client.animateImage(request, options);
+    }
+  }
+}
+
+/** The file, from the chunks of a generation's events. */
+export class Pieces {
+  #chunks = new Map();
+
+  add(event) {
+    if (event.chunk) this.#chunks.set(event.chunk.offset, event.chunk.data);
+  }
+
+  join() {
+    const sorted = [...this.#chunks].sort(([a], [b]) => (a < b ? -1 : 1));
+    const whole = new Uint8Array(sorted.reduce((size, [, data]) => size + data.length, 0));
+    for (const [offset, data] of sorted) whole.set(data, Number(offset));
+    return whole;
+  }
+}
+
+/** An error in plain words: its code, the service's reason, the field at fault, when to try again. */
+export function explain(thrown) {
+  const error = ConnectError.from(thrown);
+  const [info] = error.findDetails(ErrorInfoSchema);
+  const [bad] = error.findDetails(BadRequestSchema);
+  const [retry] = error.findDetails(RetryInfoSchema);
+  const delay = retry?.retryDelay;
+  return {
+    code: Code[error.code],
+    reason: info?.reason ?? "",
+    field: bad?.fieldViolations[0]?.field ?? "",
+    message: error.rawMessage,
+    retrySeconds: delay ? Number(delay.seconds) + delay.nanos / 1e9 : null,
+  };
+}
+
+/** The service says why it refuses; what comes without a reason came from the way there. */
+function broken(error) {
+  const { code, reason } = explain(error);
+  return !reason && !["Canceled", "DeadlineExceeded", "ResourceExhausted", "Unimplemented"].includes(code);
+}
+
+function unknownGeneration(error) {
+  return explain(error).reason === "GENERATION_UNKNOWN";
+}
+
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const stop = () => {
+      clearTimeout(timer);
+      reject(new ConnectError("cancelled", Code.Canceled));
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", stop);
+      resolve();
+    }, ms);
+    if (signal?.aborted) stop();
+    signal?.addEventListener("abort", stop, { once: true });
+  });
+}

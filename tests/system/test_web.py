@@ -1,0 +1,349 @@
+"""By grpc-web through Envoy: two gateways, two workers, a JavaScript client in Node, and the playground in Chromium.
+
+One stack serves the file; its tests run in order in one process and each asks for something of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import json
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import skimage.data
+from PIL import Image
+
+from gateway.client import Client
+from gateway.stack import Stack
+from gateway.stack.envoy import envoy
+from gateway.stack.local import compose
+from gateway.stack.ports import free_port
+from gateway.status import explain_error
+from reprise.v1 import inference_pb2
+from reprise.v1.inference_pb2_grpc import InferenceServiceStub
+from reprise.v1.media_pb2 import AnimateImageRequest
+from tests import browsers
+from tests.servers import leashed
+
+pytestmark = [pytest.mark.xdist_group("web"), pytest.mark.timeout(300)]
+
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 3}
+SLOW = {"width": 128, "height": 128, "numFrames": 16, "numInferenceSteps": 30}
+GATEWAYS = ("gateway", "gateway-2")
+GOES_ON = "http://localhost:3000"  # an origin the edge knows
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    return browsers.node()
+
+
+@pytest.fixture(scope="module")
+def stack(node: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """`envoy` stands before both gateways. A generation is known to the gateway that made it, so what is about names
+    goes through `narrow`, an Envoy before the first one alone."""
+    data = tmp_path_factory.mktemp("web")
+    parts = compose(data, port=free_port(), gateways=2, workers=2, web_port=free_port())
+    first = next(part.address for part in parts if part.name == "gateway")
+    narrow = envoy(free_port(), [first], data / "narrow", data / "logs" / "narrow.log")
+    with leashed(data) as stack:
+        stack.up([*parts, replace(narrow, name="narrow")])
+        yield stack
+
+
+@pytest.fixture
+def edge(stack: Stack) -> str:
+    return stack.part("envoy").part.address
+
+
+@pytest.fixture
+def narrow(stack: Stack) -> str:
+    return stack.part("narrow").part.address
+
+
+@pytest.fixture
+async def client(edge: str) -> AsyncIterator[Client]:
+    """Plain gRPC through the same port of Envoy."""
+    async with Client(edge) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "cat.png"
+    Image.fromarray(skimage.data.chelsea()).save(path)
+    return path
+
+
+def request(photo: Path, **changes: Any) -> AnimateImageRequest:
+    return AnimateImageRequest(**{"image": photo.read_bytes(), "prompt": "a cat walks", **SMALL, **changes})
+
+
+class Told:
+    """The JavaScript client at work: what it tells, line by line, as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.lines: list[dict[str, Any]] = []
+
+    def until(self, key: str) -> dict[str, Any]:
+        """The next line that has this key."""
+        assert self._process.stdout is not None
+        for text in self._process.stdout:
+            self.lines.append(json.loads(text))
+            if key in self.lines[-1]:
+                return self.lines[-1]
+        raise AssertionError(f"ended without {key!r}: {self.lines}")
+
+    def rest(self) -> list[dict[str, Any]]:
+        """Everything, when it has ended."""
+        with suppress(AssertionError):
+            self.until("there is no such key")
+        return self.lines
+
+    def all(self, key: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if key in line]
+
+
+@contextmanager
+def javascript(node: str, edge: str, *words: str) -> Iterator[Told]:
+    command = [node, str(browsers.WEB / "client.mjs"), f"http://{edge}", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Told(process)
+        finally:
+            process.kill()
+
+
+def whole(node: str, edge: str, *words: str) -> list[dict[str, Any]]:
+    with javascript(node, edge, *words) as told:
+        return told.rest()
+
+
+def animate(photo: Path, **fields: Any) -> tuple[str, ...]:
+    small = {"width": 64, "height": 64, "numFrames": 4, "numInferenceSteps": 3, "prompt": "a cat walks"}
+    return "animate", str(photo), json.dumps({**small, **fields})
+
+
+async def test_progress_arrives_while_the_work_is_under_way(
+    stack: Stack, node: str, edge: str, client: Client, photo: Path, tmp_path: Path
+) -> None:
+    """Nothing between worker and browser holds events back, and the file is the one a Python client gets."""
+    out = tmp_path / "out.mp4"
+    slow = {"width": 128, "height": 128, "numFrames": 8, "numInferenceSteps": 12, "seed": 1}
+    with javascript(node, edge, *animate(photo, **slow), str(out)) as told:
+        accepted, first = told.until("accepted"), told.until("progress")
+        async with Client(stack.part("gateway").part.address) as gateway:
+            still_running = [worker.busy for worker in (await gateway.stats()).workers]
+        result, end = told.until("result"), told.until("sha256")
+    python = {"width": 128, "height": 128, "num_frames": 8, "num_inference_steps": 12, "seed": 1}
+    media = await client.animate(request(photo, **python))
+
+    steps = [line["ms"] for line in told.all("progress")]
+    assert any(still_running)
+    assert list(range(1, 13)) == [line["step"] for line in told.all("progress") if line["progress"] == "denoise"]
+    assert accepted["ms"] <= first["ms"] < result["ms"]
+    assert steps[-1] - steps[0] > 0.2 * (result["ms"] - accepted["ms"])
+    assert told.all("preview")
+    assert media.data == out.read_bytes()
+    assert hashlib.sha256(media.data).hexdigest() == end["sha256"]
+
+
+async def test_a_hit_is_told_in_the_trailers_too(node: str, edge: str, client: Client, photo: Path) -> None:
+    """What a browser may read of an answer holds the RFC 9211 line."""
+    await client.animate(request(photo, seed=2))
+    told = whole(node, edge, *animate(photo, seed=2))
+
+    assert ["reprise; hit"] == [line["cache-status"][:12] for line in told if "cache-status" in line]
+
+
+def test_an_error_names_the_field(node: str, edge: str, photo: Path) -> None:
+    """The details of an error reach JavaScript: its reason, the field, and what to change."""
+    [refused] = whole(node, edge, *animate(photo, width=7))
+
+    assert ("InvalidArgument", "width") == (refused["error"]["code"], refused["error"]["field"])
+    assert refused["error"]["reason"]
+    assert "a multiple of 8" in refused["error"]["message"]
+
+
+async def test_a_dropped_stream_is_watched_to_its_end(node: str, narrow: str, photo: Path, tmp_path: Path) -> None:
+    """Hanging up ends no work: Watch goes on at the next event, up to `stored`."""
+    out = tmp_path / "out.mp4"
+    fields = {"seed": 3, "numInferenceSteps": 12}
+    left = whole(node, narrow, *animate(photo, **fields), "--abort-at", "3")
+    name = left[0]["accepted"]
+    rest = whole(node, narrow, "watch", name, "4", str(out))
+    async with Client(narrow) as client:
+        media = await client.animate(request(photo, seed=3, num_inference_steps=12))
+
+    assert "Canceled" == left[-1]["error"]["code"]
+    sequence = [line["sequence"] for line in rest if "sequence" in line]
+    assert list(range(4, 4 + len(sequence))) == sequence
+    assert "stored" in rest[-2]
+    assert media.data == out.read_bytes()
+
+
+def test_a_cancelled_generation_stops(node: str, narrow: str, photo: Path) -> None:
+    """Cancel ends the work for everybody's good: who still follows is told so."""
+    with javascript(node, narrow, *animate(photo, **SLOW, seed=4)) as told:
+        name = told.until("accepted")["accepted"]
+        told.until("progress")
+        cancelled = whole(node, narrow, "cancel", name)
+        end = told.until("error")
+
+    assert name == cancelled[0]["cancelled"]
+    assert "Canceled" == end["error"]["code"]
+    assert not told.all("result")
+
+
+async def test_a_broken_stream_heals(stack: Stack, node: str, narrow: str, photo: Path) -> None:
+    """An Envoy that dies under a stream costs a pause: the client picks up where it broke."""
+    with javascript(node, narrow, *animate(photo, seed=5, numInferenceSteps=12, numFrames=16)) as told:
+        name = told.until("accepted")["accepted"]
+        told.until("progress")
+        stack.part("narrow").kill()
+        stack.start("narrow")
+        end = told.until("sha256")
+    async with Client(narrow) as client:
+        media = await client.animate(request(photo, seed=5, num_inference_steps=12, num_frames=16))
+
+    assert {name} == {line["resumed"] for line in told.all("resumed")}
+    sequence = [line["sequence"] for line in told.all("sequence")]
+    assert list(range(1, 1 + len(sequence))) == sequence
+    assert hashlib.sha256(media.data).hexdigest() == end["sha256"]
+
+
+async def test_a_stopped_gateway_leaves_the_rotation(stack: Stack, client: Client, photo: Path) -> None:
+    """Both gateways serve; while one of them stops, is away and comes back, no request fails."""
+    await client.animate(request(photo, seed=6))
+    before = await answers(stack)
+    for _ in range(20):
+        await client.animate(request(photo, seed=6))
+    after = await answers(stack)
+
+    changes = asyncio.create_task(asyncio.to_thread(stack.restart, "gateway-2"))
+    served = 0
+    while not changes.done():
+        await client.animate(request(photo, seed=6))
+        served += 1
+    await changes
+
+    assert all(later > earlier for earlier, later in zip(before, after, strict=True))
+    assert served
+
+
+async def answers(stack: Stack) -> list[int]:
+    """How many requests each gateway has answered."""
+    counted = []
+    for name in GATEWAYS:
+        async with Client(stack.part(name).part.address) as client:
+            counted.append(sum(each.count for each in (await client.stats()).requests))
+    return counted
+
+
+async def test_a_picture_of_full_size_passes(client: Client, tmp_path: Path) -> None:
+    """Up to 16 MiB; what is larger is refused as the contract says."""
+    picture = tmp_path / "large.png"
+    Image.effect_noise((2350, 2350), 100).convert("RGB").save(picture, compress_level=0)
+    content = picture.read_bytes()
+    uploaded = await client.upload(content)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await client.upload(content + bytes(16 * 1024**2 - len(content) + 1))
+
+    assert 15 * 1024**2 < len(content) < 16 * 1024**2
+    assert (2350, 2350) == (uploaded.width, uploaded.height)
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED == explain_error(refused.value).code
+
+
+def ask(edge: str, method: str, path: str, headers: Mapping[str, str] = {}) -> http.client.HTTPResponse:  # noqa: B006
+    connection = http.client.HTTPConnection(edge, timeout=10.0)
+    try:
+        connection.request(method, path, headers=dict(headers))
+        return connection.getresponse()
+    finally:
+        connection.close()
+
+
+def test_pages_of_known_origins_may_ask(edge: str) -> None:
+    """The browser's question before the request is answered for them, and for nobody else."""
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type,x-grpc-web,grpc-timeout,authorization",
+    }
+    path = "/reprise.v1.MediaService/AnimateImage"
+    known = ask(edge, "OPTIONS", path, {"origin": GOES_ON, **asked})
+    unknown = ask(edge, "OPTIONS", path, {"origin": "https://elsewhere.example", **asked})
+    answer = ask(edge, "POST", path, {"origin": GOES_ON, "content-type": "application/grpc-web+proto"})
+
+    assert (200, GOES_ON) == (known.status, known.headers["access-control-allow-origin"])
+    assert "POST" in known.headers["access-control-allow-methods"]
+    assert set(asked["access-control-request-headers"].split(",")) <= set(
+        known.headers["access-control-allow-headers"].split(",")
+    )
+    assert unknown.headers["access-control-allow-origin"] is None
+    readable = set(answer.headers["access-control-expose-headers"].split(","))
+    assert {"grpc-status", "grpc-message", "grpc-status-details-bin", "cache-status"} <= readable
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/reprise.v1.InferenceService/Describe",
+        "/reprise.v1.MediaService/../reprise.v1.InferenceService/Describe",
+        "//reprise.v1.InferenceService/Describe",
+    ],
+)
+async def test_workers_cannot_be_reached(edge: str, path: str) -> None:
+    """The internal service is not there, however its name is spelled."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async with grpc.aio.insecure_channel(edge) as channel:
+            await InferenceServiceStub(channel).Describe(inference_pb2.DescribeRequest())
+
+    assert grpc.StatusCode.UNIMPLEMENTED == refused.value.code()
+    assert 404 == ask(edge, "POST", path).status
+
+
+def test_the_playground_animates_a_picture(node: str, edge: str, photo: Path, tmp_path: Path) -> None:
+    """In a browser, from another origin than the gateways': progress, the video, a hit, an error, a cancellation."""
+    port = edge.rpartition(":")[2]
+    done = subprocess.run(
+        [
+            *(node, str(Path(__file__).with_name("playground.mjs")), browsers.browser()),
+            *(f"http://localhost:{port}/?gateway=http://{edge}", str(photo), str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert 0 == done.returncode, done.stderr
+    seen = json.loads(done.stdout)
+
+    assert [f"denoise: {step} of 8" for step in range(1, 9)] == [said for said in seen["steps"] if "denoise" in said]
+    assert ("miss", "run", "run") == (
+        seen["first"]["outcome"],
+        seen["first"]["stages"]["denoise"],
+        seen["first"]["stages"]["video"],
+    )
+    assert seen["second"]["outcome"].startswith("hit")
+    assert "run" not in seen["second"]["stages"].values()
+    assert (256, 160) == (seen["second"]["width"], seen["second"]["height"])
+    assert seen["second"]["notice"]  # of random weights
+    assert "a multiple of 8" in seen["problem"]
+    assert "Cancelled" == seen["cancelled"]
+    assert [] == seen["complaints"]
+    for screenshot in ("during.png", "after.png"):
+        assert colours(tmp_path / screenshot) > 1000  # of a photograph and a video, not of an empty page
+
+
+def colours(picture: Path) -> int:
+    found = Image.open(picture).convert("RGB").getcolors(2**24)
+    return len(found or ())
