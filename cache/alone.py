@@ -58,7 +58,7 @@ class Cache:
         self._bridge = Bridge("reprise-cache")
         self._closing = threading.Lock()
         try:
-            self.tiers: Tiers = self._bridge.call(_opened(settings))
+            self.tiers: Tiers = self._bridge.call(build_tiers(settings, CollectorRegistry()).__aenter__())
         except BaseException:
             self._bridge.close()
             raise
@@ -205,7 +205,3 @@ class Cache:
 
     def _remembers(self, address: Address) -> bool:
         return Key.of_record(address) in self.tiers.memory.entries
-
-
-async def _opened(settings: CacheSettings) -> Tiers:
-    return await build_tiers(settings, CollectorRegistry()).__aenter__()

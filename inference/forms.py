@@ -20,6 +20,7 @@ from diffusers.utils import BaseOutput
 from transformers.utils import ModelOutput
 
 from inference import tensors
+from inference.models.base import Tensors
 
 _SCALARS = (bool, int, float, str)
 _Form = dict[str, Any]  # what JSON can say
@@ -66,12 +67,25 @@ def _form_of(output: Any, held: dict[str, torch.Tensor], device: torch.device) -
         return {type(output).__name__: [inner(item) for item in output]}
     if type(output) is DiagonalGaussianDistribution:
         return {"gaussian": inner(output.parameters), "deterministic": bool(output.deterministic)}
-    if isinstance(output, BaseOutput | ModelOutput) and dataclasses.is_dataclass(output):
-        fields = {field.name: inner(getattr(output, field.name)) for field in dataclasses.fields(output)}
-        return {"class": [type(output).__module__, type(output).__qualname__], "fields": fields}
+    if isinstance(output, BaseOutput | ModelOutput):
+        return _class_form_of(output, {name: inner(getattr(output, name)) for name in _fields_of(output)})
     if type(output) is dict and all(isinstance(key, str) for key in output):
         return {"dict": {key: inner(item) for key, item in output.items()}}
     raise NotStorable(f"a {type(output).__name__}")
+
+
+def _fields_of(output: Any) -> list[str]:
+    fields = [field.name for field in dataclasses.fields(output)] if dataclasses.is_dataclass(output) else []
+    if not set(output.keys()) <= set(fields):
+        raise NotStorable("an output with more than its class has")
+    return fields
+
+
+def _class_form_of(output: Any, fields: _Form) -> _Form:
+    module, name = type(output).__module__, type(output).__qualname__
+    if getattr(sys.modules.get(module), name, None) is not type(output):
+        raise NotStorable("a class that could not be found again")
+    return {"class": [module, name], "fields": fields}
 
 
 def _name_of(tensor: torch.Tensor, held: dict[str, torch.Tensor], device: torch.device) -> str:
@@ -89,7 +103,7 @@ def _name_of(tensor: torch.Tensor, held: dict[str, torch.Tensor], device: torch.
     return str(len(held) - 1)
 
 
-def _output_of(form: _Form, held: tensors.Tensors, device: torch.device, made: dict[str, torch.Tensor]) -> Any:
+def _output_of(form: _Form, held: Tensors, device: torch.device, made: dict[str, torch.Tensor]) -> Any:
     def inner(item: _Form) -> Any:
         return _output_of(item, held, device, made)
 
@@ -116,7 +130,7 @@ def _output_of(form: _Form, held: tensors.Tensors, device: torch.device, made: d
 def _class_of(module: str, name: str) -> Any:
     found = getattr(sys.modules.get(module), name, None)
     if not (isinstance(found, type) and issubclass(found, BaseOutput | ModelOutput)):
-        raise ValueError("not a class of outputs")
+        raise ValueError("not a class of outputs")  # noqa: TRY004 - what is wrong is the file
     return found
 
 

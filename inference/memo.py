@@ -66,14 +66,12 @@ _log = structlog.get_logger(__name__)
 
 @dataclass
 class Counts:
-    """What became of the calls of one component. `seconds` is what the ones that ran took, `saved` what the reused
-    ones had taken when they ran.
-    """
+    """What became of the calls of one component."""
 
     run: int = 0
     reused: int = 0
     bypassed: Counter[str] = field(default_factory=Counter)  # by reason; these ran too, uncounted above
-    seconds: float = 0.0
+    seconds: float = 0.0  # that those that ran took
 
 
 class Bypass(Exception):
@@ -114,7 +112,8 @@ class Memo:
         self.counts: dict[str, Counts] = {}  # by stage: component and method, such as "vae.encode"
         self._model = model
         self._tags = tuple(tags)
-        self._ages = {"ttl": ttl, "max_age": max_age}
+        self._ttl = ttl
+        self._max_age = max_age
         self._restore: list[Callable[[], None]] = []
 
     @contextmanager
@@ -196,9 +195,7 @@ class Memo:
         before, began = _generators(device), time.perf_counter()
         output = original(*args, **kwargs)
         try:
-            if not _same(before, _generators(device)):
-                raise Bypass("random")
-            data = _stored_form(output, device)
+            data = _stored_form(output, device, moved=not _same(before, _generators(device)))
             counts.run += 1
             took = time.perf_counter() - began  # with the copy to the host, which waits for the device
             counts.seconds += took
@@ -208,7 +205,7 @@ class Memo:
         return output
 
     def _found(self, key: Value, device: torch.device) -> tuple[Any] | None:
-        if (data := self.cache.get(key, ttl=self._ages["ttl"])) is None:
+        if (data := self.cache.get(key, ttl=self._ttl)) is None:
             return None
         try:
             return (forms.from_bytes(data, device),)
@@ -229,7 +226,8 @@ class Memo:
                 execution={"device": device.type, "threads": str(torch.get_num_threads())},
                 media_type=MEDIA_TYPE,
                 seconds=seconds,
-                **self._ages,
+                ttl=self._ttl,
+                max_age=self._max_age,
             )
         except Closed:
             return  # the output is there, and that is what was asked for
@@ -253,7 +251,7 @@ class _State:
         if getattr(component, "_hf_peft_config_loaded", False):
             raise Bypass("adapters")
         try:
-            seen = _switches(component), _probe(component)
+            seen: tuple[Value, bytes] = [_switches(component), fingerprint.numerics(component)], _probe(component)
             if seen != self._seen:
                 parts: dict[str, Value] = {
                     "model": fingerprint.of_model(component),
@@ -337,7 +335,8 @@ def _tensor_named(tensor: torch.Tensor) -> Value:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
+    flat: Any = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
 
 
 def _device_of(arguments: Any, component: nn.Module) -> torch.device:
@@ -367,7 +366,9 @@ def _same(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def _stored_form(output: Any, device: torch.device) -> bytes:
+def _stored_form(output: Any, device: torch.device, *, moved: bool) -> bytes:
+    if moved:
+        raise Bypass("random")
     try:
         return forms.to_bytes(output, device)
     except forms.NotStorable as error:

@@ -17,9 +17,8 @@ from gateway.stack.parts import NotReady, Part, StackError
 from gateway.stack.ports import LOOPBACK, free_port
 
 _CONFIGURATION = "envoy.json"
-_CHECKOUT = Path(__file__).resolve().parent.parent.parent
-_TEMPLATES = (_CHECKOUT / "deploy" / "envoy.yaml", Path(__file__).with_name("envoy.yaml"))  # in a checkout, in a wheel
-_PAGE = _CHECKOUT / "deploy" / "web" / "dist"
+_TEMPLATE = Path(__file__).with_name("envoy.yaml")  # in a checkout a link to the one in deploy/
+_PAGE = Path(__file__).resolve().parents[2] / "deploy" / "web" / "dist"
 _MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript"}
 _LARGEST_PAGE = 2 * 1024 * 1024
 
@@ -55,8 +54,7 @@ def find_server() -> Path:
 
 def template() -> dict[str, Any]:
     """The configuration as it stands in `deploy/envoy.yaml`."""
-    found = next(path for path in _TEMPLATES if path.exists())
-    configuration: dict[str, Any] = yaml.safe_load(found.read_text())
+    configuration: dict[str, Any] = yaml.safe_load(_TEMPLATE.read_text())
     return configuration
 
 

@@ -35,7 +35,7 @@ async def test_animate_writes_the_video_and_says_where_it_came_from(world: World
     """First generated with its steps shown and stored for good, then from memory; the trace is named."""
     worker = await world.worker()
     desk = await world.desk(worker)
-    out = tmp_path / "out [1].mp4"
+    out = tmp_path / "out [cat].mp4"
     command = ("animate", file, "-p", "a cat", "-o", out, "--steps", 3, "--extra", "size=5000")
     cold, warm = await run(*command, "--durable", desk=desk), await run(*command, desk=desk)
 

@@ -122,7 +122,7 @@ async def test_who_returns_within_the_grace_finds_the_work_going_on(world: World
 
 
 async def test_work_that_nobody_wants_any_more_is_let_go(world: World) -> None:
-    """The grace over, the worker's stream is closed without a word, so that running work ends; a new request is new."""
+    """The grace over, the worker's stream is closed without a word, and a new request is a plan of its own."""
     worker = await world.worker()
     gate = worker.hold("step")
     desk = await world.desk(worker, grace=0.0)
@@ -131,11 +131,13 @@ async def test_work_that_nobody_wants_any_more_is_let_go(world: World) -> None:
     await follower.leave()
     await eventually(lambda: _now(not worker.following))
     assert [] == worker.abandoned
-    gate.open()
     problem = await problem_of(watch(desk, await follower.name()))
     assert (grpc.StatusCode.CANCELLED, "ABANDONED") == (problem.code, problem.reason)
-    assert outcome(await desk.animate()) in {"miss", "coalesced", "hit from L2"}
-    assert 2 == len(worker.requests)
+    returned = desk.follow()
+    await returned.seen("queued")
+    gate.open()
+    assert "coalesced" == outcome(await returned.media())  # with what the worker did not stop
+    assert (2, 1) == (len(worker.requests), worker.generations)
 
 
 async def test_a_result_is_stored_although_everybody_has_left(world: World) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import http.client
 import json
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.xdist_group("web"), pytest.mark.timeout(300)]
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 3}
 SLOW = {"width": 128, "height": 128, "numFrames": 16, "numInferenceSteps": 30}
 GATEWAYS = ("gateway", "gateway-2")
-GOES_ON = "http://localhost:3000"  # an origin the edge knows
+PAGE = "http://localhost:3000"  # an origin the edge knows
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +263,12 @@ async def test_a_picture_of_full_size_passes(client: Client, tmp_path: Path) -> 
     assert grpc.StatusCode.RESOURCE_EXHAUSTED == explain_error(refused.value).code
 
 
-def ask(edge: str, method: str, path: str, headers: Mapping[str, str] = {}) -> http.client.HTTPResponse:  # noqa: B006
+def ask(edge: str, method: str, path: str, **headers: str) -> http.client.HTTPResponse:
+    """An HTTP request as a browser makes it, its body an empty message."""
     connection = http.client.HTTPConnection(edge, timeout=10.0)
     try:
-        connection.request(method, path, headers=dict(headers))
+        body = bytes(5) if method == "POST" else None
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         return connection.getresponse()
     finally:
         connection.close()
@@ -274,20 +276,16 @@ def ask(edge: str, method: str, path: str, headers: Mapping[str, str] = {}) -> h
 
 def test_pages_of_known_origins_may_ask(edge: str) -> None:
     """The browser's question before the request is answered for them, and for nobody else."""
-    asked = {
-        "access-control-request-method": "POST",
-        "access-control-request-headers": "content-type,x-grpc-web,grpc-timeout,authorization",
-    }
+    wanted = "content-type,x-grpc-web,grpc-timeout,authorization"
+    asked = {"access_control_request_method": "POST", "access_control_request_headers": wanted}
     path = "/reprise.v1.MediaService/AnimateImage"
-    known = ask(edge, "OPTIONS", path, {"origin": GOES_ON, **asked})
-    unknown = ask(edge, "OPTIONS", path, {"origin": "https://elsewhere.example", **asked})
-    answer = ask(edge, "POST", path, {"origin": GOES_ON, "content-type": "application/grpc-web+proto"})
+    known = ask(edge, "OPTIONS", path, origin=PAGE, **asked)
+    unknown = ask(edge, "OPTIONS", path, origin="https://elsewhere.example", **asked)
+    answer = ask(edge, "POST", path, origin=PAGE, content_type="application/grpc-web+proto")
 
-    assert (200, GOES_ON) == (known.status, known.headers["access-control-allow-origin"])
+    assert (200, PAGE) == (known.status, known.headers["access-control-allow-origin"])
     assert "POST" in known.headers["access-control-allow-methods"]
-    assert set(asked["access-control-request-headers"].split(",")) <= set(
-        known.headers["access-control-allow-headers"].split(",")
-    )
+    assert set(wanted.split(",")) <= set(known.headers["access-control-allow-headers"].split(","))
     assert unknown.headers["access-control-allow-origin"] is None
     readable = set(answer.headers["access-control-expose-headers"].split(","))
     assert {"grpc-status", "grpc-message", "grpc-status-details-bin", "cache-status"} <= readable

