@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from opentelemetry.trace import Span
 
+from cache.digest import Digest as ArtifactDigest
 from cache.flight import Deserted, Flight
 from cache.keys import Principal
 from cache.telemetry import trace_id_of
@@ -134,6 +135,15 @@ class Generations:
     def of(self, flight: Flight[Step]) -> list[Generation]:
         """Everybody's interest in one flight."""
         return [generation for generation in self._by_name.values() if generation.flight is flight]
+
+    def artifact(self, digest: ArtifactDigest, principal: Principal) -> Reply | None:
+        """A result of the caller's tenant that was made lately, stored or not yet."""
+        for generation in reversed(self._by_name.values()):
+            if generation.principal.tenant == principal.tenant:
+                for step in reversed(generation.flight.events):
+                    if isinstance(step, Completed) and step.reply.record.output.digest == digest:
+                        return step.reply
+        return None
 
     def _forget_finished(self) -> None:
         now = self._clock()

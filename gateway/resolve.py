@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from cache.build import Tiers
+from cache.digest import Digest
 from cache.flight import Flight, Flights
 from cache.keys import Key, Principal
 from cache.telemetry import Tracing, trace_id_of
@@ -105,6 +106,11 @@ class Resolver:
             self._forwarder.abandon(flight)
             self._flights.cancel(flight)
         flight.wake()
+
+    def just_made(self, artifact: Digest, visit: Visit) -> bytes | None:
+        """An artifact that may still be on its way to the tiers, if the caller's tenant had it made here."""
+        reply = self._generations.artifact(artifact, visit.principal)
+        return reply.data if reply is not None else None
 
     async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup]]:
         reply, lookup = self._in_memory(plan)

@@ -49,6 +49,11 @@ class Reply:
     def weight(self) -> int:
         return sum(map(len, self.chunks)) + len(self.record.output.inline or b"")
 
+    @property
+    def data(self) -> bytes:
+        """The artifact itself, out of its encoding."""
+        return b"".join(GenerationEvent.FromString(chunk).chunk.data for chunk in self.chunks)
+
     def messages(self, result: Result) -> Iterator[bytes]:
         """The responses that answer a hit: one per chunk, the result in the last."""
         *before, last = self.chunks

@@ -200,6 +200,15 @@ async def test_a_broken_transfer_goes_on_where_it_stopped(world: World) -> None:
     assert made.data[3:] == first.data + rest
 
 
+async def test_an_artifact_can_be_had_before_it_is_stored(world: World) -> None:
+    """From the moment its result is told, and also where the policy forbids to store it; by its tenant alone."""
+    desk = await world.desk(await world.worker(), cache=world.only("l1"))
+    made = await desk.animate(extra={"size": 2 * MIB + 5})
+    assert made.data[7:] == await desk.client.download(made.result.artifact, 7)
+    other = await world.desk(await world.worker(), cache=world.only("l1"))
+    assert "ARTIFACT_UNKNOWN" == (await problem_of(other.client.download(made.result.artifact))).reason
+
+
 async def test_a_wrong_size_finds_nothing_and_harms_nothing(world: World) -> None:
     """The digest of an artifact with another size is NOT_FOUND; the artifact can still be had."""
     desk = await world.desk(await world.worker())
