@@ -5,7 +5,7 @@
             cache.set(key, data := compute(), model="resizer", stage="encode", tags=("spring",))
         cache.invalidate(tag="spring")
 
-A key is any plain value that fully says what the entry is: equal keys mean equal bytes, so the first `set` stays and
+A key is any plain value that fully says what the entry is: equal keys mean equal bytes, so what is stored stays, and
 copies anywhere are as good as each other. (For values that are replaced under their names see `aio.py`.) Every entry is
 a record that says how it was made, and a blob; the tiers are those of the gateway, composed by `build.py`. Safe to use
 from any number of threads. The cache never fails its caller: a tier that does is a miss.

@@ -89,7 +89,8 @@ class MediaServicer:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
             namespace = self._namespaces(visit.principal)[Scope.TENANT]
             data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
-            data = data or self._resolver.just_made(digest, visit)
+            if data is None:
+                data = self._resolver.just_made(digest, visit)
             if data is None:
                 raise NotFound("ARTIFACT_UNKNOWN")
             for offset in range(request.offset, max(digest.size, request.offset + 1), CHUNK_BYTES):

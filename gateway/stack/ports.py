@@ -6,14 +6,13 @@ import random
 import socket
 import tempfile
 from pathlib import Path
-from typing import IO
 
 LOOPBACK = "127.0.0.1"
 # SeaweedFS speaks gRPC on its port + 10000, so both must be free; the upper one stays below the ports that Linux
 # hands to outgoing connections (from 32768), which could otherwise take it between the choice and the start.
 COMPANION = 10_000
 _CANDIDATES = range(20_000, 22_700)
-_held: list[IO[bytes]] = []  # open lock files: a choice is ours for the life of this process
+_held: list[int] = []  # descriptors of lock files: a choice is ours for the life of this process
 
 
 def free_port() -> int:
@@ -41,11 +40,11 @@ def is_free(port: int) -> bool:
 
 
 def _claim(path: Path) -> bool:
-    lock = path.open("ab")
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
+        os.close(lock)
         return False
     _held.append(lock)
     return True
