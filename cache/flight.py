@@ -107,10 +107,14 @@ class Flights(Generic[K, E]):
         return flight, True
 
     def cancel(self, flight: Flight[E]) -> None:
-        """End the work now, whoever follows. Nobody joins it any more: who comes now begins anew."""
-        if task := self._tasks.get(flight):
-            self._flights = {key: other for key, other in self._flights.items() if other is not flight}
-            task.cancel()
+        """End the work now, whoever follows. Nobody joins it any more: who comes now begins anew.
+
+        Once: cancelling it again would cut short what it does to end well.
+        """
+        joinable = {key: other for key, other in self._flights.items() if other is not flight}
+        if len(joinable) < len(self._flights):
+            self._flights = joinable
+            self._tasks[flight].cancel()
 
     async def drain(self, patience: float) -> None:
         """Wait until every flight has ended, for `patience` seconds at most; cancel those that have not."""

@@ -6,12 +6,11 @@ trace) is composed for each as the event passes.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from opentelemetry.trace import Span
@@ -67,7 +66,7 @@ class Generation:
     span: Span
     answered: Callable[[Answer], None]
     compose: Callable[[Generation, Completed], Answer]
-    name: str = field(default_factory=lambda: secrets.token_urlsafe(18))
+    name: str
     streams: int = 0
     cancelled: bool = False
     answer: Answer | None = None  # given once, however often it is watched

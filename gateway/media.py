@@ -21,6 +21,7 @@ from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavaila
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
+from gateway.peers import Names, Peers
 from gateway.plan import Plan, Policy, choose_seed, make_plan
 from gateway.resolve import Resolver, Visit
 from gateway.validate import complete, given_fields
@@ -40,6 +41,8 @@ class MediaServicer:
         resolver: Resolver,
         tiers: Tiers,
         darkroom: Darkroom,
+        names: Names,
+        peers: Peers,
         ledger: Ledger,
         tracing: Tracing,
         *,
@@ -50,6 +53,8 @@ class MediaServicer:
         self._resolver = resolver
         self._files = tiers.through_memory
         self._darkroom = darkroom
+        self._names = names
+        self._peers = peers
         self._ledger = ledger
         self._tracing = tracing
         self._default_seed = default_seed
@@ -64,13 +69,22 @@ class MediaServicer:
 
     async def Watch(self, request: media.WatchRequest, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/Watch", context) as visit:
-            async with aclosing(self._resolver.watch(request.name, request.from_sequence, visit)) as responses:
+            home = self._names.home_of(request.name)
+            if home == self._names.own_address:
+                watching = self._resolver.watch(request.name, request.from_sequence, visit)
+            else:
+                watching = self._peers.watch(home, request, current_caller())
+            async with aclosing(watching) as responses:
                 async for response in responses:
                     yield response
 
     async def Cancel(self, request: media.CancelRequest, context: Context) -> media.CancelResponse:
         with self._visit("reprise.v1.MediaService/Cancel", context) as visit:
-            self._resolver.cancel(request.name, visit)
+            home = self._names.home_of(request.name)
+            if home == self._names.own_address:
+                self._resolver.cancel(request.name, visit)
+            else:
+                await self._peers.cancel(home, request, current_caller())
             return media.CancelResponse()
 
     async def Upload(self, request: media.UploadRequest, context: Context) -> media.UploadResponse:

@@ -23,6 +23,7 @@ from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
 from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
 from gateway.ledger import Ledger
+from gateway.peers import Names
 from gateway.plan import Plan
 from gateway.wire import Reply
 from reprise.v1 import common_pb2 as pb
@@ -49,6 +50,7 @@ class Resolver:
         forwarder: Forwarder,
         flights: Flights[object, Step],
         generations: Generations,
+        names: Names,
         tracing: Tracing,
         ledger: Ledger,
         *,
@@ -61,6 +63,7 @@ class Resolver:
         self._forwarder = forwarder
         self._flights = flights
         self._generations = generations
+        self._names = names
         self._tracing = tracing
         self._max_generations = max_generations
         self._clock = clock
@@ -207,6 +210,7 @@ class Resolver:
             span=span,
             answered=lambda answer: self._answered(visit, answer, span),
             compose=self._completed,
+            name=self._names.make(),
         )
         self._generations.add(generation)
         return generation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -32,6 +33,7 @@ from gateway.ledger import Ledger
 from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
+from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.resolve import Resolver
 from gateway.settings import GatewaySettings
 from gateway.status import ErrorInterceptor
@@ -83,9 +85,17 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         )
         fleet = await stack.enter_async_context(Fleet(section.workers))
         fleet.watch(telemetry.registry)
+        secret = settings.cache.secret_bytes
+        identity = IdentityInterceptor(PeerIdentifier(secret, identify))
+        server = grpc.aio.server(interceptors=[ErrorInterceptor(), identity], options=_OPTIONS)
+        try:
+            port = server.add_insecure_port(f"{section.host}:{section.port}")
+        except RuntimeError:
+            raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
+        names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
+        peers = await stack.enter_async_context(Peers(secret))
         darkroom = stack.enter_context(Darkroom())
         ledger = Ledger(telemetry.registry)
-        secret = settings.cache.secret_bytes
         catalogue = (
             Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
             if tiers.objects is not None
@@ -101,11 +111,11 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             forwarder,
             flights,
             Generations(linger=section.linger),
+            names,
             telemetry.tracing,
             ledger,
             max_generations=section.max_generations,
         )
-        server = grpc.aio.server(interceptors=[ErrorInterceptor(), IdentityInterceptor(identify)], options=_OPTIONS)
         _register(
             server,
             _MEDIA,
@@ -114,6 +124,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 resolver,
                 tiers,
                 darkroom,
+                names,
+                peers,
                 ledger,
                 telemetry.tracing,
                 secret=secret,
@@ -123,12 +135,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger))
         health_servicer = await _add_health(server)
         if section.reflection:
-            names = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
-        try:
-            port = server.add_insecure_port(f"{section.host}:{section.port}")
-        except RuntimeError:
-            raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
+            shown = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(shown, server)
         await server.start()
         stack.push_async_callback(server.stop, 0)
         _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)
@@ -150,6 +158,10 @@ async def serve(settings: GatewaySettings) -> None:
             await asyncio.gather(leaving, hurried, return_exceptions=True)
     finally:
         telemetry.stop()
+
+
+def _reachable(host: str) -> str:
+    return socket.gethostname() if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - compared, not bound
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:

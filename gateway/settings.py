@@ -16,6 +16,7 @@ class GatewaySection(Section):
     name: str = "gateway"
     host: str = "127.0.0.1"
     port: int = Field(7400, ge=0, le=65535)
+    advertise: str = ""  # host:port where other gateways reach this one; else host and port
     identity: IdentitySettings = IdentitySettings()
     workers: tuple[str, ...] = ()  # host:port each, or dns:///name:port for every address behind a name
     default_models: Mapping[str, str] = Field(default_factory=dict)  # task -> model; else the only one there is

@@ -48,6 +48,7 @@ def main() -> None:
         # The three lines. The pipeline is used as before.
         from cache.alone import Cache
         from inference.memo import remember
+
         memo = remember(pipeline, Cache.open(store))
 
         videos = [generate(pipeline, prompt, picture) for prompt in PROMPTS]

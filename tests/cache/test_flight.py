@@ -379,3 +379,28 @@ async def test_deserting_what_has_ended_cancels_nothing() -> None:
     assert led
     assert again is flights.get("clip")
     await flights.drain(0.0)
+
+
+async def test_cancelled_work_ends_undisturbed_by_its_grace() -> None:
+    """What cancelled work does to end well is not cancelled in turn when its followers leave on hearing of it."""
+    flights: Flights[str, int] = Flights(grace=0.0)
+    goodbye, said = asyncio.Event(), asyncio.Event()
+
+    async def work(flight: Flight[int]) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await goodbye.wait()
+            said.set()
+            raise
+
+    flight, _ = flights.join("clip", work)
+    with flight.following():
+        await wait_all_tasks_blocked()
+        flights.cancel(flight)
+    await wait_all_tasks_blocked()
+    goodbye.set()
+    await wait_all_tasks_blocked()
+
+    assert said.is_set()
+    assert flight.ended

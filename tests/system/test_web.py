@@ -12,7 +12,6 @@ import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from PIL import Image
 
 from gateway.client import Client
 from gateway.stack import Stack
-from gateway.stack.envoy import envoy
 from gateway.stack.local import compose
 from gateway.stack.ports import free_port
 from gateway.status import explain_error
@@ -48,25 +46,17 @@ def node() -> str:
 
 @pytest.fixture(scope="module")
 def stack(node: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """`envoy` stands before both gateways. A generation is known to the gateway that made it, so what is about names
-    goes through `narrow`, an Envoy before the first one alone."""
+    """Envoy before two gateways with two workers: what a browser meets."""
     data = tmp_path_factory.mktemp("web")
     parts = compose(data, port=free_port(), gateways=2, workers=2, web_port=free_port())
-    first = next(part.address for part in parts if part.name == "gateway")
-    narrow = envoy(free_port(), [first], data / "narrow", data / "logs" / "narrow.log")
     with leashed(data) as stack:
-        stack.up([*parts, replace(narrow, name="narrow")])
+        stack.up(parts)
         yield stack
 
 
 @pytest.fixture
 def edge(stack: Stack) -> str:
     return stack.part("envoy").part.address
-
-
-@pytest.fixture
-def narrow(stack: Stack) -> str:
-    return stack.part("narrow").part.address
 
 
 @pytest.fixture
@@ -174,14 +164,14 @@ def test_an_error_names_the_field(node: str, edge: str, photo: Path) -> None:
     assert "a multiple of 8" in refused["error"]["message"]
 
 
-async def test_a_dropped_stream_is_watched_to_its_end(node: str, narrow: str, photo: Path, tmp_path: Path) -> None:
+async def test_a_dropped_stream_is_watched_to_its_end(node: str, edge: str, photo: Path, tmp_path: Path) -> None:
     """Hanging up ends no work: Watch goes on at the next event, up to `stored`."""
     out = tmp_path / "out.mp4"
     fields = {"seed": 3, "numInferenceSteps": 12}
-    left = whole(node, narrow, *animate(photo, **fields), "--abort-at", "3")
+    left = whole(node, edge, *animate(photo, **fields), "--abort-at", "3")
     name = left[0]["accepted"]
-    rest = whole(node, narrow, "watch", name, "4", str(out))
-    async with Client(narrow) as client:
+    rest = whole(node, edge, "watch", name, "4", str(out))
+    async with Client(edge) as client:
         media = await client.animate(request(photo, seed=3, num_inference_steps=12))
 
     assert "Canceled" == left[-1]["error"]["code"]
@@ -191,12 +181,12 @@ async def test_a_dropped_stream_is_watched_to_its_end(node: str, narrow: str, ph
     assert media.data == out.read_bytes()
 
 
-def test_a_cancelled_generation_stops(node: str, narrow: str, photo: Path) -> None:
+def test_a_cancelled_generation_stops(node: str, edge: str, photo: Path) -> None:
     """Cancel ends the work for everybody's good: who still follows is told so."""
-    with javascript(node, narrow, *animate(photo, **SLOW, seed=4)) as told:
+    with javascript(node, edge, *animate(photo, **SLOW, seed=4)) as told:
         name = told.until("accepted")["accepted"]
         told.until("progress")
-        cancelled = whole(node, narrow, "cancel", name)
+        cancelled = whole(node, edge, "cancel", name)
         end = told.until("error")
 
     assert name == cancelled[0]["cancelled"]
@@ -204,15 +194,15 @@ def test_a_cancelled_generation_stops(node: str, narrow: str, photo: Path) -> No
     assert not told.all("result")
 
 
-async def test_a_broken_stream_heals(stack: Stack, node: str, narrow: str, photo: Path) -> None:
+async def test_a_broken_stream_heals(stack: Stack, node: str, edge: str, photo: Path) -> None:
     """An Envoy that dies under a stream costs a pause: the client picks up where it broke."""
-    with javascript(node, narrow, *animate(photo, seed=5, numInferenceSteps=12, numFrames=16)) as told:
+    with javascript(node, edge, *animate(photo, seed=5, numInferenceSteps=12, numFrames=16)) as told:
         name = told.until("accepted")["accepted"]
         told.until("progress")
-        stack.part("narrow").kill()
-        stack.start("narrow")
+        stack.part("envoy").kill()
+        stack.start("envoy")
         end = told.until("sha256")
-    async with Client(narrow) as client:
+    async with Client(edge) as client:
         media = await client.animate(request(photo, seed=5, num_inference_steps=12, num_frames=16))
 
     assert {name} == {line["resumed"] for line in told.all("resumed")}
