@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -26,6 +26,7 @@ from cache.keys import Principal, namespace
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from gateway.darkroom import Darkroom
+from gateway.errors import InvalidField
 from gateway.forward import Forwarder
 from gateway.generation import Generations, Step
 from gateway.identity import IdentityInterceptor, identifier
@@ -176,16 +177,46 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
-    """Like the generated function, but replies that are in wire form already pass as they are."""
+    """Like the generated function, with two differences: replies that are in wire form already pass as they are, and
+    a call that carries no message is refused. grpc.aio itself leaves such a call without an answer for ever, so methods
+    take their one message off a stream, which looks the same on the wire.
+    """
     handlers: dict[str, Any] = {}
     for method in service.methods:
-        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        behaviour = getattr(servicer, method.name)
+        wrap, make = (
+            (_streaming, grpc.stream_stream_rpc_method_handler)
+            if method.server_streaming
+            else (_answering, grpc.stream_unary_rpc_method_handler)
+        )
         handlers[method.name] = make(
-            getattr(servicer, method.name),
+            wrap(behaviour),
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=serialize,
         )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+
+def _streaming(behaviour: Callable[[Any, Any], AsyncGenerator[Any]]) -> Callable[[Any, Any], AsyncGenerator[Any]]:
+    async def stream(requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any]:
+        async with aclosing(behaviour(await _the_message(requests), context)) as responses:
+            async for response in responses:
+                yield response
+
+    return stream
+
+
+def _answering(behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
+        return await behaviour(await _the_message(requests), context)
+
+    return answer
+
+
+async def _the_message(requests: AsyncIterator[Any]) -> Any:
+    async for request in requests:
+        return request
+    raise InvalidField("request", "the call must carry a message")
 
 
 async def _add_health(server: grpc.aio.Server) -> health.HealthServicer:

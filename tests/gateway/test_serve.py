@@ -280,3 +280,14 @@ def test_what_is_wrong_with_the_settings_is_said_in_a_line(
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (1, False) == (done.returncode, "Traceback" in done.stderr)
     assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("method", ["MediaService/AnimateImage", "MediaService/Cancel", "CacheService/Stats"])
+async def test_a_call_that_carries_no_message_is_refused(world: World, method: str) -> None:
+    """It is told so at once, whatever the method, instead of being left without an answer."""
+    desk = await world.desk()
+    async with grpc.aio.insecure_channel(desk.address) as channel:
+        call = channel.stream_stream(f"/reprise.v1.{method}")(iter(()))
+        problem = await problem_of(asyncio.wait_for(call.read(), 10))
+
+    assert (grpc.StatusCode.INVALID_ARGUMENT, "request") == (problem.code, problem.field)
