@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -287,7 +288,7 @@ async def test_a_call_that_carries_no_message_is_refused(world: World, method: s
     """It is told so at once, whatever the method, instead of being left without an answer."""
     desk = await world.desk()
     async with grpc.aio.insecure_channel(desk.address) as channel:
-        call = channel.stream_stream(f"/reprise.v1.{method}")(iter(()))
+        call: Any = channel.stream_stream(f"/reprise.v1.{method}")(iter(()))
         problem = await problem_of(asyncio.wait_for(call.read(), 10))
 
     assert (grpc.StatusCode.INVALID_ARGUMENT, "request") == (problem.code, problem.field)
