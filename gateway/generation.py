@@ -6,6 +6,7 @@ trace) is composed for each as the event passes.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -67,6 +68,7 @@ class Generation:
     answered: Callable[[Answer], None]
     compose: Callable[[Generation, Completed], Answer]
     name: str
+    heartbeat: float  # seconds of silence after which a caller is told that work goes on
     streams: int = 0
     cancelled: bool = False
     answer: Answer | None = None  # given once, however often it is watched
@@ -74,15 +76,23 @@ class Generation:
     async def events(self, start: int = 0, *, to_result: bool) -> AsyncGenerator[bytes]:
         """Responses from event `start` on, up to the result or to the very end. Raises what ended the flight."""
         self.streams += 1
+        sequence = start
         try:
-            with self.flight.following():
-                async with aclosing(self.flight.follow(start, until=lambda: self.cancelled)) as steps:
-                    sequence = start
-                    async for step in steps:
-                        sequence += 1
-                        yield self._response(step, sequence)
-                        if to_result and isinstance(step, Completed):
-                            return
+            with self.flight.following(), _Heart(self.flight, self.heartbeat) as heart:
+                while True:
+                    async with aclosing(
+                        self.flight.follow(sequence, until=lambda: self.cancelled or heart.due)
+                    ) as steps:
+                        async for step in steps:
+                            sequence += 1
+                            yield self._response(step, sequence)
+                            if to_result and isinstance(step, Completed):
+                                return
+                            heart.rest()
+                    if self.cancelled or not heart.due:
+                        break
+                    heart.rest()
+                    yield event_response(GenerationEvent(sequence=sequence))
         except Deserted as error:
             raise Cancelled(reason="ABANDONED") from error
         finally:
@@ -105,6 +115,34 @@ class Generation:
                 return event_response(GenerationEvent(sequence=sequence, result=result))
             case Settled():
                 return event_response(GenerationEvent(sequence=sequence, stored=step.stored))
+
+
+class _Heart:
+    """Notices when a flight has been silent for `interval` seconds, and wakes its followers to say so."""
+
+    def __init__(self, flight: Flight[Step], interval: float) -> None:
+        self.due = False
+        self._flight = flight
+        self._interval = interval
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> _Heart:
+        self.rest()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def rest(self) -> None:
+        """Something was said: silence begins anew."""
+        self.__exit__()
+        self.due = False
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._beat)
+
+    def _beat(self) -> None:
+        self.due = True
+        self._flight.wake()
 
 
 class Generations:

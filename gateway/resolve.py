@@ -55,6 +55,7 @@ class Resolver:
         ledger: Ledger,
         *,
         max_generations: int,
+        heartbeat: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._memory = tiers.memory
@@ -66,6 +67,7 @@ class Resolver:
         self._names = names
         self._tracing = tracing
         self._max_generations = max_generations
+        self._heartbeat = heartbeat
         self._clock = clock
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
         self.ledger = ledger
@@ -211,6 +213,7 @@ class Resolver:
             answered=lambda answer: self._answered(visit, answer, span),
             compose=self._completed,
             name=self._names.make(),
+            heartbeat=self._heartbeat,
         )
         self._generations.add(generation)
         return generation

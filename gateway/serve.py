@@ -116,6 +116,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             telemetry.tracing,
             ledger,
             max_generations=section.max_generations,
+            heartbeat=section.heartbeat,
         )
         _register(
             server,

@@ -24,6 +24,7 @@ class GatewaySection(Section):
     default_seed: int = Field(42, ge=0, lt=2**53)
     grace: float = Field(10.0, ge=0)  # how long work goes on after its last follower has left
     linger: float = Field(60.0, ge=0)  # how long a finished generation can still be watched
+    heartbeat: float = Field(15.0, gt=0)  # a stream is never silent for longer
     longest_generation: float = Field(3600.0, gt=0)
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish

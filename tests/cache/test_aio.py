@@ -27,9 +27,10 @@ from cache.aio import MemoryCache, TieredCache
 from cache.build import Tiers, build_tiers
 from cache.errors import TierError
 from cache.hierarchy import Hierarchy
+from cache.keys import Key
 from cache.memory import MemoryTier
 from cache.settings import CacheSettings, L2Settings, L3Settings
-from cache.tier import TierName
+from cache.tier import Lookup, Outcome, TierName
 from cache.write_behind import WriteBehind
 from gateway.stack.ports import free_port
 from tests.cache.helpers import SECRET, Clock, ScriptedTier
@@ -147,13 +148,13 @@ def _tiers(clock: Clock, l3: L3Settings, redis_url: str = "") -> Tiers:
     return dataclasses.replace(build_tiers(settings, CollectorRegistry()), memory=memory)
 
 
-def scripted(clock: Clock) -> tuple[Tiers, ScriptedTier, ScriptedTier]:
-    """L1 over two tiers that do what the test says."""
-    l2, l3 = ScriptedTier(TierName.L2), ScriptedTier(TierName.L3)
+def scripted(clock: Clock, l3: ScriptedTier) -> tuple[Tiers, ScriptedTier]:
+    """L1 over two tiers that do what the test says, and the faster of them."""
+    l2 = ScriptedTier(TierName.L2)
     tiers = _tiers(clock, L3Settings(url="s3://nowhere", endpoint="http://127.0.0.1:9"))
     shared: Any = [l2, l3]
     writer = WriteBehind([], max_bytes=1, max_entries=1)
-    return dataclasses.replace(tiers, shared=shared, below_memory=Hierarchy(shared, writer)), l2, l3
+    return dataclasses.replace(tiers, shared=shared, below_memory=Hierarchy(shared, writer)), l2
 
 
 over_all = pytest.mark.parametrize("bench", _ALL, indirect=True)
@@ -690,7 +691,8 @@ async def test_a_durable_tier_is_needed(redis_url: str) -> None:
 
 async def test_many_ask_once() -> None:
     """However many ask for one name at the same time, the tiers are asked once; one who leaves takes nobody down."""
-    tiers, l2, l3 = scripted(Clock())
+    l3 = ScriptedTier(TierName.L3)
+    tiers, l2 = scripted(Clock(), l3)
     cache = TieredCache(tiers, secret=SECRET)
     gets = [asyncio.create_task(cache.get("name")) for _ in range(100)]
     await asyncio.sleep(0)
@@ -704,7 +706,8 @@ async def test_many_ask_once() -> None:
 
 async def test_a_change_is_made_to_the_end() -> None:
     """A caller that leaves in the middle of a `set` leaves no tier with the old value."""
-    tiers, l2, l3 = scripted(Clock())
+    l3 = ScriptedTier(TierName.L3)
+    tiers, l2 = scripted(Clock(), l3)
     cache = TieredCache(tiers, secret=SECRET)
     await cache.set("name", "old")
     before = dict(l2.entries)
@@ -723,17 +726,33 @@ async def test_a_change_is_made_to_the_end() -> None:
     assert "new" == await cache.get("name")
 
 
+class SlowTier(ScriptedTier):
+    """Has looked, and answers when it is told to."""
+
+    def __init__(self, name: TierName) -> None:
+        super().__init__(name)
+        self.answers = asyncio.Event()
+
+    async def get(self, key: Key, ttl: float) -> Lookup:
+        lookup = await super().get(key, ttl)
+        await self.answers.wait()
+        return lookup
+
+
 async def test_reading_does_not_undo_a_change() -> None:
     """A `set` that begins while the old value is being read has the last word, in memory too."""
-    tiers, l2, l3 = scripted(Clock())
+    l3 = SlowTier(TierName.L3)
+    tiers, l2 = scripted(Clock(), l3)
     await TieredCache(tiers, secret=SECRET).set("name", "old")
     l2.entries.clear()
     tiers.memory.entries.clear()
     cache = TieredCache(tiers, secret=SECRET)
 
     read = asyncio.create_task(cache.get("name"))
-    await asyncio.sleep(0)
+    await wait_all_tasks_blocked()
     change = asyncio.create_task(cache.set("name", "new"))
+    await wait_all_tasks_blocked()
+    l3.answers.set()
     await asyncio.gather(read, change)
 
     assert "old" == read.result()
@@ -741,9 +760,22 @@ async def test_reading_does_not_undo_a_change() -> None:
     assert l2.entries == l3.entries
 
 
+async def test_a_failing_redis_hides_no_change() -> None:
+    """`set` says that Redis was not told; what is read here is the new value, from the tier that has it."""
+    tiers, l2 = scripted(Clock(), ScriptedTier(TierName.L3))
+    cache = TieredCache(tiers, secret=SECRET)
+    await cache.set("name", "old")
+    l2.fault = Outcome.ERROR
+
+    with pytest.raises(TierError):
+        await cache.set("name", "new")
+    assert "new" == await cache.get("name")
+
+
 async def test_a_failing_durable_tier_is_said() -> None:
     """Nothing is set when it cannot be kept; and no tier keeps a copy of it."""
-    tiers, l2, l3 = scripted(Clock())
+    l3 = ScriptedTier(TierName.L3)
+    tiers, l2 = scripted(Clock(), l3)
     cache = TieredCache(tiers, secret=SECRET)
     l3.failing_puts = 1
 

@@ -337,11 +337,15 @@ def test_a_closed_cache_says_so(opened: Opener) -> None:
 
 def test_who_forgets_to_close_loses_nothing(tmp_path: Path) -> None:
     """Everything set is stored when the interpreter ends."""
-    program = f"from cache.alone import Cache; Cache.open({str(tmp_path)!r}).set('key', b'data')"
+    program = (
+        "from cache.alone import Cache\n"
+        f"cache = Cache.open({str(tmp_path)!r})\n"
+        "for number in range(40): cache.set(number, bytes([number]) * 2_000_000)"  # takes longer than an exit
+    )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
     with Cache.open(tmp_path) as cache:
-        assert b"data" == cache.get("key")
+        assert [bytes([number]) * 2_000_000 for number in range(40)] == [cache.get(number) for number in range(40)]
 
 
 def test_a_folder_can_be_said_in_three_ways(tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from cache.build import Tiers, build_tiers
+from cache.errors import TierError
 from cache.keys import Key
 from cache.purge import Condition, Gone, purge, records, sweep_blobs
 from cache.settings import CacheSettings, L2Settings, L3Settings
-from cache.tier import TierName
-from tests.cache.helpers import NAMESPACE, NOW, SECRET, record_of
+from cache.tier import Outcome, TierName
+from tests.cache.helpers import NAMESPACE, NOW, SECRET, ScriptedTier, record_of
 
 _LARGE = b"l" * (100 * 1024)
 
@@ -106,6 +108,16 @@ async def test_what_is_not_ours_is_passed_over(tiers: Tiers, tmp_path: Path) -> 
 
     assert (1, Gone(1, len(good.to_bytes()))) == (receipt.outputs, receipt.tiers[TierName.L3])
     assert (await asyncio.to_thread((folder / "readme").read_text)) == "foreign"
+
+
+async def test_records_that_cannot_be_read_are_an_error(tiers: Tiers) -> None:
+    """Nothing is removed on the word of a tier that fails."""
+    await (await tiers.through_memory.commit(record_of(b"clip"), b"clip"))
+    failing: Any = [ScriptedTier(TierName.L3, fault=Outcome.TIMEOUT)]
+
+    with pytest.raises(TierError):
+        await purge(dataclasses.replace(tiers, shared=failing), NAMESPACE, lambda record: True)
+    assert 2 == len(tiers.memory.entries)
 
 
 async def test_blobs_without_records_are_swept(tiers: Tiers) -> None:

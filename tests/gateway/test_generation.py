@@ -267,12 +267,29 @@ async def test_cancelling_what_is_finished_changes_nothing(world: World) -> None
     assert "hit from L1" == outcome(await desk.animate())
 
 
+async def test_silent_work_shows_signs_of_life(world: World) -> None:
+    """While nothing happens a stream repeats the last sequence, and then goes on where it was."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, heartbeat=0.01)
+    follower = desk.follow()
+    await follower.seen("queued")
+    await eventually(lambda: _now("" in kinds(follower.events)))
+    gate.open()
+    await follower.media()
+
+    told = [event for event, kind in zip(follower.events, kinds(follower.events), strict=True) if kind]
+    assert list(range(1, 1 + len(told))) == [event.sequence for event in told]
+    beat = kinds(follower.events).index("")
+    assert follower.events[beat - 1].sequence == follower.events[beat].sequence
+
+
 # Names.
 
 
 def generation(flight: Flight[Any], *, tenant: str = "t", user: str = "u") -> Generation:
     fields: dict[str, Any] = dict.fromkeys(("plan", "span", "answered", "compose"))
-    fields["name"] = secrets.token_hex(8)
+    fields |= {"name": secrets.token_hex(8), "heartbeat": 15.0}
     return Generation(**fields, principal=Principal(tenant, user), flight=flight, led=True, lookups=())
 
 
