@@ -380,7 +380,7 @@ class TieredCache(_NamedValues):
 
     async def _write(self, address: Address, kept: Kept, *, create: bool = False) -> bool:
         self._copies.drop(address)
-        record = self._record(address, kept)
+        record = await self._record(address, kept)
         *faster, durable = self._tiers.shared
         await self._put_blob(durable, record, kept)
         if create and not await self._create(durable, record):
@@ -448,7 +448,8 @@ class TieredCache(_NamedValues):
             return None
         return None if record.expired(self._clock()) else record
 
-    def _record(self, address: Address, kept: Kept) -> Record:
+    async def _record(self, address: Address, kept: Kept) -> Record:
+        digest = await Digest.of_any_size(kept.data)
         now = self._clock()
         return Record(
             address=address,
@@ -456,7 +457,7 @@ class TieredCache(_NamedValues):
             revision="",
             stage="value",
             fingerprint="",
-            output=Output(Digest.of(kept.data), _MEDIA_TYPE, kept.data if len(kept.data) <= INLINE_LIMIT else None),
+            output=Output(digest, _MEDIA_TYPE, kept.data if len(kept.data) <= INLINE_LIMIT else None),
             device_seconds=0.0,
             total_device_seconds=0.0,
             made_at=now,

@@ -14,9 +14,13 @@ from any number of threads. The cache never fails its caller: a tier that does i
 from __future__ import annotations
 
 import atexit
+import os
+import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +41,7 @@ from cache.record import INLINE_LIMIT, Output, Record
 from cache.settings import MIB, CacheSettings, L1Settings, L2Settings, L3Settings
 
 DAY = 24 * HOUR
-_UNKEYED = "0" * 64
+_KEPT_AS = ".secret"  # in a folder
 _log = structlog.get_logger(__name__)
 
 
@@ -66,16 +70,19 @@ class Cache:
         atexit.register(self.close)
 
     @classmethod
-    def open(
-        cls, objects: str | Path = "", redis: str = "", *, memory: int = 256 * MIB, secret: str = _UNKEYED
-    ) -> Self:
+    def open(cls, objects: str | Path = "", redis: str = "", *, memory: int = 256 * MIB, secret: str = "") -> Self:
         """A cache in this process's memory (bytes), and below it a Redis and an object store or folder, where named.
 
         `objects` is a path, `file:///folder` or `s3://bucket/prefix` with credentials from the usual places; for all
-        else give `CacheSettings` to the class itself. `secret` (64 hexadecimal digits) keeps those who can list the
-        store from testing their guesses at a key; without one they can.
+        else give `CacheSettings` to the class itself. `secret` (64 hexadecimal digits, the same wherever the store is
+        used) keeps those who can list the store from testing their guesses at a key. A folder keeps one by itself, in
+        a file only its owner can read; S3 wants to be given one. Raises ValueError.
         """
         place = objects if isinstance(objects, str) and "://" in objects else f"file://{Path(objects).absolute()}"
+        if not secret and objects and not place.startswith("file://"):
+            raise ValueError("a shared store needs a secret; make one with: openssl rand -hex 32")
+        if not secret:
+            secret = _secret_of(Path(place.removeprefix("file://"))) if objects else secrets.token_hex(32)
         return cls(
             CacheSettings(
                 secret=SecretStr(secret),
@@ -205,3 +212,15 @@ class Cache:
 
     def _remembers(self, address: Address) -> bool:
         return Key.of_record(address) in self.tiers.memory.entries
+
+
+def _secret_of(folder: Path) -> str:
+    """The secret that a folder keeps; drawn by whoever opens it first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _KEPT_AS).exists():
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=_KEPT_AS) as drawn:  # readable by its owner only
+            drawn.write(secrets.token_hex(32))
+            drawn.flush()
+            with suppress(FileExistsError):  # another process was first
+                os.link(drawn.name, folder / _KEPT_AS)
+    return (folder / _KEPT_AS).read_text()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from blake3 import blake3
+
+_AT_ONCE = 4 * 1024 * 1024  # bytes: about a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,11 @@ class Digest:
     @classmethod
     def of(cls, data: bytes | memoryview) -> Digest:
         return cls(blake3(data).hexdigest(), len(data))
+
+    @classmethod
+    async def of_any_size(cls, data: bytes) -> Digest:
+        """Like `of`, off the event loop where hashing takes longer than a loop may stand still."""
+        return cls.of(data) if len(data) <= _AT_ONCE else await asyncio.to_thread(cls.of, data)
 
     def names(self, data: bytes | memoryview) -> bool:
         """Whether these bytes are the ones this digest names."""

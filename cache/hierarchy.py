@@ -116,7 +116,7 @@ class Hierarchy:
         if not record.worth_touching(now):
             return record
         touched = record.touched(now)
-        write = Write(Key.of_record(record.address), touched.to_bytes(), record.ttl, replace=True)
+        write = Write(Key.of_record(record.address), touched.to_bytes(), record.ttl, renews=True)
         self._writer.offer([write], [tier for tier in self.tiers if not tier.local])
         return touched
 
@@ -186,7 +186,7 @@ async def _remember(writes: Sequence[Write], tiers: Sequence[Tier]) -> None:
 async def _checked(tier: Tier, key: Key, digest: Digest, lookup: Lookup) -> Lookup:
     if lookup.value is None:
         return lookup
-    found = Digest.of(lookup.value)
+    found = await Digest.of_any_size(lookup.value)
     if found.hex != digest.hex:
         await _delete(tier, key)
         return replace(lookup, outcome=Outcome.CORRUPT, value=None)

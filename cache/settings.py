@@ -77,6 +77,8 @@ class CacheSettings(Section):
             size = 0
         if size != 32:
             raise ValueError("must be 64 hexadecimal digits; make one with: openssl rand -hex 32")
+        if not any(bytes.fromhex(secret.get_secret_value())):
+            raise ValueError("must be drawn at random, not all zeros; make one with: openssl rand -hex 32")
         return secret
 
     @property

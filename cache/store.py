@@ -7,6 +7,7 @@ counts.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,6 +16,8 @@ from cache.envelope import Damaged, seal, unseal
 from cache.errors import TierError, TierResting, TierTimeout
 from cache.keys import Key
 from cache.tier import Lookup, Outcome, TierName
+
+_AT_ONCE = 4 * 1024 * 1024  # bytes that are checked in about a millisecond; more is done off the event loop
 
 
 class Store(Protocol):
@@ -77,7 +80,7 @@ class StoredTier:
         if data is None:
             return Outcome.MISS, None
         try:
-            return Outcome.HIT, unseal(key, data)
+            return Outcome.HIT, await _unsealed(key, data)
         except Damaged:
             await self._remove_damaged(key)
             return Outcome.CORRUPT, None
@@ -88,6 +91,10 @@ class StoredTier:
             await self._store.delete(str(key))
         except TierError:
             return
+
+
+async def _unsealed(key: Key, data: bytes) -> bytes:
+    return unseal(key, data) if len(data) <= _AT_ONCE else await asyncio.to_thread(unseal, key, data)
 
 
 def _outcome_of(error: TierError) -> Outcome:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -110,8 +110,9 @@ class Tracing:
         attributes: Mapping[str, AttributeValue] | None = None,
         kind: trace.SpanKind = trace.SpanKind.INTERNAL,
     ) -> Span:
-        """A span that the caller ends. `started_ns` may lie in the past."""
-        return self.tracer.start_span(name, context=parent, start_time=started_ns, attributes=attributes, kind=kind)
+        """A span that the caller ends, below `parent` or nothing. `started_ns` may lie in the past."""
+        context = Context() if parent is None else parent  # not what happens to be current
+        return self.tracer.start_span(name, context=context, start_time=started_ns, attributes=attributes, kind=kind)
 
     def child(self, parent: Span, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> Span:
         """A span of another part of the same request."""
@@ -135,6 +136,15 @@ class Tracing:
             if lookup.outcome in (Outcome.ERROR, Outcome.TIMEOUT, Outcome.CORRUPT):
                 span.set_status(StatusCode.ERROR)
             span.end(lookup.started_ns + int(lookup.seconds * 1e9))
+
+
+def bind(span: Span) -> None:
+    """Make this the current span of this task, to its end: whatever the task logs or refuses then names the trace.
+
+    It is for tasks that live as long as one request. Unlike a `with` block it also covers what is said of an error
+    after the code that raised it has been left, and it may stand in an asynchronous generator.
+    """
+    attach(trace.set_span_in_context(span))
 
 
 def parent_of(metadata: Mapping[str, str]) -> Context | None:

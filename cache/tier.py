@@ -40,6 +40,11 @@ class Lookup:
     seconds: float = 0.0
 
 
+def proves_absence(lookups: Sequence[Lookup]) -> bool:
+    """Whether every tier that was asked has said for certain that it has no good copy. A fault says nothing."""
+    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED) for lookup in lookups)
+
+
 class Tier(Protocol):
     """One storage level.
 

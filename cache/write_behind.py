@@ -26,12 +26,15 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One entry to be stored. Records are create-only unless `replace` is set: the first commit wins."""
+    """One entry to be stored. Records are create-only unless `replace` is set: the first commit wins. `renews` is for a
+    record that should be there already: it makes it younger, and never brings one back that was replaced or removed.
+    """
 
     key: Key
     payload: bytes
     ttl: float
     replace: bool = False
+    renews: bool = False
 
     @property
     def is_index(self) -> bool:
@@ -201,8 +204,16 @@ class WriteBehind:
         return True
 
     async def _put(self, tier: Tier, write: Write) -> None:
+        if write.renews:
+            await self._renew(tier, write)
+            return
         created = await tier.put(write.key, write.payload, write.ttl, replace=write.replace)
         if not created and write.is_index and not await self._is_live(tier, write):
+            await tier.put(write.key, write.payload, write.ttl, replace=True)
+
+    async def _renew(self, tier: Tier, write: Write) -> None:
+        there = (await tier.get(write.key, write.ttl)).value
+        if there is not None and _same(there, write.payload):
             await tier.put(write.key, write.payload, write.ttl, replace=True)
 
     async def _is_live(self, tier: Tier, write: Write) -> bool:
@@ -215,3 +226,12 @@ class WriteBehind:
             return not Record.from_bytes(lookup.value).expired(self._clock())
         except NotARecord:
             return False
+
+
+def _same(one: bytes, other: bytes) -> bool:
+    """Whether two records are of one making, whenever they were last touched."""
+    try:
+        first, second = Record.from_bytes(one), Record.from_bytes(other)
+    except NotARecord:
+        return False
+    return (first.made_at, first.output.digest) == (second.made_at, second.output.digest)

@@ -89,8 +89,11 @@ class Answer:
         """One entry of an RFC 9211 `Cache-Status` field."""
         match self.outcome:
             case Outcome.HIT:
+                if not self.lookups or self.lookups[-1].outcome is not LookupOutcome.HIT:
+                    # Forwarded, and a worker had it: under another spelling, or faster than our lookup.
+                    return f"reprise; fwd=uri-miss; detail=worker-{self.tier.value if self.tier else 'flight'}"
                 ttl = int(min(self.record.ttl, self.record.expires_at - now))
-                return f"reprise; hit; ttl={ttl}; detail={self.tier.value if self.tier else 'worker'}"
+                return f"reprise; hit; ttl={ttl}; detail={self.tier.value if self.tier else ''}"
             case Outcome.COALESCED:
                 return "reprise; fwd=uri-miss; collapsed"
             case Outcome.BYPASS:

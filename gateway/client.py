@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import grpc
 
+from gateway.picture_files import LARGEST_FILE
 from reprise.v1 import cache_pb2, common_pb2, media_pb2
 from reprise.v1.cache_pb2_grpc import CacheServiceStub
 from reprise.v1.media_pb2_grpc import MediaServiceStub
 
-_MAX_MESSAGE = 32 * 1024 * 1024
+_MAX_MESSAGE = 64 * 1024 * 1024
+_SOON, _LATER, _UPLOAD = 5.0, 30.0, 60.0  # seconds that a call without a stream may take
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
@@ -40,7 +41,11 @@ class Media:
 
 
 class Client:
-    """One connection to a gateway. Use as an async context manager. Raises grpc.aio.AioRpcError."""
+    """One connection to a gateway. Use as an async context manager.
+
+    Raises grpc.aio.AioRpcError, and ValueError for a picture that is larger than any gateway takes. Streams last as long
+    as they need; other calls have deadlines.
+    """
 
     def __init__(self, address: str, *, api_key: str = "", session: str = "") -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
@@ -65,11 +70,18 @@ class Client:
         deadline: float | None = None,
     ) -> Media:
         """Run a request to its result. `on_event` sees every event as it comes; `deadline` is in seconds."""
+        _refuse_too_large("image", request.image)
         call = self._media.AnimateImage(request, timeout=deadline, metadata=self._metadata)
-        media = await _collect(call, on_event)
+        media = await _collect((response.event async for response in call), on_event)
         trailers = dict(await call.trailing_metadata() or ())
         media.cache_status = str(trailers.get("cache-status", ""))
         return media
+
+    async def rejoin(
+        self, name: str, *, on_event: Callable[[media_pb2.GenerationEvent], None] = lambda event: None
+    ) -> Media:
+        """Everything that happened and happens to a generation, until it is known whether its artifact is durable."""
+        return await _collect(self.watch(name), on_event)
 
     async def until_stored(self, media: Media) -> media_pb2.Stored.State:
         """Wait until it is known whether the artifact is durable."""
@@ -87,10 +99,12 @@ class Client:
             yield response.event
 
     async def cancel(self, name: str) -> None:
-        await self._media.Cancel(media_pb2.CancelRequest(name=name), metadata=self._metadata)
+        await self._media.Cancel(media_pb2.CancelRequest(name=name), timeout=_SOON, metadata=self._metadata)
 
     async def upload(self, content: bytes) -> media_pb2.UploadResponse:
-        return await self._media.Upload(media_pb2.UploadRequest(content=content), metadata=self._metadata)
+        _refuse_too_large("content", content)
+        request = media_pb2.UploadRequest(content=content)
+        return await self._media.Upload(request, timeout=_UPLOAD, metadata=self._metadata)
 
     async def download(self, artifact: common_pb2.Digest, offset: int = 0) -> bytes:
         request = media_pb2.DownloadRequest(artifact=artifact, offset=offset)
@@ -98,15 +112,21 @@ class Client:
         return b"".join([response.chunk.data async for response in chunks])
 
     async def stats(self) -> cache_pb2.StatsResponse:
-        return await self._cache.Stats(cache_pb2.StatsRequest(), metadata=self._metadata)
+        return await self._cache.Stats(cache_pb2.StatsRequest(), timeout=_LATER, metadata=self._metadata)
 
 
-async def _collect(call: Any, on_event: Callable[[media_pb2.GenerationEvent], None]) -> Media:
+def _refuse_too_large(field: str, file: bytes) -> None:
+    if len(file) > LARGEST_FILE:
+        raise ValueError(f"{field}: a picture file must have at most {LARGEST_FILE:,} bytes; this has {len(file):,}")
+
+
+async def _collect(
+    events: AsyncIterator[media_pb2.GenerationEvent], on_event: Callable[[media_pb2.GenerationEvent], None]
+) -> Media:
     name, sequence, result = "", 0, None
     chunks: dict[int, bytes] = {}
     previews: list[bytes] = []
-    async for response in call:
-        event: media_pb2.GenerationEvent = response.event
+    async for event in events:
         on_event(event)
         sequence = event.sequence
         if event.HasField("accepted"):
@@ -117,6 +137,8 @@ async def _collect(call: Any, on_event: Callable[[media_pb2.GenerationEvent], No
             chunks[event.chunk.offset] = event.chunk.data
         if event.HasField("result"):
             result = event.result
+        if event.HasField("stored") and result is not None:
+            result.stored.CopyFrom(event.stored)
     if result is None:
         raise ConnectionError("the stream ended before its result")
     data = b"".join(data for _, data in sorted(chunks.items()))

@@ -27,7 +27,7 @@ class _Known(NamedTuple):
 class Source:
     """A picture known by its identity, whose pixels can be had when a worker needs them.
 
-    It holds the pixels only if they had to be decoded to identify it. Let go of it once the worker has them.
+    It holds the pixels only if they had to be decoded to identify it, and until they are `released`.
     """
 
     def __init__(
@@ -37,6 +37,10 @@ class Source:
         self.identity, self.width, self.height = known
         self._picture = picture
         self._develop = develop
+
+    def release(self) -> None:
+        """Let go of the pixels; whoever asks again has them decoded again."""
+        self._picture = None
 
     async def pixels(self) -> Picture:
         """The picture itself. Raises what fetching its file raises, and Internal if the file has changed meanwhile."""

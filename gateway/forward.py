@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -14,6 +15,7 @@ import structlog
 from opentelemetry.trace import Span, StatusCode
 
 from cache.description import Description, Scalar
+from cache.digest import Digest
 from cache.flight import Flight
 from cache.hierarchy import Hierarchy
 from cache.keys import Address
@@ -22,7 +24,7 @@ from cache.telemetry import Tracing
 from cache.tier import TierName
 from gateway.answer import tier_message
 from gateway.darkroom import Source
-from gateway.errors import Internal, Unavailable
+from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Planned, Settled, Step
 from gateway.plan import Plan
 from gateway.status import explain_error, from_upstream
@@ -55,12 +57,15 @@ class Forwarder:
         tracing: Tracing,
         *,
         patience: float,
+        max_pixels: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._hierarchy = hierarchy
         self._fleet = fleet
         self._tracing = tracing
         self._patience = patience
+        self._max_pixels = max_pixels
+        self._pixels = 0  # bytes of decoded pictures on their way to workers
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
 
@@ -111,9 +116,10 @@ class Forwarder:
             worker = self._fleet.home(description.model, description.revision, plan.affinity, without=failed)
             if worker is None:
                 raise Unavailable("NO_WORKER", retry_after=_NO_WORKER_RETRY)
-            request = await _run_request(plan, records, with_pixels=with_pixels)
             try:
-                return await self._run_on(worker, request, flight, plan, span, fill)
+                with self._room_for_pixels(plan, with_pixels):
+                    request = await _run_request(plan, records, with_pixels=with_pixels)
+                    return await self._run_on(worker, request, flight, plan, records, span, fill)
             except grpc.aio.AioRpcError as error:
                 if explain_error(error).reason == "MEDIA_NEEDED" and not with_pixels:
                     with_pixels = True
@@ -123,19 +129,32 @@ class Forwarder:
                 else:
                     raise from_upstream(error) from error
 
+    @contextmanager
+    def _room_for_pixels(self, plan: Plan, with_pixels: bool) -> Iterator[None]:
+        """A run's request lives as long as the run, and its pictures are most of it. Raises Overloaded."""
+        size = sum(source.width * source.height * 3 for source in plan.media.values()) if with_pixels else 0
+        if size and self._pixels and self._pixels + size > self._max_pixels:
+            raise Overloaded("GATEWAY_BUSY")
+        self._pixels += size
+        try:
+            yield
+        finally:
+            self._pixels -= size
+
     async def _run_on(
         self,
         worker: Worker,
         request: RunRequest,
         flight: Flight[Step],
         plan: Plan,
+        records: Mapping[str, tuple[Record, TierName]],
         parent: Span,
         fill: Callable[[Completed], None],
     ) -> _Artifact | None:
         """The artifact if it still needs storing, None if the worker has seen to that."""
         span = self._tracing.child(parent, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, span, patience=self._patience)
-        reading = asyncio.create_task(_read(call, flight, plan, span, fill))
+        reading = asyncio.create_task(_read(call, flight, plan, records, span, fill))
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -163,6 +182,7 @@ async def _read(
     call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse],
     flight: Flight[Step],
     plan: Plan,
+    records: Mapping[str, tuple[Record, TierName]],
     span: Span,
     fill: Callable[[Completed], None],
 ) -> _Artifact | None:
@@ -172,8 +192,8 @@ async def _read(
     try:
         async for message in call:
             if message.HasField("finished"):
-                artifact = _verified(message.finished, b"".join(chunks), plan.address)
-                completed = _completed(artifact, message.finished, plan)
+                artifact = await _verified(message.finished, b"".join(chunks), plan.address)
+                completed = _completed(artifact, message.finished, plan, records)
                 fill(completed)
                 _publish(flight, completed)
             elif message.HasField("stored"):
@@ -252,10 +272,11 @@ async def _picture(source: Source, with_pixels: bool) -> Picture:
     if not with_pixels:
         return Picture(identity=source.identity, width=source.width, height=source.height)
     picture = await source.pixels()
+    source.release()
     return Picture(identity=picture.identity, width=picture.width, height=picture.height, rgb=picture.rgb)
 
 
-def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
+async def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
     try:
         canonical = Record.from_bytes(finished.record)
         own = Record.from_bytes(finished.alias or finished.record, address)
@@ -264,13 +285,18 @@ def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
     # What is stored for a tenant stays in its namespace, whatever a worker says.
     if str(canonical.address) != finished.canonical_address or canonical.address.namespace != address.namespace:
         raise Internal("WORKER_RECORD_INVALID")
-    if not canonical.output.digest.names(data) or own.output.digest != canonical.output.digest:
+    if canonical.output.digest != await Digest.of_any_size(data) or own.output.digest != canonical.output.digest:
         raise Internal("WORKER_BYTES_DIFFER")
     return _Artifact(canonical, own, data)
 
 
-def _completed(artifact: _Artifact, finished: Finished, plan: Plan) -> Completed:
+def _completed(
+    artifact: _Artifact, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
+) -> Completed:
     reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
+    for stage in finished.stages:
+        if stage.outcome == pb.STAGE_OUTCOME_REUSED and not stage.tier and stage.stage in records:
+            stage.tier = tier_message(records[stage.stage][1])  # it came inside the record that we had found
     return Completed(reply, list(finished.stages), finished.joined)
 
 

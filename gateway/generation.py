@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TypeAlias
 
 from opentelemetry.trace import Span
 
+from cache.bounded import Bounded
 from cache.digest import Digest as ArtifactDigest
 from cache.flight import Deserted, Flight
 from cache.keys import Principal
@@ -28,7 +28,7 @@ from gateway.wire import Reply, event_response
 from reprise.v1.common_pb2 import Digest, StageReport
 from reprise.v1.media_pb2 import Accepted, GenerationEvent, Result, Stored
 
-_MAX_NAMES = 10_000
+_OVERHEAD = 4096  # bytes charged to every flight, so that many small ones are not free
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +146,36 @@ class _Heart:
 
 
 class Generations:
-    """Generations by name, for Watch and Cancel. Finished ones are kept for `linger` seconds."""
+    """Generations by name, for Watch and Cancel. Finished ones are kept for `linger` seconds and within `max_bytes`."""
 
-    def __init__(self, *, linger: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, linger: float, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._linger = linger
         self._clock = clock
-        self._by_name: OrderedDict[str, Generation] = OrderedDict()
-        self._ended: dict[str, float] = {}
+        self._by_name: dict[str, Generation] = {}
+        self._by_flight: dict[Flight[Step], list[Generation]] = {}
+        self._finished: Bounded[Flight[Step], None] = Bounded(
+            max_bytes=max_bytes, on_removal=lambda flight, _value, _cause: self._forget(flight)
+        )
+
+    def __len__(self) -> int:
+        return len(self._by_name)
 
     def add(self, generation: Generation) -> None:
-        self._forget_finished()
         self._by_name[generation.name] = generation
+        self._by_flight.setdefault(generation.flight, []).append(generation)
+
+    def finished(self, flight: Flight[Step]) -> None:
+        """The flight has landed: from now on it is kept as long as there is time and room."""
+        if flight in self._finished or flight not in self._by_flight:
+            return
+        now = self._clock()
+        if not self._finished.put(flight, None, weight=_weight(flight), now=now, ttl=self._linger):
+            self._forget(flight)
+        asyncio.get_running_loop().call_later(self._linger + 0.1, self._forget_overdue)
 
     def find(self, name: str, principal: Principal) -> Generation:
         """Raises NotFound also for somebody else's: its existence is nobody's business."""
-        self._forget_finished()
+        self._forget_overdue()
         generation = self._by_name.get(name)
         if generation is None or (generation.principal.tenant, generation.principal.user) != (
             principal.tenant,
@@ -171,26 +186,32 @@ class Generations:
 
     def of(self, flight: Flight[Step]) -> list[Generation]:
         """Everybody's interest in one flight."""
-        return [generation for generation in self._by_name.values() if generation.flight is flight]
+        return self._by_flight.get(flight, [])
 
     def artifact(self, digest: ArtifactDigest, principal: Principal) -> Reply | None:
         """A result of the caller's tenant that was made lately, stored or not yet."""
-        for generation in reversed(self._by_name.values()):
-            if generation.principal.tenant == principal.tenant:
-                for step in reversed(generation.flight.events):
-                    if isinstance(step, Completed) and step.reply.record.output.digest == digest:
+        for flight, generations in self._by_flight.items():
+            for step in flight.events[-2:]:  # after the artifact comes only whether it is stored
+                if isinstance(step, Completed) and step.reply.record.output.digest == digest:
+                    if any(generation.principal.tenant == principal.tenant for generation in generations):
                         return step.reply
         return None
 
-    def _forget_finished(self) -> None:
-        now = self._clock()
-        for name, generation in self._by_name.items():
-            if generation.flight.ended:
-                self._ended.setdefault(name, now)
-        overdue = [name for name, ended in self._ended.items() if now - ended >= self._linger]
-        surplus = list(self._ended)[: max(0, len(self._by_name) - _MAX_NAMES)]
-        for name in {*overdue, *surplus}:
-            del self._by_name[name], self._ended[name]
+    def _forget_overdue(self) -> None:
+        self._finished.expire(self._clock())
+
+    def _forget(self, flight: Flight[Step]) -> None:
+        for generation in self._by_flight.pop(flight, []):
+            del self._by_name[generation.name]
+
+
+def _weight(flight: Flight[Step]) -> int:
+    """Bytes that the log of a flight holds."""
+    return _OVERHEAD + sum(
+        len(step) if isinstance(step, bytes) else step.reply.weight
+        for step in flight.events
+        if isinstance(step, bytes | Completed)
+    )
 
 
 def result_message(plan: Plan, answer: Answer, reply: Reply, span: Span | None, stored: Stored.State) -> Result:

@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import grpc
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.context import attach
+from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
 from cache.build import Tiers
 from cache.description import Scope
@@ -62,8 +63,9 @@ class MediaServicer:
 
     async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
-            plan = await self._plan_animation(request, visit.principal)
-            async with aclosing(self._resolver.resolve(plan, visit)) as responses:
+            responding = self._resolver.resolve(await self._plan_animation(request, visit.principal), visit)
+            request.ClearField("image")  # a stream lasts long, and may have many beside it
+            async with aclosing(responding) as responses:
                 async for response in responses:
                     yield response
 
@@ -71,7 +73,7 @@ class MediaServicer:
         with self._visit("reprise.v1.MediaService/Watch", context) as visit:
             home = self._names.home_of(request.name)
             if home == self._names.own_address:
-                watching = self._resolver.watch(request.name, request.from_sequence, visit)
+                watching = self._resolver.watch(request.name, request.from_sequence, visit.principal)
             else:
                 watching = self._peers.watch(home, request, current_caller())
             async with aclosing(watching) as responses:
@@ -82,7 +84,7 @@ class MediaServicer:
         with self._visit("reprise.v1.MediaService/Cancel", context) as visit:
             home = self._names.home_of(request.name)
             if home == self._names.own_address:
-                self._resolver.cancel(request.name, visit)
+                self._resolver.cancel(request.name, visit.principal)
             else:
                 await self._peers.cancel(home, request, current_caller())
             return media.CancelResponse()
@@ -101,10 +103,11 @@ class MediaServicer:
             digest = _digest(request.artifact, "artifact")
             if request.offset > digest.size:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
-            namespace = self._namespaces(visit.principal)[Scope.TENANT]
-            data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
-            if data is None:
-                data = self._resolver.just_made(digest, visit)
+            data = self._resolver.just_made(digest, visit.principal)
+            for namespace in self._namespaces(visit.principal).values() if data is None else ():
+                data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
+                if data is not None:
+                    break
             if data is None:
                 raise NotFound("ARTIFACT_UNKNOWN")
             for offset in range(request.offset, max(digest.size, request.offset + 1), CHUNK_BYTES):
@@ -168,6 +171,7 @@ class MediaServicer:
         )
         span.set_status(StatusCode.ERROR, refused.reason)
         span.end()
+        attach(set_span_in_context(span))  # its trace is told with the error
 
 
 def _metadata(context: Context) -> Mapping[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -83,6 +83,10 @@ class Plan:
     @property
     def seed(self) -> int:
         return int(self.parameters.get("seed", 0))
+
+    def without_media(self) -> Plan:
+        """The same plan, for those who must not keep pictures alive."""
+        return replace(self, media={})
 
 
 def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar]:

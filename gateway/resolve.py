@@ -8,8 +8,8 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.context import Context, attach
+from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 
 from cache.build import Tiers
 from cache.digest import Digest
@@ -86,22 +86,27 @@ class Resolver:
         span = self._begin_span(plan, visit, lookups)
         try:
             generation = self._join(plan, visit, lookups, span)
-            async with aclosing(generation.events(to_result=True)) as responses:
-                async for response in responses:
-                    yield response
+            plan = generation.plan  # which holds no picture: only the leader's task needs one
+            try:
+                async with aclosing(generation.events(to_result=True)) as responses:
+                    async for response in responses:
+                        yield response
+            finally:
+                if generation.flight.ended:
+                    self._generations.finished(generation.flight)
         except Refused as refused:
             span.set_status(StatusCode.ERROR, refused.reason)
             raise
         finally:
             span.end()
 
-    def watch(self, name: str, from_sequence: int, visit: Visit) -> AsyncGenerator[bytes]:
+    def watch(self, name: str, from_sequence: int, principal: Principal) -> AsyncGenerator[bytes]:
         """The responses of a generation under way, to the very last. Raises NotFound."""
-        return self._generations.find(name, visit.principal).events(max(0, from_sequence - 1), to_result=False)
+        return self._generations.find(name, principal).events(max(0, from_sequence - 1), to_result=False)
 
-    def cancel(self, name: str, visit: Visit) -> None:
+    def cancel(self, name: str, principal: Principal) -> None:
         """Give up one caller's interest; the work ends if nobody else has any. Raises NotFound."""
-        generation = self._generations.find(name, visit.principal)
+        generation = self._generations.find(name, principal)
         generation.cancelled = True
         flight = generation.flight
         sharing = self._generations.of(flight)
@@ -112,9 +117,9 @@ class Resolver:
             self._flights.cancel(flight)
         flight.wake()
 
-    def just_made(self, artifact: Digest, visit: Visit) -> bytes | None:
+    def just_made(self, artifact: Digest, principal: Principal) -> bytes | None:
         """An artifact that may still be on its way to the tiers, if the caller's tenant had it made here."""
-        reply = self._generations.artifact(artifact, visit.principal)
+        reply = self._generations.artifact(artifact, principal)
         return reply.data if reply is not None else None
 
     async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup]]:
@@ -187,8 +192,10 @@ class Resolver:
 
         async def lead(flight: Flight[Step]) -> None:
             generate = self._tracing.child(span, "reprise.generate")
+            attach(set_span_in_context(generate))  # for what is logged in this task
             with ExitStack() as interest:
                 interest.callback(generate.end)
+                interest.callback(self._generations.finished, flight)
 
                 def fill(done: Completed) -> None:
                     self._fill(plan, done)
@@ -204,7 +211,7 @@ class Resolver:
             span.add_link(leader.get_span_context())
             span.set_attribute("reprise.flight.leader_trace_id", trace_id_of(leader))
         generation = Generation(
-            plan=plan,
+            plan=plan.without_media(),
             principal=visit.principal,
             flight=flight,
             led=led,
@@ -265,4 +272,5 @@ class Resolver:
             kind=SpanKind.SERVER,
         )
         self._tracing.lookups(span, lookups)
+        attach(set_span_in_context(span))  # for what is logged in this call's task, and for its errors
         return span

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
@@ -44,7 +45,7 @@ from reprise.v1 import cache_pb2, media_pb2
 
 _MEDIA = media_pb2.DESCRIPTOR.services_by_name["MediaService"]
 _CACHE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
-_MAX_REQUEST = 17 * 1024 * 1024  # a file of 16 MiB and the rest of its request
+_MAX_REQUEST = 64 * 1024 * 1024  # far more than a picture may have, so that one that is too large is told so by name
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_REQUEST),
     ("grpc.max_send_message_length", -1),
@@ -106,12 +107,18 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         await models.recall()
         flights: Flights[object, Step] = Flights(grace=section.grace)
         stack.push_async_callback(flights.drain, section.drain)
-        forwarder = Forwarder(tiers.below_memory, fleet, telemetry.tracing, patience=section.longest_generation)
+        forwarder = Forwarder(
+            tiers.below_memory,
+            fleet,
+            telemetry.tracing,
+            patience=section.longest_generation,
+            max_pixels=section.max_pixel_bytes,
+        )
         resolver = Resolver(
             tiers,
             forwarder,
             flights,
-            Generations(linger=section.linger),
+            Generations(linger=section.linger, max_bytes=section.linger_bytes),
             names,
             telemetry.tracing,
             ledger,
@@ -180,7 +187,8 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
     """Like the generated function, with two differences: replies that are in wire form already pass as they are, and
     a call that carries no message is refused. grpc.aio itself leaves such a call without an answer for ever, so methods
-    take their one message off a stream, which looks the same on the wire.
+    take their one message off a stream, which looks the same on the wire. It comes as bytes: what gRPC itself cannot
+    parse it answers with UNKNOWN, past every interceptor.
     """
     handlers: dict[str, Any] = {}
     for method in service.methods:
@@ -191,32 +199,39 @@ def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: obj
             else (_answering, grpc.stream_unary_rpc_method_handler)
         )
         handlers[method.name] = make(
-            wrap(behaviour),
-            request_deserializer=GetMessageClass(method.input_type).FromString,
+            wrap(behaviour, GetMessageClass(method.input_type).FromString),
+            request_deserializer=None,
             response_serializer=serialize,
         )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
 
-def _streaming(behaviour: Callable[[Any, Any], AsyncGenerator[Any]]) -> Callable[[Any, Any], AsyncGenerator[Any]]:
-    async def stream(requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any]:
-        async with aclosing(behaviour(await _the_message(requests), context)) as responses:
+def _streaming(
+    behaviour: Callable[[Any, Any], AsyncGenerator[Any]], parse: Callable[[bytes], Any]
+) -> Callable[[Any, Any], AsyncGenerator[Any]]:
+    async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[Any]:
+        async with aclosing(behaviour(await _the_message(requests, parse), context)) as responses:
             async for response in responses:
                 yield response
 
     return stream
 
 
-def _answering(behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
-        return await behaviour(await _the_message(requests), context)
+def _answering(
+    behaviour: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[bytes], Any]
+) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:
+        return await behaviour(await _the_message(requests, parse), context)
 
     return answer
 
 
-async def _the_message(requests: AsyncIterator[Any]) -> Any:
+async def _the_message(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> Any:
     async for request in requests:
-        return request
+        try:
+            return parse(request)
+        except DecodeError:
+            raise InvalidField("request", "must be a message of the method's type") from None
     raise InvalidField("request", "the call must carry a message")
 
 

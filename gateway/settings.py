@@ -1,4 +1,4 @@
-"""Settings of a gateway. `deploy/local/reprise.yaml` explains each."""
+"""Settings of a gateway. `deploy/reprise.yaml` explains each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from cache.settings import ProcessSettings, Section
+from cache.settings import MIB, ProcessSettings, Section
 from gateway.identity import IdentitySettings
 
 OTHERS = frozenset({"worker"})  # sections of the file that a gateway leaves to workers
@@ -25,6 +25,8 @@ class GatewaySection(Section):
     grace: float = Field(10.0, ge=0)  # how long work goes on after its last follower has left
     linger: float = Field(60.0, ge=0)  # how long a finished generation can still be watched
     heartbeat: float = Field(15.0, gt=0)  # a stream is never silent for longer
+    linger_bytes: int = Field(128 * MIB, gt=0)  # of finished generations, all together
+    max_pixel_bytes: int = Field(1024 * MIB, gt=0)  # of decoded pictures on their way to workers, all together
     longest_generation: float = Field(3600.0, gt=0)
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish

@@ -22,7 +22,9 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from opentelemetry.trace import get_current_span
 
+from cache.telemetry import trace_id_of
 from gateway.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -53,13 +55,16 @@ class Problem:
     field: str | None
     message: str
     retry_after: float | None  # seconds
+    trace_id: str = ""  # 32 hexadecimal digits, where a trace was taken
 
 
 # Out: an exception becomes a status.
 
 
 def status_of(error: Refused) -> status_pb2.Status:
-    """The google.rpc status: ErrorInfo always, BadRequest where a field is at fault, RetryInfo where waiting helps."""
+    """The google.rpc status: ErrorInfo always, BadRequest where a field is at fault, RetryInfo where waiting helps, and
+    RequestInfo with the id of the trace while a span is current.
+    """
     status = status_pb2.Status(code=error.code.value[0], message=_sentence(error))
     for detail in _details(error):
         status.details.add().Pack(detail)
@@ -79,6 +84,8 @@ def _details(error: Refused) -> list[Message]:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=timedelta(seconds=error.retry_after)))
+    if trace_id := trace_id_of(get_current_span()):
+        details.append(error_details_pb2.RequestInfo(request_id=trace_id))
     return details
 
 
@@ -132,6 +139,7 @@ def explain_error(error: grpc.RpcError) -> Problem:
 
 def _explained(detail: Any) -> dict[str, Any]:
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    request = error_details_pb2.RequestInfo()
     try:
         if detail.Unpack(info):
             return {"reason": info.reason}
@@ -139,6 +147,8 @@ def _explained(detail: Any) -> dict[str, Any]:
             return {"field": bad.field_violations[0].field, "message": bad.field_violations[0].description}
         if detail.Unpack(retry):
             return {"retry_after": retry.retry_delay.ToTimedelta().total_seconds()}
+        if detail.Unpack(request):
+            return {"trace_id": request.request_id}
     except (DecodeError, OverflowError, ValueError):
         return {}
     return {}

@@ -25,6 +25,7 @@ from cache.description import Stage
 from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.keys import Address
+from cache.telemetry import bind
 from inference import tensors
 from inference.device import DeviceThread
 from inference.errors import Abandoned, Fault, NoSuchRun, NotReady, Refused
@@ -77,6 +78,7 @@ class Engine:
             attributes={"reprise.model": plan.description.model, "reprise.address": str(plan.address)},
             kind=SpanKind.SERVER,
         )
+        bind(span)
         try:
             meaning = await self._understand(plan)
             async with aclosing(self._follow(plan, meaning, span)) as responses:
@@ -87,10 +89,6 @@ class Engine:
             raise
         finally:
             span.end()
-
-    def followed_by(self, follower: str) -> bool:
-        """Whether somebody of this name follows a run."""
-        return follower in self._followers
 
     def abandon(self, follower: str) -> None:
         """End a follower's stream; if nobody else follows its run, end that too. Raises NoSuchRun."""

@@ -17,7 +17,7 @@ from opentelemetry.trace import Span
 
 from cache.description import Stage
 from cache.record import Record
-from cache.tier import Lookup, Outcome, TierName
+from cache.tier import TierName, proves_absence
 from inference import tensors
 from inference.device import out_of_memory
 from inference.errors import MediaNeeded
@@ -185,7 +185,7 @@ class Inputs:
         data, tier, lookups = await self._shop.hierarchy.read(record.address.namespace, record.output.digest, stage.ttl)
         self._shop.tracing.lookups(span, lookups)
         if data is None or tier is None:
-            self._lose(stage, for_good=_prove_absence(lookups))
+            self._lose(stage, for_good=proves_absence(lookups))
             return None
         if stage.name not in self._near or self.tiers.get(stage.name) is TierName.POOL:
             self.tiers[stage.name] = tier  # where it was first read from: later it is in host memory in any case
@@ -204,7 +204,3 @@ class Inputs:
 
 def _load(shop: Workshop, data: bytes) -> tuple[Tensors, int]:
     return compact(tensors.from_bytes(data, shop.device.device))
-
-
-def _prove_absence(lookups: Sequence[Lookup]) -> bool:
-    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT) for lookup in lookups)

@@ -13,15 +13,18 @@ from gateway import settings as gateway
 from inference import settings as worker
 
 SAMPLE = Path("deploy/reprise.yaml")
-SECRET = "0" * 64
+SECRET = "5e" * 32
 
 
 @pytest.mark.parametrize(
     ("process", "others"),
     [(gateway.GatewaySettings, gateway.OTHERS), (worker.WorkerSettings, worker.OTHERS)],
 )
-def test_both_processes_read_the_sample(process: type[ProcessSettings], others: frozenset[str]) -> None:
-    """One file serves gateway and worker, each leaving the other's section alone."""
+def test_both_processes_read_the_sample(
+    process: type[ProcessSettings], others: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file serves gateway and worker, each leaving the other's section alone; the environment adds the secret."""
+    monkeypatch.setenv("REPRISE_CACHE__SECRET", SECRET)
     assert SECRET == load(process, SAMPLE, others=others).cache.secret.get_secret_value()
 
 
@@ -37,6 +40,8 @@ def test_both_processes_read_the_sample(process: type[ProcessSettings], others: 
 def test_the_sample_names_every_setting_with_its_default(section: str, defaults: BaseModel) -> None:
     """Whoever reads the sample sees all there is to set, and what holds if nothing is set."""
     sample = yaml.safe_load(SAMPLE.read_text())[section]
+    if section == "cache":
+        sample["secret"] = SECRET  # which a file that everybody can read does not hold
     if section == "worker":
         sample["name"] = "any"  # the host's name unless it is given
 

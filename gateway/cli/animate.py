@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from gateway.cli.options import call, console, gateway_options
+from gateway.cli.options import call, console, gateway_options, refuse_unwritable, typed, write
 from gateway.client import Client, Media
+from gateway.picture_files import LARGEST_FILE
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
 
@@ -57,22 +60,44 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @gateway_options
 def animate(picture: Path, address: str, api_key: str, out: Path | None, durable: bool, **options: Any) -> None:
     """Animate PICTURE, and say where the answer came from."""
-    request = _request(picture.read_bytes(), **options)
+    refuse_unwritable(out or Path(f"{picture.stem}.mp4"))
+    request = _request(_read(picture), **options)
     out_to = console()
 
     async def converse(client: Client) -> tuple[Media, Stored.State]:
-        with _Live(out_to) as live:
-            media = await client.animate(request, on_event=live.show)
+        with Live(out_to) as live:
+            try:
+                media = await client.animate(request, on_event=live.show)
+            except asyncio.CancelledError:  # Ctrl-C
+                out_to.print(await _give_up(client, live.name))
+                raise
         return media, await client.until_stored(media) if durable else media.result.stored.state
 
     media, stored = call(address, api_key, converse)
     suffix = media.result.media_type.rpartition("/")[2]
     file = out or Path(f"{picture.stem}.{suffix}")
+    write(file, media.data)
+    tell(out_to, media, stored, file)
+
+
+async def _give_up(client: Client, name: str) -> str:
+    """Cancel the generation, if it has a name already. A sentence about what becomes of it."""
+    if not name:
+        return "stopped before it had begun"
     try:
-        file.write_bytes(media.data)
+        await client.cancel(name)
+    except grpc.aio.AioRpcError:
+        return f"stopped; the generation could not be cancelled: try `reprise cancel {name}`"
+    return f"cancelled generation {name}"
+
+
+def _read(picture: Path) -> bytes:
+    try:
+        if (size := picture.stat().st_size) > LARGEST_FILE:
+            raise click.ClickException(f"{picture}: must have at most {LARGEST_FILE:,} bytes; it has {size:,}")
+        return picture.read_bytes()
     except OSError as error:
-        raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None
-    _tell(out_to, media, stored, file)
+        raise click.ClickException(f"{picture}: cannot be read: {error.strerror}") from None
 
 
 def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **options: Any) -> AnimateImageRequest:
@@ -90,7 +115,7 @@ def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **o
         try:
             setattr(request, name, value)
         except ValueError:  # what the message cannot even hold; whatever it can, the gateway judges
-            raise click.BadParameter("this value is out of any range", param_hint=name) from None
+            raise click.BadParameter("this value is out of any range", param_hint=typed(name)) from None
     return request
 
 
@@ -105,10 +130,11 @@ def _extra(entry: str) -> tuple[str, pb.ParameterValue]:
     return name, pb.ParameterValue(text_value=text)
 
 
-class _Live:
+class Live:
     """A bar per stage on a terminal, a line per change elsewhere."""
 
     def __init__(self, out: Console) -> None:
+        self.name = ""  # of the generation, once it has one
         self._console = out
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
@@ -121,7 +147,7 @@ class _Live:
             disable=not out.is_terminal,
         )
 
-    def __enter__(self) -> _Live:
+    def __enter__(self) -> Live:
         self._progress.start()
         return self
 
@@ -130,6 +156,7 @@ class _Live:
 
     def show(self, event: GenerationEvent) -> None:
         if event.HasField("accepted"):
+            self.name = event.accepted.name
             self._console.print(f"generation {event.accepted.name}")
         if event.HasField("queued"):
             self._say(f"queued, {event.queued.position} before it")
@@ -148,11 +175,11 @@ class _Live:
             self._console.print(line)
 
 
-def _tell(out: Console, media: Media, stored: Stored.State, file: Path) -> None:
+def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) -> None:
     report = media.report
     outcome = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
     tier = f" from {_tier(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
-    about = escape(f"{file} ({len(media.data):,} bytes, {media.result.media_type})")
+    about = escape(f"{file or 'not written'} ({len(media.data):,} bytes, {media.result.media_type})")
     out.print(f"[bold]{outcome}{tier}[/]: {about}")
     for stage in report.stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED:
@@ -163,7 +190,8 @@ def _tell(out: Console, media: Media, stored: Stored.State, file: Path) -> None:
         f"device time: {report.device_seconds_spent:.3f} s spent, {report.device_seconds_saved:.3f} s saved; "
         f"seed {media.result.seed}; stored: {Stored.State.Name(stored).removeprefix('STATE_').lower()}"
     )
-    out.print(f"cache-status: {media.cache_status}")
+    if media.cache_status:
+        out.print(f"cache-status: {media.cache_status}")
     if media.result.trace_id:
         out.print(f"trace {media.result.trace_id}")
     if media.result.random_weights:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -14,6 +16,8 @@ from gateway.client import Client
 from gateway.status import explain_error
 
 _WIDE = 200  # characters
+_INTERRUPTED = 130  # exit code of a command that was ended by Ctrl-C
+_GIVEN_AS = {"image": "picture", "format": "container"}  # field -> parameter of a command
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -44,8 +48,10 @@ def call(address: str, api_key: str, use: Callable[[Client], Coroutine[Any, Any,
         return asyncio.run(converse())
     except grpc.aio.AioRpcError as error:
         raise click.ClickException(_told(error, address)) from None
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:  # a stream without its end, a file that is too large
         raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
 def _told(error: grpc.aio.AioRpcError, address: str) -> str:
@@ -53,6 +59,34 @@ def _told(error: grpc.aio.AioRpcError, address: str) -> str:
     if problem.code is grpc.StatusCode.UNAVAILABLE and not problem.reason:
         return f"no gateway answers at {address}: start one with `reprise up`, or name another with --address"
     kind = f"{problem.code.name} {problem.reason}".strip()
-    field = f"{problem.field}: " if problem.field else ""
+    field = f"{typed(problem.field)}: " if problem.field else ""
     retry = f" (retry in {problem.retry_after:g} s)" if problem.retry_after else ""
-    return f"{kind}: {field}{problem.message}{retry}"
+    trace = f" (trace {problem.trace_id})" if problem.code is grpc.StatusCode.INTERNAL and problem.trace_id else ""
+    return f"{kind}: {field}{problem.message}{retry}{trace}"
+
+
+def typed(field: str) -> str:
+    """A field of the request as the user of the current command gave it: `--frames`, `PICTURE`, `--extra eta`."""
+    first, _, rest = field.removeprefix("cache_policy.").partition(".")
+    for parameter in click.get_current_context().command.params:
+        if parameter.name == _GIVEN_AS.get(first, first):
+            option = isinstance(parameter, click.Option)
+            return f"{parameter.opts[0] if option else parameter.human_readable_name} {rest}".rstrip()
+    return field
+
+
+def refuse_unwritable(file: Path) -> None:
+    """So that nothing is generated for a file that cannot be written. Raises ClickException."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise click.ClickException(f"{file}: cannot be written: there is no folder {folder}")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise click.ClickException(f"{file}: cannot be written: no permission")
+
+
+def write(file: Path, data: bytes) -> None:
+    """Raises ClickException."""
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gateway.stack import Running, Stack, StackError
 from gateway.stack.envoy import playground
-from gateway.stack.local import compose
+from gateway.stack.local import compose, refuse_missing
 
 _REMIND_EVERY = 10.0  # seconds between two lines about the same wait, where no spinner can turn
 
@@ -43,6 +43,7 @@ def up(data: Path, gateways: int, workers: int, port: int, web_port: int) -> Non
     with shown(console) as watch, _said():
         stack = Stack(data, watch)
         stack.refuse_twice()
+        refuse_missing(workers=workers, web_port=web_port or None)
         running = stack.up(compose(data, port=port, gateways=gateways, workers=workers, web_port=web_port or None))
     console.print(_table(running, data.absolute()))
     console.print(f"\nEverything it keeps is in {data.absolute()}", soft_wrap=True)

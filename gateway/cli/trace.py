@@ -21,6 +21,7 @@ _SHOWN = (
     "reprise.outcome",
     "reprise.cache.result",
     "reprise.cache.bytes",
+    "reprise.stage.outcome",
     "reprise.device_seconds",
     "server.address",
 )
@@ -117,9 +118,11 @@ def _bar(span: _Span, origin: float, total: float) -> Text:
 
 def _details(span: _Span) -> str:
     shown = []
-    for name in _SHOWN:
+    reused = span.attributes.get("reprise.stage.outcome") == "reused"
+    for name in (*_SHOWN, "reprise.cache.tier") if reused else _SHOWN:
         value = span.attributes.get(name)
         if value not in (None, "", 0):
-            label = name.rpartition(".")[2].replace("_", " ")
+            saved = reused and name == "reprise.device_seconds"
+            label = "device seconds saved" if saved else name.rpartition(".")[2].replace("_", " ")
             shown.append(f"{label} {value:.3f}" if isinstance(value, float) else f"{label} {value}")
     return ", ".join(shown)

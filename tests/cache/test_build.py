@@ -21,7 +21,7 @@ DATA = b"a clip"
 
 
 def _settings(**sections: Any) -> CacheSettings:
-    return CacheSettings.model_validate({"secret": "00" * 32} | sections)
+    return CacheSettings.model_validate({"secret": "5e" * 32} | sections)
 
 
 def _s3(s3: S3) -> dict[str, Any]:

@@ -349,6 +349,24 @@ async def test_a_commit_that_replaces_does() -> None:
     assert record.to_bytes() == tier.entries[Key.of_record(record.address)]
 
 
+@pytest.mark.parametrize("there", [None, record_of(b"one", now=NOW + 5), record_of(b"two")])
+async def test_a_renewal_brings_nothing_back(there: Record | None) -> None:
+    """A record is made younger where it still stands, and not where another one or none has taken its place."""
+    tier, renewed = _l3(), record_of(b"one").touched(NOW + 400)
+    key = Key.of_record(renewed.address)
+    if there is not None:
+        tier.entries[key] = there.to_bytes()
+
+    async with _writer([tier]) as writer:
+        await (await writer.submit([Write(key, renewed.to_bytes(), renewed.ttl, renews=True)]))
+    assert (there.to_bytes() if there else None) == tier.entries.get(key)
+
+    tier.entries[key] = record_of(b"one").to_bytes()
+    async with _writer([tier]) as writer:
+        await (await writer.submit([Write(key, renewed.to_bytes(), renewed.ttl, renews=True)]))
+    assert renewed.to_bytes() == tier.entries[key]
+
+
 @pytest.mark.parametrize("fault", [Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED])
 async def test_a_record_is_not_replaced_on_the_word_of_a_failing_tier(fault: Outcome) -> None:
     """When the tier cannot say what it holds, the record that is there stays; it is asked again, then given up."""

@@ -45,7 +45,7 @@ MISS = Answer(Outcome.MISS, RECORD, RECORD.address, [], RAN)
     ("answer", "spent", "saved", "status"),
     [
         (HIT, 0.0, 4.0, "reprise; hit; ttl=600; detail=l2"),
-        (replace(HIT, tier=None), 0.0, 4.0, "reprise; hit; ttl=600; detail=worker"),
+        (replace(HIT, lookups=HIT.lookups[:1], tier=TierName.L3), 0.0, 4.0, "reprise; fwd=uri-miss; detail=worker-l3"),
         (replace(HIT, record=record_of(b"", max_age=30.0)), 0.0, 4.0, "reprise; hit; ttl=30; detail=l2"),
         (MISS, 3.0, 1.0, "reprise; fwd=uri-miss"),
         (replace(MISS, outcome=Outcome.COALESCED), 0.0, 4.0, "reprise; fwd=uri-miss; collapsed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -293,10 +294,10 @@ def generation(flight: Flight[Any], *, tenant: str = "t", user: str = "u") -> Ge
     return Generation(**fields, principal=Principal(tenant, user), flight=flight, led=True, lookups=())
 
 
-def test_a_finished_generation_is_forgotten_in_time() -> None:
-    """It is found until `linger` seconds after its end was noticed; one that goes on is found as long as it does."""
+async def test_a_finished_generation_is_forgotten_in_time() -> None:
+    """It is found for `linger` seconds after its end; one that goes on is found as long as it does."""
     clock = Clock()
-    generations = Generations(linger=60.0, clock=clock)
+    generations = Generations(linger=60.0, max_bytes=1 << 20, clock=clock)
     flights = [Flight[Any](lambda: None), Flight[Any](lambda: None)]
     finished, running = map(generation, flights)
     generations.add(finished)
@@ -305,9 +306,31 @@ def test_a_finished_generation_is_forgotten_in_time() -> None:
     clock.advance(1000.0)
     assert finished is generations.find(finished.name, principal)
     flights[0].end()
+    generations.finished(flights[0])
+    generations.finished(flights[0])
     clock.advance(59.0)
     assert finished is generations.find(finished.name, principal)
     clock.advance(60.0)
     assert running is generations.find(running.name, principal)
     with pytest.raises(NotFound):
         generations.find(finished.name, principal)
+    assert 1 == len(generations)
+
+
+async def test_finished_generations_are_kept_within_their_bytes() -> None:
+    """The oldest make room for younger ones, and one that is larger than the room is not kept at all."""
+    generations = Generations(linger=60.0, max_bytes=20_000, clock=Clock())
+    flights = [Flight[Any](lambda: None) for _ in range(4)]
+    known = [generation(flight) for flight in flights]
+    for flight, each, size in zip(flights, known, (1000, 1000, 9000, 90_000), strict=True):
+        generations.add(each)
+        flight.publish(bytes(size))
+        flight.end()
+        generations.finished(flight)
+
+    found = []
+    for each in known:
+        with suppress(NotFound):
+            found.append(generations.find(each.name, each.principal))
+    assert known[1:3] == found
+    assert 2 == len(generations)

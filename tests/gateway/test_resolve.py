@@ -462,6 +462,21 @@ async def _now(value: bool) -> bool:
 # Bounds.
 
 
+async def test_too_many_pixels_at_once_are_refused(world: World) -> None:
+    """Pictures on their way to workers are bounded in bytes; one alone always passes, and room comes back."""
+    worker = await world.worker()
+    desk = await world.desk(worker, max_pixel_bytes=1)
+    gate = worker.hold("step")
+    first = desk.follow("one", image=picture(1))
+    await first.seen("queued")
+    problem = await problem_of(desk.client.animate(ask("two", image=picture(2))))
+    gate.open()
+    await desk.stored(await first.media())
+
+    assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "GATEWAY_BUSY") == (problem.code, problem.reason)
+    assert "miss" == outcome(await desk.animate("two", image=picture(2)))
+
+
 async def test_too_many_generations_at_once_are_refused(world: World) -> None:
     """Over the bound a new generation is refused with a time to retry; joining one and hits are not."""
     worker = await world.worker()

@@ -16,6 +16,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
+from structlog.testing import capture_logs
 
 from cache.settings import SettingsError
 from gateway.client import Client
@@ -292,3 +293,16 @@ async def test_a_call_that_carries_no_message_is_refused(world: World, method: s
         problem = await problem_of(asyncio.wait_for(call.read(), 10))
 
     assert (grpc.StatusCode.INVALID_ARGUMENT, "request") == (problem.code, problem.field)
+
+
+@pytest.mark.parametrize("method", ["MediaService/AnimateImage", "MediaService/Cancel", "CacheService/Stats"])
+async def test_bytes_that_are_no_message_are_refused(world: World, method: str) -> None:
+    """They are the caller's mistake, told as one, and no entry of the log."""
+    desk = await world.desk()
+    with capture_logs() as entries:
+        async with grpc.aio.insecure_channel(desk.address) as channel:
+            call: Any = channel.unary_stream(f"/reprise.v1.{method}")(b"\xff\xff garbage")
+            problem = await problem_of(asyncio.wait_for(call.read(), 10))
+
+    assert (grpc.StatusCode.INVALID_ARGUMENT, "request") == (problem.code, problem.field)
+    assert [] == entries

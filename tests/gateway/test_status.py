@@ -11,8 +11,10 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from opentelemetry.sdk.trace import TracerProvider
 from structlog.testing import capture_logs
 
+from cache.telemetry import bind, trace_id_of
 from gateway.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -136,6 +138,23 @@ def test_metadata_travels_in_the_error_info() -> None:
     status_of(Overloaded(metadata={"queued": "12"})).details[0].Unpack(info)
 
     assert {"queued": "12"} == dict(info.metadata)
+
+
+async def test_an_error_names_its_trace() -> None:
+    """While the call has a span, its caller gets the trace's id; else there is none."""
+    span = TracerProvider().get_tracer("test").start_span("call")
+
+    async def traced(_request: Any, _context: Any) -> AsyncIterator[bytes]:
+        bind(span)
+        yield b"first"
+        raise ValueError(CANARY)
+
+    handlers = {"Stream": grpc.unary_stream_rpc_method_handler(traced)}
+    async with serving(ErrorInterceptor(), **handlers) as channel:
+        problem = await problem_of(channel.unary_stream("/test.Test/Stream")(b""))
+
+    assert (grpc.StatusCode.INTERNAL, trace_id_of(span)) == (problem.code, problem.trace_id)
+    assert [] == [each for each in status_of(Internal()).details if each.type_url.endswith("RequestInfo")]
 
 
 # Faults

@@ -584,6 +584,26 @@ async def test_a_model_that_fails_is_a_fault_without_words(bench: Bench) -> None
     assert (await bench.run(prompt=prompt)).stored == "DURABLE"
 
 
+async def test_a_fault_is_logged_with_the_trace_of_its_run(bench: Bench) -> None:
+    """Also where the run goes on in a task of its own; the next run has another trace."""
+    root, stream = logging.getLogger(), io.StringIO()
+    before = (root.handlers[:], root.level, structlog.get_config())
+    set_up_logs(TelemetrySettings(), stream)
+    try:
+        for _ in range(2):
+            bench.model.trouble["denoise"] = [lambda: 1 // 0]
+            assert isinstance(await bench.begin(with_pixels=True).refusal(), Fault)
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        structlog.configure(**before[2])
+
+    logged = [line["trace_id"] for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == "fault"]
+    traced = [trace_id_of(span) for span in bench.spans if span.name == "worker.run"]
+    assert traced == logged
+    assert 2 == len(set(traced))
+
+
 async def test_a_text_the_model_cannot_read_is_a_fault_too(bench: Bench) -> None:
     """A canonicalising stage that fails ends its request and no other."""
     bench.model.trouble["tokens"] = [lambda: 1 // 0]

@@ -223,7 +223,7 @@ async def test_a_client_that_hangs_up_leaves(wire: Wire, bench: Bench) -> None:
     await bench.model.step_gate.reached()
     call.cancel()
     await asyncio.gather(reading, return_exceptions=True)
-    await until(lambda: not bench.engine.followed_by("f"))
+    await until(lambda: "f" not in bench.engine._followers)
     bench.model.step_gate.open()
     await bench.idle()
     assert (await wire.run(bench.ask(with_pixels=False))).stages["video"] == ("REUSED", "L1")

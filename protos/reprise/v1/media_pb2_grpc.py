@@ -74,7 +74,8 @@ class MediaServiceServicer:
         - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it. Change it.
         - UNAUTHENTICATED: no or unknown credentials.
         - NOT_FOUND: no such model; an unknown picture digest (upload it again); or not cached, with MODE_ONLY_IF_CACHED.
-        - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo).
+        - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo). A
+        message over 64 MiB is not read at all: the same code, without details.
         - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
         - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again.
         - INTERNAL: a fault of ours. Retry once; report the trace id.
@@ -111,7 +112,7 @@ class MediaServiceServicer:
 
         Errors:
         - INVALID_ARGUMENT: not a picture in a supported format, truncated, or with too many pixels. Change it.
-        - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller.
+        - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
         - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -5,7 +5,8 @@ The public service: media out of pictures, texts and voices.
 
 Who asks is known from credentials (an API key, or headers that a trusted proxy sets), never from a message.
 Errors carry google.rpc details: ErrorInfo with a reason in the domain "reprise" always, BadRequest with the field
-and what to change for INVALID_ARGUMENT, RetryInfo where waiting helps.
+and what to change for INVALID_ARGUMENT, RetryInfo where waiting helps, RequestInfo with the trace id where a trace was
+taken.
 """
 
 from collections import abc as _abc
@@ -29,7 +30,8 @@ class MediaServiceStub:
     - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it. Change it.
     - UNAUTHENTICATED: no or unknown credentials.
     - NOT_FOUND: no such model; an unknown picture digest (upload it again); or not cached, with MODE_ONLY_IF_CACHED.
-    - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo).
+    - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo). A
+      message over 64 MiB is not read at all: the same code, without details.
     - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
     - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again.
     - INTERNAL: a fault of ours. Retry once; report the trace id.
@@ -54,7 +56,7 @@ class MediaServiceStub:
 
     Errors:
     - INVALID_ARGUMENT: not a picture in a supported format, truncated, or with too many pixels. Change it.
-    - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller.
+    - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
     - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
     """
     Download: _aio.UnaryStreamMultiCallable[_media_pb2.DownloadRequest, _media_pb2.DownloadResponse]
@@ -81,7 +83,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it. Change it.
         - UNAUTHENTICATED: no or unknown credentials.
         - NOT_FOUND: no such model; an unknown picture digest (upload it again); or not cached, with MODE_ONLY_IF_CACHED.
-        - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo).
+        - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo). A
+          message over 64 MiB is not read at all: the same code, without details.
         - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
         - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again.
         - INTERNAL: a fault of ours. Retry once; report the trace id.
@@ -124,7 +127,7 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT: not a picture in a supported format, truncated, or with too many pixels. Change it.
-        - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller.
+        - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
         - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
         """
 

@@ -1,0 +1,44 @@
+"""`reprise watch` and `reprise cancel`: what else can be done with a generation, by the name that `animate` printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gateway.cli.animate import Live, tell
+from gateway.cli.options import call, console, gateway_options, refuse_unwritable, write
+from gateway.client import Client, Media
+
+
+@click.command()
+@click.argument("name")
+@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the video here.")
+@gateway_options
+def watch(name: str, address: str, api_key: str, out: Path | None) -> None:
+    """Follow the generation NAME from its beginning until it is stored. Ctrl-C ends the watching, not the generation."""
+    if out is not None:
+        refuse_unwritable(out)
+    out_to = console()
+
+    async def follow(client: Client) -> Media:
+        with Live(out_to) as live:
+            return await client.rejoin(name, on_event=live.show)
+
+    media = call(address, api_key, follow)
+    if out is not None:
+        write(out, media.data)
+    tell(out_to, media, media.result.stored.state, out)
+
+
+@click.command()
+@click.argument("name")
+@gateway_options
+def cancel(name: str, address: str, api_key: str) -> None:
+    """Give up the generation NAME. It goes on if somebody else waits for it too."""
+
+    async def give_up(client: Client) -> None:
+        await client.cancel(name)
+
+    call(address, api_key, give_up)
+    console().print(f"cancelled generation {name}")
