@@ -254,14 +254,16 @@ def _table(rows: Sequence[Row]) -> Table:
 
 def contact_sheet(photo: Path, rows: Sequence[Row], frames: int = 5, side: int = 128) -> Image.Image:
     """The photograph and some frames of every video, a line each, with what answered and how fast."""
-    lines = [(row, video) for row in rows for video in row.videos]
+    lines = [(row, media, video) for row in rows for media, video in zip(row.media, row.videos, strict=False)]
     label = 230
     sheet = Image.new("RGB", (label + (frames + 1) * side, len(lines) * side), "white")
     draw = ImageDraw.Draw(sheet)
     thumbnail = ImageOps.fit(Image.open(photo).convert("RGB"), (side, side))
-    for line, (row, video) in enumerate(lines):
-        run = ", ".join(stage for stage in row.stages(_RUN) if not stage.endswith("tokens")) or "nothing"
-        told = [video.name, f"answered by {row.answered_by}", *textwrap.wrap(f"run: {run}", 36), f"{row.ms:,.0f} ms"]
+    for line, (row, media, video) in enumerate(lines):
+        ran = [stage.stage for stage in media.report.stages if stage.outcome == _RUN]
+        run = ", ".join(stage for stage in ran if not stage.endswith("tokens")) or "nothing"
+        saved = f"{media.report.device_seconds_saved:.2f} s of device time saved"
+        told = [video.name, f"answered by {row.answered_by}", *textwrap.wrap(f"run: {run}", 36), saved]
         draw.text((8, line * side + 16), "\n".join(told), fill="black")
         sheet.paste(thumbnail, (label, line * side))
         for column, frame in enumerate(_sample(video, frames), start=1):

@@ -29,7 +29,7 @@ from gateway.generation import Completed, Planned, Settled, Step
 from gateway.plan import Plan
 from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response
-from gateway.workers import Fleet, Worker
+from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import Finished, Picture, RunRequest, RunResponse
 from reprise.v1.media_pb2 import Stored
@@ -120,6 +120,9 @@ class Forwarder:
                 with self._room_for_pixels(plan, with_pixels):
                     request = await _run_request(plan, records, with_pixels=with_pixels)
                     return await self._run_on(worker, request, flight, plan, records, span, fill)
+            except WorkerSilent:
+                _log.warning("worker silent, trying another", worker=worker.address)
+                failed.append(worker)
             except grpc.aio.AioRpcError as error:
                 if explain_error(error).reason == "MEDIA_NEEDED" and not with_pixels:
                     with_pixels = True
@@ -154,7 +157,7 @@ class Forwarder:
         """The artifact if it still needs storing, None if the worker has seen to that."""
         span = self._tracing.child(parent, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, span, patience=self._patience)
-        reading = asyncio.create_task(_read(call, flight, plan, records, span, fill))
+        reading = asyncio.create_task(_read(worker, call, flight, plan, records, span, fill))
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -179,6 +182,7 @@ class Forwarder:
 
 
 async def _read(
+    worker: Worker,
     call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse],
     flight: Flight[Step],
     plan: Plan,
@@ -208,6 +212,12 @@ async def _read(
         span.set_status(StatusCode.ERROR, error.code().name)
         if artifact is None:
             raise
+    except asyncio.CancelledError:
+        if not worker.silent:
+            raise
+        span.set_status(StatusCode.ERROR, "silent")
+        if artifact is None:
+            raise WorkerSilent from None
     if artifact is None:
         raise Internal("WORKER_ENDED_EARLY")
     return artifact

@@ -11,6 +11,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import grpc
 import structlog
@@ -50,6 +51,10 @@ _OPTIONS = (
 _log = structlog.get_logger(__name__)
 
 
+class WorkerSilent(Exception):
+    """The worker hangs: its connection stands and it gives no sign of life."""
+
+
 class Worker:
     """One inference server, watched for as long as the block lasts."""
 
@@ -62,7 +67,8 @@ class Worker:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = InferenceServiceStub(self._channel)
         self._watch = asyncio.create_task(self._watch_forever())
-        self._runs: set[object] = set()
+        self.silent = False
+        self._runs: set[grpc.aio.UnaryStreamCall[RunRequest, RunResponse]] = set()
         self._run_ended = News()
 
     @property
@@ -105,7 +111,7 @@ class Worker:
         await asyncio.gather(self._watch, return_exceptions=True)
         self.status = None
 
-    def _ended(self, call: object) -> None:
+    def _ended(self, call: Any) -> None:
         self._runs.discard(call)
         self._run_ended.announce()
 
@@ -114,7 +120,7 @@ class Worker:
         while True:
             try:
                 await self._describe()
-                pause = 0.1
+                pause, self.silent = 0.1, False
                 await self._follow_status()
             except (grpc.aio.AioRpcError, TimeoutError, ValueError) as error:
                 _log.debug("worker not there", worker=self.address, error=type(error).__name__)
@@ -122,6 +128,12 @@ class Worker:
             self._changed()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, hides nothing
             pause = min(2.0, pause * 2)
+
+    def _give_up_runs(self) -> None:
+        """Do not wait for a hung worker's answers: another one can give them."""
+        self.silent = True
+        for call in list(self._runs):
+            call.cancel()
 
     async def _describe(self) -> None:
         response: DescribeResponse = await self._stub.Describe(DescribeRequest(), timeout=_CALL_TIMEOUT)
@@ -133,8 +145,12 @@ class Worker:
         call = self._stub.Status(StatusRequest())
         try:
             while True:
-                async with asyncio.timeout(_SIGN_OF_LIFE):
-                    status = await call.read()
+                try:
+                    async with asyncio.timeout(_SIGN_OF_LIFE):
+                        status = await call.read()
+                except TimeoutError:
+                    self._give_up_runs()
+                    raise
                 if not isinstance(status, StatusResponse):
                     return
                 self.status = status

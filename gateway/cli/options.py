@@ -48,7 +48,7 @@ def call(address: str, api_key: str, use: Callable[[Client], Coroutine[Any, Any,
         return asyncio.run(converse())
     except grpc.aio.AioRpcError as error:
         raise click.ClickException(_told(error, address)) from None
-    except (ConnectionError, ValueError) as error:  # a stream without its end, a file that is too large
+    except ConnectionError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         raise click.exceptions.Exit(_INTERRUPTED) from None

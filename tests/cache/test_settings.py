@@ -86,6 +86,12 @@ def test_what_is_unknown_or_of_a_wrong_kind_is_refused_by_name(path: Path, text:
         _load(path, _GOOD + text)
 
 
+def test_a_secret_of_zeros_is_refused(path: Path) -> None:
+    """It looks like one and hides nothing."""
+    with pytest.raises(SettingsError, match=r"cache.secret: .* not all zeros; make one with: openssl rand -hex 32"):
+        _load(path, f"cache: {{secret: '{'0' * 64}'}}\n")
+
+
 def test_every_problem_is_named_at_once(path: Path) -> None:
     """Two mistakes are two names in one message."""
     with pytest.raises(SettingsError, match=r"cache\.l2\.bugdet: .*; gateway\.port: "):

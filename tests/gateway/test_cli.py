@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
+import sys
 from pathlib import Path
 
+import grpc
 import pytest
+from click import ClickException
 from click.testing import CliRunner, Result
+from google.rpc import error_details_pb2, status_pb2
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cache.telemetry import SpanFile
+from cache.telemetry import SpanFile, trace_id_of
 from gateway.cli import main
+from gateway.cli.options import call
+from gateway.client import Client
 from gateway.identity import hash_key
 from gateway.stack.ports import free_port
-from tests.gateway.world import PICTURE, Desk, World, eventually, picture
+from tests.gateway.world import MIB, PICTURE, Desk, World, eventually, picture, problem_of
 
 
 @pytest.fixture
@@ -101,18 +111,23 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
     nobody = f"127.0.0.1:{free_port()}"
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(picture()[:-20])
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(16 * MIB + 1))
     prompt = ("-p", "a cat", "-o", tmp_path / "out")
     cases = [
-        (("animate", file, *prompt, "--frames", 65), desk, "num_frames: must be a whole number from 1 to 64 frames"),
-        (("animate", file, *prompt, "--frames", -1), desk, "num_frames: this value is out of any range"),
-        (("animate", file, *prompt, "--seed", 2**64), desk, "seed: this value is out of any range"),
+        (("animate", file, *prompt, "--frames", 65), desk, "--frames: must be a whole number from 1 to 64 frames"),
+        (("animate", file, *prompt, "--frames", -1), desk, "--frames: this value is out of any range"),
+        (("animate", file, *prompt, "--seed", 2**64), desk, "--seed: this value is out of any range"),
         (("animate", file, *prompt, "--max-age", "nan"), desk, "max-age"),
         (("animate", file, *prompt, "--extra", "eta"), desk, "'eta' is not NAME=VALUE"),
-        (("animate", file, *prompt, "--extra", "size=99999999999999999999"), desk, "extra.size: must be"),
+        (("animate", file, *prompt, "--extra", "size=99999999999999999999"), desk, "--extra size: must be"),
         (("animate", file, *prompt, "--model", "large"), desk, "NOT_FOUND MODEL_UNKNOWN"),
-        (("animate", damaged, *prompt), desk, "image: must be a whole file"),
+        (("animate", damaged, *prompt), desk, "PICTURE: must be a whole file"),
         (("animate", tmp_path / "none.png", *prompt), desk, "does not exist"),
-        (("animate", file, "-p", "a", "-o", tmp_path / "no" / "out"), desk, "cannot be written: No such file"),
+        (("animate", file, "-p", "a", "-o", tmp_path / "no" / "out"), desk, "cannot be written: there is no folder"),
+        (("animate", large, *prompt), desk, "must have at most 16,777,216 bytes; it has 16,777,217"),
+        (("watch", "nobody"), desk, "NOT_FOUND GENERATION_UNKNOWN"),
+        (("cancel", "nobody"), desk, "NOT_FOUND GENERATION_UNKNOWN"),
         (("animate", file, *prompt), lonely, "UNAVAILABLE NEVER_DESCRIBED"),
         (("animate", file, *prompt), lonely, "(retry in 2 s)"),
         (("stats", "--address", nobody), None, f"no gateway answers at {nobody}: start one with `reprise up`"),
@@ -124,6 +139,98 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         assert isinstance(done.exception, SystemExit), words
         assert said in " ".join(done.stderr.split()), words
         assert "Traceback" not in done.output
+
+
+async def test_nothing_is_generated_for_a_file_that_cannot_be_written(world: World, file: Path, tmp_path: Path) -> None:
+    """That its folder is missing is seen before the request is sent."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    done = await run("animate", file, "-p", "a cat", "-o", tmp_path / "no" / "out", desk=desk)
+    assert (1, 0) == (done.exit_code, worker.generations)
+
+
+async def test_an_interrupt_cancels_the_generation(world: World, file: Path, tmp_path: Path) -> None:
+    """Ctrl-C says in a line that it is cancelled, and exits with 130; the worker stops."""
+    worker = await world.worker()
+    worker.hold("step")
+    desk = await world.desk(worker)
+    words = ["animate", str(file), "-p", "a cat", "-o", str(tmp_path / "out"), "--address", desk.address]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway.cli", *words), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            name = (await process.stdout.readline()).decode().split()[-1]
+            process.send_signal(signal.SIGINT)
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    assert (130, b"") == (process.returncode, err)
+    assert f"cancelled generation {name}" == out.decode().splitlines()[-1]
+
+    async def stopped() -> int:
+        return worker.cancelled
+
+    assert 1 == await eventually(stopped)
+    assert not (tmp_path / "out").exists()
+
+
+async def test_a_generation_is_watched_and_cancelled_by_its_name(world: World, tmp_path: Path) -> None:
+    """What was made can be written by whoever watches; what is under way can be given up."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    made = await desk.animate()
+    out = tmp_path / "again.mp4"
+    watched = await run("watch", made.name, "-o", out, desk=desk)
+    assert (0, made.data) == (watched.exit_code, out.read_bytes())
+    assert f"miss: {out} (1,000 bytes, video/mp4)" in watched.stdout.splitlines()
+    assert "stored: durable" in watched.stdout
+
+    worker.hold("step")
+    running = desk.follow("a dog")
+    cancelled = await run("cancel", await running.name(), desk=desk)
+    assert (0, f"cancelled generation {await running.name()}\n") == (cancelled.exit_code, cancelled.stdout)
+    assert grpc.StatusCode.CANCELLED == (await problem_of(running.task)).code
+
+
+async def test_a_fault_names_its_trace() -> None:
+    """Whoever reports it has the id at hand."""
+    status = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0])
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="INTERNAL", domain="reprise"))
+    status.details.add().Pack(error_details_pb2.RequestInfo(request_id="ab" * 16))
+    trailers = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), trailers, "a fault")
+
+    async def fail(_client: Client) -> None:
+        raise error
+
+    with pytest.raises(ClickException, match=f"INTERNAL INTERNAL: a fault \\(trace {'ab' * 16}\\)"):
+        await asyncio.to_thread(call, "127.0.0.1:1", "", fail)
+
+
+def test_stages_that_were_reused_are_drawn_as_such(tmp_path: Path) -> None:
+    """With the tier they came from, and with device seconds that were saved, not spent."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("test")
+    with tracer.start_as_current_span("worker.run") as root:
+        for stage, outcome, more in (("text", "reused", {"reprise.cache.tier": "l2"}), ("denoise", "run", {})):
+            told = {"reprise.stage.outcome": outcome, "reprise.device_seconds": 1.5, **more}
+            tracer.start_span(f"stage.{stage}", attributes=told).end()
+    file = SpanFile(tmp_path / "spans" / "worker.jsonl")
+    file.export(spans.get_finished_spans())
+    file.shutdown()
+    provider.shutdown()
+    drawn = CliRunner().invoke(main, ["trace", trace_id_of(root), "--data", str(tmp_path)])
+
+    rows = {line.split()[0]: line.partition("█")[2].lstrip("█ ").rstrip() for line in drawn.stdout.splitlines()}
+    assert "outcome reused, device seconds saved 1.500, tier l2" == rows["stage.text"]
+    assert "outcome run, device seconds 1.500" == rows["stage.denoise"]
 
 
 async def test_stats_shows_tiers_answers_and_workers(world: World, file: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from reprise.v1.media_pb2 import (
     Result,
     Stored,
 )
-from tests.gateway.world import World, ask, problem_of
+from tests.gateway.world import MIB, World, ask, problem_of
 
 
 @asynccontextmanager
@@ -87,3 +87,49 @@ async def test_credentials_go_with_every_call(world: World) -> None:
         assert grpc.StatusCode.UNAVAILABLE == (await problem_of(nobody.stats())).code
         assert grpc.StatusCode.UNAVAILABLE == (await problem_of(nobody.cancel("x"))).code
     assert world.desks == []
+
+
+async def test_what_is_too_large_is_not_sent() -> None:
+    """A file over 16 MiB is refused at once, with its size; nobody has to be there."""
+    file = bytes(16 * MIB + 1)
+    async with Client(f"127.0.0.1:{free_port()}") as client:
+        for sending in (client.animate(ask(image=file)), client.upload(file)):
+            with pytest.raises(ValueError, match="at most 16,777,216 bytes; this has 16,777,217"):
+                await sending
+
+
+async def test_calls_without_a_stream_have_deadlines() -> None:
+    """Whoever asks a gateway that hangs is told so; a stream lasts as long as its caller wants."""
+    left: dict[str, bool] = {}
+
+    def noting(name: str) -> Any:
+        async def call(_request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+            left[name] = (context.time_remaining() or 1e9) <= 60
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    for service, methods in (("MediaService", ("Cancel", "Upload")), ("CacheService", ("Stats",))):
+        handlers = {method: noting(method) for method in methods}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(f"reprise.v1.{service}", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with Client(f"127.0.0.1:{port}") as client:
+            await client.cancel("n")
+            await client.upload(b"")
+            await client.stats()
+    finally:
+        await server.stop(0)
+
+    assert {"Cancel": True, "Upload": True, "Stats": True} == left
+
+
+async def test_a_generation_is_rejoined_by_its_name(world: World) -> None:
+    """From its beginning to the word that it is stored, with the same bytes as its first caller got."""
+    desk = await world.desk(await world.worker())
+    made = await desk.animate()
+    again = await desk.client.rejoin(made.name)
+
+    assert (made.data, made.name, Stored.STATE_DURABLE) == (again.data, again.name, again.result.stored.state)

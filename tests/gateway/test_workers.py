@@ -136,6 +136,25 @@ async def test_silence_is_death(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert worker.described >= 2
 
 
+async def test_a_worker_that_hangs_in_a_run_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a sign of life its run is given to another worker; the caller sees one stream and no error."""
+    monkeypatch.setattr(module, "_SIGN_OF_LIFE", 0.5)
+    workers = [await world.worker() for _ in range(2)]
+    for worker in workers:
+        worker.speaks_every = 0.05
+    gates = [worker.hold("step") for worker in workers]
+    desk = await world.desk(*workers)
+    follower = desk.follow()
+    await follower.seen("queued")
+    hung = next(index for index, worker in enumerate(workers) if worker.requests)
+    workers[hung].speaks_every = None
+    await eventually(lambda: _now(workers[1 - hung].requests))
+    gates[1 - hung].open()
+
+    assert "miss" == outcome(await follower.media())
+    assert (0, 1) == (workers[hung].generations, workers[1 - hung].generations)
+
+
 async def test_requests_of_one_picture_meet_on_one_worker(world: World) -> None:
     """With another prompt, and from another gateway."""
     workers = [await world.worker() for _ in range(3)]

@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -159,6 +159,7 @@ class ScriptedWorker(InferenceServiceServicer):
         self.refusals: list[Refusal] = []  # of the next plans, one each
         self.twist: Callable[[pb.Finished], None] = lambda finished: None  # to lie about a result
         self.twist_bytes: Callable[[bytes], bytes] = lambda data: data
+        self.speaks_every: float | None = None  # seconds between signs of life; None: only on a change
         self.silent_end = False  # end streams before they say `finished`
         self.hierarchy = hierarchy
         self.catalogue: Catalogue | None = None
@@ -218,7 +219,9 @@ class ScriptedWorker(InferenceServiceServicer):
     async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusResponse]:
         while True:
             yield pb.StatusResponse(state=self._state, queued=3, pool_bytes=5, pool_entries=1)
-            await self._status.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.speaks_every):
+                    await self._status.wait()
 
     async def Abandon(self, request: pb.AbandonRequest, context: Context) -> pb.AbandonResponse:
         self.abandoned.append(request.follower)

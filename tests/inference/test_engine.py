@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from PIL import Image
 from cache.digest import Digest
 from cache.keys import Address
 from cache.record import INLINE_LIMIT
+from cache.settings import TelemetrySettings
+from cache.telemetry import set_up_logs
 from inference import tensors
 from inference.errors import Abandoned, DeviceMemory, Fault, MediaNeeded, NoSuchRun, NotReady, QueueFull
 from inference.models.base import Artifact, Call, Output
@@ -599,7 +603,7 @@ async def test_a_fault_is_logged_with_the_trace_of_its_run(bench: Bench) -> None
         structlog.configure(**before[2])
 
     logged = [line["trace_id"] for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == "fault"]
-    traced = [trace_id_of(span) for span in bench.spans if span.name == "worker.run"]
+    traced = [f"{span.context.trace_id:032x}" for span in bench.spans if span.name == "worker.run"]
     assert traced == logged
     assert 2 == len(set(traced))
 
