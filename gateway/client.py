@@ -43,8 +43,8 @@ class Media:
 class Client:
     """One connection to a gateway. Use as an async context manager.
 
-    Raises grpc.aio.AioRpcError, and ValueError for a picture that is larger than any gateway takes. Streams last as long
-    as they need; other calls have deadlines.
+    Raises grpc.aio.AioRpcError, and ValueError for a picture that is larger than any gateway takes. Streams last as
+    long as they need; other calls have deadlines.
     """
 
     def __init__(self, address: str, *, api_key: str = "", session: str = "") -> None:

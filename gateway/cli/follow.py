@@ -16,7 +16,7 @@ from gateway.client import Client, Media
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the video here.")
 @gateway_options
 def watch(name: str, address: str, api_key: str, out: Path | None) -> None:
-    """Follow the generation NAME from its beginning until it is stored. Ctrl-C ends the watching, not the generation."""
+    """Follow the generation NAME until it is stored. Ctrl-C ends the watching, not the generation."""
     if out is not None:
         refuse_unwritable(out)
     out_to = console()

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -153,7 +154,7 @@ async def test_an_interrupt_cancels_the_generation(world: World, file: Path, tmp
     """Ctrl-C says in a line that it is cancelled, and exits with 130; the worker stops."""
     worker = await world.worker()
     worker.hold("step")
-    desk = await world.desk(worker)
+    desk = await world.desk(worker, grace=60.0)
     words = ["animate", str(file), "-p", "a cat", "-o", str(tmp_path / "out"), "--address", desk.address]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway.cli", *words), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -162,6 +163,7 @@ async def test_an_interrupt_cancels_the_generation(world: World, file: Path, tmp
         assert process.stdout is not None
         async with asyncio.timeout(30):
             name = (await process.stdout.readline()).decode().split()[-1]
+            assert b"queued" in await process.stdout.readline()
             process.send_signal(signal.SIGINT)
             out, err = await process.communicate()
     finally:
@@ -220,7 +222,7 @@ def test_stages_that_were_reused_are_drawn_as_such(tmp_path: Path) -> None:
     tracer = provider.get_tracer("test")
     with tracer.start_as_current_span("worker.run") as root:
         for stage, outcome, more in (("text", "reused", {"reprise.cache.tier": "l2"}), ("denoise", "run", {})):
-            told = {"reprise.stage.outcome": outcome, "reprise.device_seconds": 1.5, **more}
+            told: dict[str, Any] = {"reprise.stage.outcome": outcome, "reprise.device_seconds": 1.5, **more}
             tracer.start_span(f"stage.{stage}", attributes=told).end()
     file = SpanFile(tmp_path / "spans" / "worker.jsonl")
     file.export(spans.get_finished_spans())

@@ -14,7 +14,7 @@ import pytest
 from cache.digest import Digest
 from gateway.identity import hash_key
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import AnimateImageRequest, DownloadRequest
+from reprise.v1.media_pb2 import AnimateImageRequest, DownloadRequest, UploadRequest
 from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests.gateway.worker import family
 from tests.gateway.world import MIB, PICTURE, Desk, World, ask, outcome, picture, problem_of
@@ -160,7 +160,7 @@ async def test_what_is_no_picture_is_not_kept(world: World) -> None:
     """Upload refuses what AnimateImage would refuse, and stores nothing of it."""
     desk = await world.desk(await world.worker())
     for content, code in ((PICTURE[:-20], INVALID), (PICTURE + bytes(16 * MIB), EXHAUSTED)):
-        assert code == (await problem_of(desk.client.upload(content))).code
+        assert code == (await problem_of(desk.client._media.Upload(UploadRequest(content=content)))).code
         digest = Digest.of(content)
         request = ask(image_digest=pb.Digest(hex=digest.hex, size=digest.size))
         assert "DIGEST_UNKNOWN" == (await problem_of(desk.client.animate(request))).reason

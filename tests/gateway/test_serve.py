@@ -301,8 +301,8 @@ async def test_bytes_that_are_no_message_are_refused(world: World, method: str) 
     desk = await world.desk()
     with capture_logs() as entries:
         async with grpc.aio.insecure_channel(desk.address) as channel:
-            call: Any = channel.unary_stream(f"/reprise.v1.{method}")(b"\xff\xff garbage")
-            problem = await problem_of(asyncio.wait_for(call.read(), 10))
+            ask_for: Any = channel.unary_stream(f"/reprise.v1.{method}")
+            problem = await problem_of(asyncio.wait_for(ask_for(b"\xff\xff garbage").read(), 10))
 
     assert (grpc.StatusCode.INVALID_ARGUMENT, "request") == (problem.code, problem.field)
     assert [] == entries

@@ -149,7 +149,7 @@ async def test_an_error_names_its_trace() -> None:
         yield b"first"
         raise ValueError(CANARY)
 
-    handlers = {"Stream": grpc.unary_stream_rpc_method_handler(traced)}
+    handlers: dict[str, Any] = {"Stream": grpc.unary_stream_rpc_method_handler(traced)}
     async with serving(ErrorInterceptor(), **handlers) as channel:
         problem = await problem_of(channel.unary_stream("/test.Test/Stream")(b""))
 
