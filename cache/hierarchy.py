@@ -15,7 +15,7 @@ from cache.digest import Digest
 from cache.errors import TierError
 from cache.keys import Address, Key
 from cache.record import NotARecord, Record
-from cache.tier import Lookup, Outcome, Tier, TierName
+from cache.tier import Lookup, Outcome, Tier, TierName, proves_absence
 from cache.write_behind import Write, WriteBehind
 
 _NEGATIVE_SECONDS = 1.0  # for how long a stage that no tier had is not asked for again
@@ -51,7 +51,7 @@ class Hierarchy:
             return Found(tuple(lookups), record, record.output.inline, self.tiers[holder].name)
         data, source, reads = await self._read(address.namespace, record.output.digest, ttl)
         if data is None:
-            if _proves_absence(reads):
+            if proves_absence(reads):
                 await self._forget(address)
             return Found(_by_tier([*lookups, *reads]))
         blob = Write(Key.of_blob(address.namespace, record.output.digest), data, record.ttl)
@@ -75,7 +75,7 @@ class Hierarchy:
                 if record is not None:
                     found[address] = record, lookup.tier
                     del missing[address]
-                elif not _proves_absence([lookup]):
+                elif not proves_absence([lookup]):
                     uncertain.add(address)
         self._remember_absent(missing.keys() - uncertain, now)
         return found
@@ -208,10 +208,6 @@ def _by_tier(lookups: Sequence[Lookup]) -> tuple[Lookup, ...]:
             lookup = replace(lookup, outcome=outcome, started_ns=before.started_ns, seconds=seconds)
         merged[lookup.tier] = lookup
     return tuple(merged.values())
-
-
-def _proves_absence(lookups: Sequence[Lookup]) -> bool:
-    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED) for lookup in lookups)
 
 
 async def _delete(tier: Tier, key: Key) -> None:

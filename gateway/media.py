@@ -9,14 +9,13 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import grpc
-from opentelemetry.context import attach
-from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import SpanKind, StatusCode
 
 from cache.build import Tiers
 from cache.description import Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
-from cache.telemetry import Tracing, parent_of
+from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
 from gateway.identity import current_caller
@@ -171,7 +170,7 @@ class MediaServicer:
         )
         span.set_status(StatusCode.ERROR, refused.reason)
         span.end()
-        attach(set_span_in_context(span))  # its trace is told with the error
+        bind(span)  # its trace is told with the error
 
 
 def _metadata(context: Context) -> Mapping[str, str]:

@@ -8,14 +8,14 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
-from opentelemetry.context import Context, attach
-from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from cache.build import Tiers
 from cache.digest import Digest
 from cache.flight import Flight, Flights
 from cache.keys import Key, Principal
-from cache.telemetry import Tracing, trace_id_of
+from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
 from gateway.answer import Answer, Outcome, hit_stages, tier_name
@@ -192,7 +192,7 @@ class Resolver:
 
         async def lead(flight: Flight[Step]) -> None:
             generate = self._tracing.child(span, "reprise.generate")
-            attach(set_span_in_context(generate))  # for what is logged in this task
+            bind(generate)  # for what is logged in this task
             with ExitStack() as interest:
                 interest.callback(generate.end)
                 interest.callback(self._generations.finished, flight)
@@ -272,5 +272,5 @@ class Resolver:
             kind=SpanKind.SERVER,
         )
         self._tracing.lookups(span, lookups)
-        attach(set_span_in_context(span))  # for what is logged in this call's task, and for its errors
+        bind(span)  # for what is logged in this call's task, and for its errors
         return span

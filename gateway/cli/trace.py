@@ -113,12 +113,16 @@ def _in_order(spans: Sequence[_Span]) -> Iterator[tuple[_Span, int]]:
 def _bar(span: _Span, origin: float, total: float) -> Text:
     left = min(_BAR - 1, int((span.start - origin) / total * _BAR))
     width = max(1, min(_BAR - left, round((span.end - span.start) / total * _BAR)))
-    return Text(" " * left + "█" * width, style="red" if span.failed else "cyan")
+    return Text(" " * left + ("░" if _reused(span) else "█") * width, style="red" if span.failed else "cyan")
+
+
+def _reused(span: _Span) -> bool:
+    return bool(span.attributes.get("reprise.stage.outcome") == "reused")
 
 
 def _details(span: _Span) -> str:
     shown = []
-    reused = span.attributes.get("reprise.stage.outcome") == "reused"
+    reused = _reused(span)
     for name in (*_SHOWN, "reprise.cache.tier") if reused else _SHOWN:
         value = span.attributes.get(name)
         if value not in (None, "", 0):

@@ -230,9 +230,12 @@ def test_stages_that_were_reused_are_drawn_as_such(tmp_path: Path) -> None:
     provider.shutdown()
     drawn = CliRunner().invoke(main, ["trace", trace_id_of(root), "--data", str(tmp_path)])
 
-    rows = {line.split()[0]: line.partition("█")[2].lstrip("█ ").rstrip() for line in drawn.stdout.splitlines()}
-    assert "outcome reused, device seconds saved 1.500, tier l2" == rows["stage.text"]
-    assert "outcome run, device seconds 1.500" == rows["stage.denoise"]
+    rows = {line.split()[0]: re.split("([█░])+", line) for line in drawn.stdout.splitlines()}
+    told = {name: (row[1], row[2].strip()) for name, row in rows.items() if name.startswith("stage.")}
+    assert {
+        "stage.text": ("░", "outcome reused, device seconds saved 1.500, tier l2"),
+        "stage.denoise": ("█", "outcome run, device seconds 1.500"),
+    } == told
 
 
 async def test_stats_shows_tiers_answers_and_workers(world: World, file: Path, tmp_path: Path) -> None:

@@ -306,3 +306,13 @@ async def test_bytes_that_are_no_message_are_refused(world: World, method: str) 
 
     assert (grpc.StatusCode.INVALID_ARGUMENT, "request") == (problem.code, problem.field)
     assert [] == entries
+
+
+async def test_an_error_tells_its_trace(world: World) -> None:
+    """The trace id that a caller is asked to report comes with the error, and is that of its span."""
+    desk = await world.desk(await world.worker())
+    refused = await problem_of(desk.client.animate(ask("")))
+    unanswered = await problem_of(desk.client.animate(ask(policy={"mode": pb.CachePolicy.MODE_ONLY_IF_CACHED})))
+
+    traces = {f"{span.context.trace_id:032x}" for span in roots(desk)}
+    assert {refused.trace_id, unanswered.trace_id} == traces
