@@ -27,7 +27,8 @@ from gateway.stack.ports import free_port
 from gateway.status import explain_error
 from reprise.v1 import inference_pb2
 from reprise.v1.inference_pb2_grpc import InferenceServiceStub
-from reprise.v1.media_pb2 import AnimateImageRequest
+from reprise.v1.media_pb2 import AnimateImageRequest, UploadRequest
+from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests import browsers
 from tests.servers import leashed
 
@@ -239,18 +240,21 @@ async def answers(stack: Stack) -> list[int]:
     return counted
 
 
-async def test_a_picture_of_full_size_passes(client: Client, tmp_path: Path) -> None:
+async def test_a_picture_of_full_size_passes(client: Client, edge: str, tmp_path: Path) -> None:
     """Up to 16 MiB; what is larger is refused as the contract says."""
     picture = tmp_path / "large.png"
     Image.effect_noise((2350, 2350), 100).convert("RGB").save(picture, compress_level=0)
     content = picture.read_bytes()
     uploaded = await client.upload(content)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await client.upload(content + bytes(16 * 1024**2 - len(content) + 1))
+    async with grpc.aio.insecure_channel(edge) as channel:  # our own client does not even send it
+        too_large = UploadRequest(content=content + bytes(16 * 1024**2 - len(content) + 1))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await MediaServiceStub(channel).Upload(too_large)
 
     assert 15 * 1024**2 < len(content) < 16 * 1024**2
     assert (2350, 2350) == (uploaded.width, uploaded.height)
-    assert grpc.StatusCode.RESOURCE_EXHAUSTED == explain_error(refused.value).code
+    problem = explain_error(refused.value)
+    assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "PICTURE_TOO_LARGE") == (problem.code, problem.reason)
 
 
 def ask(edge: str, method: str, path: str, **headers: str) -> http.client.HTTPResponse:
