@@ -7,11 +7,21 @@ import logging
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import structlog
 from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -276,6 +286,40 @@ def test_what_is_turned_off_costs_nothing(tmp_path: Path) -> None:
     telemetry.stop()
 
     assert [] == list(tmp_path.iterdir())
+
+
+class _Collector(TraceServiceServicer):
+    """Takes spans as any OpenTelemetry collector does, and keeps them."""
+
+    def __init__(self) -> None:
+        self.requests: list[ExportTraceServiceRequest] = []
+
+    def Export(self, request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
+        self.requests.append(request)
+        return ExportTraceServiceResponse()
+
+
+@pytest.mark.usefixtures("logs")
+def test_spans_reach_a_collector() -> None:
+    """One setting sends them by OTLP, with the process they come from; stopping sends what is still buffered."""
+    collector, server = _Collector(), grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # generated without types
+    port = server.add_insecure_port(f"{LOOPBACK}:0")
+    server.start()
+    settings = TelemetrySettings(otlp_endpoint=f"http://{LOOPBACK}:{port}")
+    telemetry = Telemetry.start(settings, service="gateway", instance="g1")
+    request = telemetry.tracing.begin("request")
+    telemetry.tracing.child(request, "worker").end()
+    request.end()
+    telemetry.stop()
+    server.stop(None).wait()
+
+    [group] = [group for request in collector.requests for group in request.resource_spans]
+    resource = {each.key: each.value.string_value for each in group.resource.attributes}
+    spans = {span.name: span for scope in group.scope_spans for span in scope.spans}
+    assert ("gateway", "g1") == (resource["service.name"], resource["service.instance.id"])
+    assert {"request", "worker"} == set(spans)
+    assert spans["request"].span_id == spans["worker"].parent_span_id
 
 
 @pytest.mark.usefixtures("logs")
