@@ -32,7 +32,7 @@ from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests import browsers
 from tests.servers import leashed
 
-pytestmark = [pytest.mark.xdist_group("web"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 3}
 SLOW = {"width": 128, "height": 128, "numFrames": 16, "numInferenceSteps": 30}
