@@ -149,7 +149,7 @@ async def test_a_dead_worker_costs_no_request(stack: Stack, client: Client, phot
         if event.HasField("progress"):
             started.set()
 
-    slow = request(photo, seed=9, num_frames=16, width=128, height=128, num_inference_steps=30)
+    slow = request(photo, seed=9, num_frames=8, width=128, height=128, num_inference_steps=20)
     generation = asyncio.create_task(client.animate(slow, on_event=notice))
     await started.wait()
     busy: list[str] = []
