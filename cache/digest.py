@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-_AT_ONCE = 4 * 1024 * 1024  # bytes: about a millisecond
+AT_ONCE = 4 * 1024 * 1024  # bytes that are hashed in about a millisecond; more is done off the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Digest:
     @classmethod
     async def of_any_size(cls, data: bytes) -> Digest:
         """Like `of`, off the event loop where hashing takes longer than a loop may stand still."""
-        return cls.of(data) if len(data) <= _AT_ONCE else await asyncio.to_thread(cls.of, data)
+        return cls.of(data) if len(data) <= AT_ONCE else await asyncio.to_thread(cls.of, data)
 
     def names(self, data: bytes | memoryview) -> bool:
         """Whether these bytes are the ones this digest names."""

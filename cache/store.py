@@ -12,12 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from cache.digest import AT_ONCE
 from cache.envelope import Damaged, seal, unseal
 from cache.errors import TierError, TierResting, TierTimeout
 from cache.keys import Key
 from cache.tier import Lookup, Outcome, TierName
-
-_AT_ONCE = 4 * 1024 * 1024  # bytes that are checked in about a millisecond; more is done off the event loop
 
 
 class Store(Protocol):
@@ -94,7 +93,7 @@ class StoredTier:
 
 
 async def _unsealed(key: Key, data: bytes) -> bytes:
-    return unseal(key, data) if len(data) <= _AT_ONCE else await asyncio.to_thread(unseal, key, data)
+    return unseal(key, data) if len(data) <= AT_ONCE else await asyncio.to_thread(unseal, key, data)
 
 
 def _outcome_of(error: TierError) -> Outcome:
