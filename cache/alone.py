@@ -32,11 +32,12 @@ from pydantic import SecretStr
 
 from cache.bridge import Bridge
 from cache.build import Tiers, build_tiers
+from cache.condition import Condition
 from cache.description import HOUR
 from cache.digest import Digest
 from cache.encoding import Value, keyed_hash_of
 from cache.keys import Address, Key
-from cache.purge import Condition, Receipt, purge
+from cache.purge import Receipt, purge
 from cache.record import INLINE_LIMIT, Output, Record
 from cache.settings import MIB, CacheSettings, L1Settings, L2Settings, L3Settings
 
@@ -164,7 +165,7 @@ class Cache:
         Reads every record of the namespace; see `purge.py`. Raises ValueError when nothing is said at all (for all
         there is, say `older_than=0`), TierError when the durable tier cannot be read.
         """
-        condition = Condition(model, revision, stage, tag, digest, older_than, where)
+        condition = Condition(model, revision, stage, (tag,) if tag else (), digest, older_than, where)
         if not condition:
             raise ValueError("say which entries; older_than=0 means all there are")
         return self._bridge.call(self._purge(condition))

@@ -98,6 +98,14 @@ class Bounded(Generic[K, V]):
     def __contains__(self, key: K) -> bool:
         return key in self._entries
 
+    def keys(self) -> list[K]:
+        return list(self._entries)
+
+    def peek(self, key: K) -> V | None:
+        """The value whatever its age, without that counting as an access."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.value
+
     def get(self, key: K, now: float) -> V | None:
         """The value, its age started again; None if there is none or it has expired."""
         entry = self._entries.get(key)

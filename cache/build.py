@@ -7,14 +7,20 @@ from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 
+from cache.bans import Bans
+from cache.channel import RedisChannel
+from cache.encoding import keyed_hash_of
 from cache.guard import Breaker, GuardedStore
 from cache.hierarchy import Hierarchy
 from cache.memory import MemoryTier
 from cache.metered import CacheMetrics, MeteredTier, Tally
 from cache.objects import ObjectsStore
+from cache.orders import Orders
 from cache.redis import MAX_PAYLOAD, RedisStore
 from cache.settings import CacheSettings
 from cache.store import Store, StoredTier
+from cache.switched import SwitchedTier
+from cache.switches import Switches
 from cache.tier import TierName
 from cache.write_behind import WriteBehind
 
@@ -32,21 +38,33 @@ class Tiers:
     writer: WriteBehind
     through_memory: Hierarchy  # L1, L2, L3
     below_memory: Hierarchy  # L2, L3: for those who keep their own form of things in L1
+    bans: Bans
+    switches: Switches
+    orders: Orders
+    channel: RedisChannel | None
 
     async def __aenter__(self) -> Tiers:
         await self.writer.__aenter__()
+        await self.orders.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.orders.__aexit__(kind, error, trace)
         await self.writer.__aexit__(kind, error, trace)
+        if self.channel is not None:
+            await self.channel.aclose()
         for tier in self.shared:
             await tier.aclose()
         await self.memory.aclose()
 
 
-def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
+def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process: str = "") -> Tiers:
+    """`process` is this process's name in its deployment, whose operators' orders it then obeys; none for one that is
+    part of no deployment.
+    """
+    bans, switches = Bans(), Switches()
     metrics = CacheMetrics(registry)
     breakers: dict[TierName, Breaker] = {}
 
@@ -57,7 +75,9 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
         return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
 
     memory = MemoryTier(
-        max_bytes=settings.l1.max_bytes if settings.l1.enabled else 0, max_entries=settings.l1.max_entries
+        max_bytes=settings.l1.max_bytes if settings.l1.enabled else 0,
+        max_entries=settings.l1.max_entries,
+        switches=switches,
     )
     redis = _redis(settings)
     objects = _objects(settings)
@@ -66,15 +86,27 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
         shared.append(tier(TierName.L2, redis, settings.l2.budget, MAX_PAYLOAD))
     if objects is not None:
         shared.append(tier(TierName.L3, objects, None, None))
+    used = [SwitchedTier(each, switches) for each in shared]
     writer = WriteBehind(
-        shared,
+        used,
         max_bytes=settings.write_behind.max_bytes,
         max_entries=settings.write_behind.max_entries,
         drain_timeout=settings.write_behind.drain,
+        bans=bans,
     )
     memory_tally = Tally(TierName.L1, metrics)
     metrics.watch_memory(memory)
     metrics.watch_writer(writer)
+    channel = _channel(settings) if process else None
+    orders = Orders(
+        objects if process else None,
+        channel,
+        process=process,
+        secret=settings.secret_bytes,
+        bans=bans,
+        switches=switches,
+    )
+    orders.on_order(lambda order: memory.let_go(bans))
     return Tiers(
         memory=memory,
         memory_tally=memory_tally,
@@ -83,9 +115,20 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
         redis=redis,
         objects=objects,
         writer=writer,
-        through_memory=Hierarchy([MeteredTier(memory, memory_tally), *shared], writer),
-        below_memory=Hierarchy(shared, writer),
+        through_memory=Hierarchy([MeteredTier(memory, memory_tally), *used], writer, bans=bans),
+        below_memory=Hierarchy(used, writer, bans=bans),
+        bans=bans,
+        switches=switches,
+        orders=orders,
+        channel=channel,
     )
+
+
+def _channel(settings: CacheSettings) -> RedisChannel | None:
+    if not settings.l2.enabled:
+        return None
+    name = keyed_hash_of(settings.secret_bytes, "channel", "orders")[:32]
+    return RedisChannel.connect(settings.l2.url.get_secret_value(), name, budget=settings.l2.budget)
 
 
 def _redis(settings: CacheSettings) -> RedisStore | None:

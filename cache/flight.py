@@ -10,6 +10,7 @@ and the grace is over, the leader's task is told.
 | all leave, one returns within the grace | served, one call of the work |
 | all leave for longer | the work is cancelled once |
 | the work fails | every follower gets the error, once; the next caller starts anew |
+| it becomes wrong (`part`) | its followers are served; the next caller starts anew |
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Flight(Generic[E]):
         self.followers = 0
         self.goes_on = False  # set by a leader whose work is to be ended even if nobody follows it any more
         self.ended = False
+        self.given_up = False
         self.error: BaseException | None = None
         self._on_deserted = on_deserted
         self._news = News()
@@ -111,10 +113,14 @@ class Flights(Generic[K, E]):
 
         Once: cancelling it again would cut short what it does to end well.
         """
-        joinable = {key: other for key, other in self._flights.items() if other is not flight}
-        if len(joinable) < len(self._flights):
-            self._flights = joinable
+        if flight in self._tasks and not flight.given_up:
+            flight.given_up = True
+            self._flights = {key: other for key, other in self._flights.items() if other is not flight}
             self._tasks[flight].cancel()
+
+    def part(self) -> None:
+        """Let nobody join what is under way now: it may be made from what has become wrong since it began."""
+        self._flights = {}
 
     async def drain(self, patience: float) -> None:
         """Wait until every flight has ended, for `patience` seconds at most; cancel those that have not."""

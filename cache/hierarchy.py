@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from cache.bans import Bans
 from cache.digest import Digest
 from cache.errors import TierError
 from cache.keys import Address, Key
@@ -35,9 +36,17 @@ class Found:
 class Hierarchy:
     """`tiers` from fast to slow; a local one, if any, comes first. The last one is durable."""
 
-    def __init__(self, tiers: Sequence[Tier], writer: WriteBehind, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        writer: WriteBehind,
+        *,
+        bans: Bans | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.tiers = tuple(tiers)
         self._writer = writer
+        self._bans = bans if bans is not None else Bans()
         self._clock = clock
         self._absent: dict[Address, float] = {}
 
@@ -99,7 +108,13 @@ class Hierarchy:
     async def commit(
         self, record: Record, data: bytes, *, aliases: Sequence[Record] = (), replace: bool = False
     ) -> asyncio.Future[bool]:
-        """Queue an output for the shared tiers: blob, then records. The future says whether it became durable."""
+        """Queue an output for the shared tiers: blob, then records. The future says whether it became durable: never,
+        if it was banned while it was made.
+        """
+        if self._bans.forbid(record):
+            refused: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            refused.set_result(False)
+            return refused
         writes = [
             Write(Key.of_record(entry.address), entry.to_bytes(), entry.ttl, replace) for entry in (record, *aliases)
         ]
@@ -127,7 +142,7 @@ class Hierarchy:
             lookups.append(lookup)
             if record is not None:
                 return record, lookups, position
-            if lookup.outcome is Outcome.CORRUPT:
+            if lookup.outcome in (Outcome.CORRUPT, Outcome.INVALIDATED):
                 await _delete(tier, Key.of_record(address))
         return None, lookups, len(self.tiers)
 
@@ -151,6 +166,8 @@ class Hierarchy:
             return None, replace(lookup, outcome=Outcome.CORRUPT, value=None)
         if record.expired(self._clock()):
             return None, replace(lookup, outcome=Outcome.EXPIRED, value=None)
+        if self._bans.forbid(record):
+            return None, replace(lookup, outcome=Outcome.INVALIDATED, value=None)
         return record, lookup
 
     async def _promote(self, record: Record, holder: int, blob: Write | None = None) -> None:

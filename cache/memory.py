@@ -6,8 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cache.bans import Bans
 from cache.bounded import Bounded, Policy
 from cache.keys import Key
+from cache.record import NotARecord, Record
+from cache.sweep import Gone, sweep
+from cache.switches import Subject, Switches
 from cache.tier import Lookup, Outcome, TierName
 
 _OVERHEAD = 512  # bytes of bookkeeping charged to every entry, so that many small ones are not free
@@ -16,7 +20,8 @@ _OVERHEAD = 512  # bytes of bookkeeping charged to every entry, so that many sma
 class MemoryTier:
     """Values are immutable and were verified when they came in. Belongs to one event loop.
 
-    Besides bytes it holds other immutable values in the same budget (`hold`, `held`): replies in wire form.
+    Besides bytes it holds other immutable values in the same budget (`hold`, `held`): replies in wire form, which know
+    their `record`.
     """
 
     name = TierName.L1
@@ -28,18 +33,24 @@ class MemoryTier:
         max_bytes: int,
         max_entries: int | None = None,
         policy: Policy[Key] | None = None,
+        switches: Switches | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.entries: Bounded[Key, Any] = Bounded(max_bytes=max_bytes, max_entries=max_entries, policy=policy)
+        self._switches = switches if switches is not None else Switches()
         self._clock = clock
 
+    @property
+    def on(self) -> bool:
+        return self._switches.on(Subject.TIER, self.name.value)
+
     def holds(self, size: int) -> bool:
-        return size + _OVERHEAD <= self.entries.max_bytes
+        return self.on and size + _OVERHEAD <= self.entries.max_bytes
 
     async def get(self, key: Key, ttl: float) -> Lookup:
         started_ns, start = time.time_ns(), time.perf_counter()
-        value = self.entries.get(key, self._clock())
-        outcome = Outcome.MISS if value is None else Outcome.HIT
+        value = self.held(key)
+        outcome = Outcome.HIT if value is not None else Outcome.MISS if self.on else Outcome.SKIPPED
         return Lookup(self.name, outcome, value, started_ns, time.perf_counter() - start)
 
     async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
@@ -60,9 +71,20 @@ class MemoryTier:
         self, key: Key, value: object, weight: int, ttl: float, *, hard_expiry: float = float("inf"), cost: float = 0.0
     ) -> bool:
         """Keep an immutable value of `weight` bytes. False if it does not fit."""
-        return self.entries.put(
+        return self.on and self.entries.put(
             key, value, weight=weight + _OVERHEAD, now=self._clock(), ttl=ttl, hard_expiry=hard_expiry, cost=cost
         )
 
     def held(self, key: Key) -> Any | None:
-        return self.entries.get(key, self._clock())
+        return self.entries.get(key, self._clock()) if self.on else None
+
+    async def let_go(self, bans: Bans) -> Gone:
+        """Let go of what is banned, and of blobs, which do not say what they are of; of everything if switched off."""
+        return await sweep(self.entries, lambda key, value: not self.on or key.kind == "b" or _is_banned(bans, value))
+
+
+def _is_banned(bans: Bans, value: Any) -> bool:
+    try:
+        return bans.forbid(Record.from_bytes(value) if isinstance(value, bytes) else value.record)
+    except NotARecord:
+        return True  # whatever it is, nobody can use it

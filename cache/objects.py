@@ -101,11 +101,11 @@ class ObjectsStore:
             except FileNotFoundError:
                 return
 
-    async def names(self, prefix: str) -> list[str]:
-        """Names of everything under a prefix. For small listings (models) and for maintenance."""
+    async def names(self, prefix: str, *, after: str | None = None) -> list[str]:
+        """Names of everything under a prefix, or of what comes `after` a name there. For small listings and upkeep."""
         async with _translated(self._write_timeout):
             listing: list[str] = []
-            async for page in obstore.list(self._store, prefix=prefix):
+            async for page in obstore.list(self._store, prefix=prefix, offset=after):
                 listing.extend(entry["path"] for entry in page)
             return listing
 

@@ -39,7 +39,7 @@ class RedisStore:
         """`redis://`, `rediss://` and `unix://` as redis-py has them; `redis+cluster://host:port`;
         `redis+sentinel://host:port,host:port/0?service=NAME`. `budget` is in seconds.
         """
-        client, guides = _client(url, budget, connections)
+        client, guides = client_of(url, budget, connections)
         return cls(client, connections=connections, guides=guides)
 
     async def get(self, name: str, ttl: float) -> bytes | None:
@@ -81,10 +81,10 @@ class RedisStore:
 
     async def _ask(self, command: Callable[[Any], Awaitable[_T]]) -> _T:
         async with self._slots:
-            return await _translated(command(self._client))
+            return await translated(command(self._client))
 
 
-def _client(url: str, budget: float, connections: int) -> tuple[Any, Sequence[Any]]:
+def client_of(url: str, budget: float, connections: int) -> tuple[Any, Sequence[Any]]:
     options: dict[str, Any] = {
         "socket_timeout": budget,
         "socket_connect_timeout": budget,
@@ -124,7 +124,7 @@ def _hosts(netloc: str) -> list[str]:
     return netloc.rpartition("@")[2].split(",")
 
 
-async def _translated(command: Awaitable[_T]) -> _T:
+async def translated(command: Awaitable[_T]) -> _T:
     try:
         return await command
     except (TimeoutError, RedisTimeoutError) as error:

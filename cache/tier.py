@@ -27,6 +27,7 @@ class Outcome(StrEnum):
     ERROR = "error"
     TIMEOUT = "timeout"
     SKIPPED = "skipped"
+    INVALIDATED = "invalidated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,12 @@ class Lookup:
     seconds: float = 0.0
 
 
+_CERTAIN = (Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED, Outcome.INVALIDATED)
+
+
 def proves_absence(lookups: Sequence[Lookup]) -> bool:
     """Whether every tier that was asked has said for certain that it has no good copy. A fault says nothing."""
-    return all(lookup.outcome in (Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED) for lookup in lookups)
+    return all(lookup.outcome in _CERTAIN for lookup in lookups)
 
 
 class Tier(Protocol):

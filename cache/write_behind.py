@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from cache.bans import Bans
 from cache.errors import TierError
 from cache.keys import Key
 from cache.news import News
@@ -58,6 +59,9 @@ class _Batch:
     def bytes(self) -> int:
         return sum(len(write.payload) for write in self.writes)
 
+    def fits(self, tier: Tier) -> bool:
+        return all(tier.holds(len(write.payload)) for write in self.writes)
+
 
 class WriteBehind:
     """Use as an async context manager; leaving it drains the queue for `drain_timeout` seconds at most."""
@@ -70,6 +74,7 @@ class WriteBehind:
         max_entries: int,
         writers: int = 4,
         drain_timeout: float = 20.0,
+        bans: Bans | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -78,6 +83,7 @@ class WriteBehind:
         self._max_entries = max_entries
         self._writers = writers
         self._drain_timeout = drain_timeout
+        self._bans = bans if bans is not None else Bans()
         self._pause = pause
         self._clock = clock
         self._queue: asyncio.Queue[_Batch] = asyncio.Queue()
@@ -172,12 +178,15 @@ class WriteBehind:
         self._settled.announce()
 
     async def _write(self, batch: _Batch) -> bool:
-        if not batch.tiers:
+        if not batch.tiers or self._is_banned(batch):
             return False
         *fast, last = batch.tiers
         # A tier that holds every blob of the batch needs nobody; one that does not must not show a record before the
         # durable tier has the blob.
-        complete = [tier for tier in fast if all(tier.holds(len(write.payload)) for write in batch.writes)]
+        complete = [tier for tier in fast if batch.fits(tier)]
+        if last is self._tiers[-1] and not batch.fits(last):
+            await asyncio.gather(*(self._store(tier, batch.writes) for tier in complete))
+            return False  # switched off, say
         store_last = self._store_durably if last is self._tiers[-1] else self._store
         durable, *_ = await asyncio.gather(
             store_last(last, batch.writes), *(self._store(tier, batch.writes) for tier in complete)
@@ -211,6 +220,18 @@ class WriteBehind:
         if not created and write.is_index and not await self._is_live(tier, write):
             await tier.put(write.key, write.payload, write.ttl, replace=True)
 
+    def _is_banned(self, batch: _Batch) -> bool:
+        """Whether it was invalidated while it waited here."""
+        if not self._bans:
+            return False
+        return any(write.is_index and self._forbidden(write.payload) for write in batch.writes)
+
+    def _forbidden(self, payload: bytes) -> bool:
+        try:
+            return self._bans.forbid(Record.from_bytes(payload))
+        except NotARecord:
+            return False
+
     async def _renew(self, tier: Tier, write: Write) -> None:
         there = (await tier.get(write.key, write.ttl)).value
         if there is not None and _same(there, write.payload):
@@ -223,9 +244,10 @@ class WriteBehind:
         if lookup.value is None:
             return False
         try:
-            return not Record.from_bytes(lookup.value).expired(self._clock())
+            record = Record.from_bytes(lookup.value)
         except NotARecord:
             return False
+        return not (record.expired(self._clock()) or self._bans.forbid(record))
 
 
 def _same(one: bytes, other: bytes) -> bool:

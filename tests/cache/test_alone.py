@@ -14,8 +14,8 @@ from redis import Redis
 from cache.alone import Cache
 from cache.bridge import Closed
 from cache.errors import TierError
-from cache.purge import Gone
 from cache.settings import CacheSettings, L1Settings, L2Settings, L3Settings
+from cache.sweep import Gone
 from cache.tier import TierName
 from gateway.stack import Stack
 from tests import servers

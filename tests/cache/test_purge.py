@@ -11,10 +11,12 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from cache.build import Tiers, build_tiers
+from cache.condition import Condition
 from cache.errors import TierError
 from cache.keys import Key
-from cache.purge import Condition, Gone, purge, records, sweep_blobs
+from cache.purge import purge, records, sweep_blobs
 from cache.settings import CacheSettings, L2Settings, L3Settings
+from cache.sweep import Gone
 from cache.tier import Outcome, TierName
 from tests.cache.helpers import NAMESPACE, NOW, SECRET, ScriptedTier, record_of
 
@@ -37,8 +39,9 @@ async def tiers(tmp_path: Path) -> AsyncIterator[Tiers]:
         (Condition(model="sma"), False),
         (Condition(revision="r1", stage="render"), True),
         (Condition(revision="r1", stage="other"), False),
-        (Condition(tag="a"), True),
-        (Condition(tag="ab"), False),
+        (Condition(tags=("a",)), True),
+        (Condition(tags=("ab",)), False),
+        (Condition(stage="earlier"), True),
         (Condition(older_than=9.0), True),
         (Condition(older_than=10.0), False),
         (Condition(digest=record_of(b"clip").output.digest.hex), True),
@@ -48,11 +51,11 @@ async def tiers(tmp_path: Path) -> AsyncIterator[Tiers]:
         (Condition(where=lambda record: record.output.media_type == "video/mp4"), True),
         (Condition(model="small", where=lambda record: False), False),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_all_that_is_said_must_hold(condition: Condition, met: bool) -> None:
     """Each part by itself, and together."""
-    record = dataclasses.replace(record_of(b"clip"), tags=("a", "b"), upstream={"picture": "up"})
+    record = dataclasses.replace(record_of(b"clip"), tags=("a", "b", "via:earlier"), upstream={"picture": "up"})
 
     assert condition
     assert met == condition.meets(record, NOW + 10.0)

@@ -4,7 +4,7 @@ import pytest
 
 from cache.tier import Lookup, Outcome, TierName, proves_absence
 
-_PROOFS = {Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED}
+_PROOFS = {Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED, Outcome.INVALIDATED}
 
 
 @pytest.mark.parametrize("outcome", Outcome)

@@ -1,0 +1,296 @@
+"""Orders: what operators say while a deployment runs (bans, switches), and how every process comes to know it.
+
+An order is written to the durable tier first, as one small object that never changes, then told to all processes over
+Redis. Whoever hears it obeys, and says so. Whoever was deaf (Redis gone, or itself cut off) reads the book of orders
+instead: every second while it is deaf, now and then in any case. So an order is lost only where there is no durable
+tier, and a process that starts knows all that is in force.
+
+Orders are sealed under the deployment's secret: who can write to the stores cannot give any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias
+
+import structlog
+
+from cache.bans import Ban, Bans
+from cache.condition import Condition
+from cache.encoding import keyed_hash_of
+from cache.errors import TierError
+from cache.objects import ObjectsStore
+from cache.sweep import Gone
+from cache.switches import Subject, Switch, Switches
+
+Order: TypeAlias = Ban | Switch
+Obey: TypeAlias = "Callable[[Order | None], Awaitable[Gone]]"
+
+IN_FORCE = 26 * 3600.0  # seconds a ban is kept in mind: longer than any entry may live
+_BOOK = "o/"
+_FOREVER = 10 * 365 * 24 * 3600.0  # stores that forget are not asked to keep a book
+_PATIENCE = 1.0  # seconds that processes get to say they have heard
+_READ_WHEN_DEAF, _READ_ANYWAY = 1.0, 15.0  # seconds between two looks into the book
+_START_PATIENCE = 2.0
+_log = structlog.get_logger(__name__)
+
+
+class Channel(Protocol):
+    """A way to tell all processes of a deployment something at once."""
+
+    connected: bool  # whether what is told now will be heard here
+
+    async def tell(self, message: bytes) -> int:
+        """How many processes were told. Raises TierError."""
+        ...
+
+    async def listen(self, hear: Callable[[bytes], Awaitable[None]], heal: Callable[[], Awaitable[None]]) -> None:
+        """Call `hear` with every message, for ever; `heal` whenever messages may have been missed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """A process that obeyed, and what it let go of in its own memory."""
+
+    process: str
+    gone: Gone
+
+
+@dataclass
+class Heard:
+    """Who knows of an order by now. `told` counts the processes that were told, this one included."""
+
+    durable: bool
+    told: int = 1
+    by_id: dict[str, Hearing] = field(default_factory=dict)  # names of processes need not differ
+
+    @property
+    def processes(self) -> list[Hearing]:
+        return list(self.by_id.values())
+
+
+class Orders:
+    """Use as an async context manager."""
+
+    def __init__(
+        self,
+        book: ObjectsStore | None,
+        channel: Channel | None,
+        *,
+        process: str,
+        secret: bytes,
+        bans: Bans,
+        switches: Switches,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.bans = bans
+        self.switches = switches
+        self._book = book
+        self._channel = channel
+        self._process = process
+        self._id = secrets.token_hex(8)
+        self._secret = secret
+        self._clock = clock
+        self._known: set[str] = set()
+        self._last = _BOOK  # the last page of the book that was read
+        self._obeying: list[Obey] = []
+        self._answers: dict[str, Heard] = {}
+        self._complete = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_START_PATIENCE):
+                await self._read_book()
+        if self._book is not None:
+            self._tasks.append(asyncio.create_task(self._read_for_ever()))
+        if self._channel is not None:
+            self._tasks.append(asyncio.create_task(self._channel.listen(self._hear, self._read_book)))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def on_order(self, obey: Obey) -> None:
+        """Have something of this process let go of what is not to be served any more: at every order, once it is in
+        force, and at other times (None).
+        """
+        self._obeying.append(obey)
+
+    async def give(self, order: Order) -> Heard:
+        """Put an order in force here at once, write it down, tell everybody, and wait a second for answers."""
+        name = f"{int(order.at * 1e9):020d}-{secrets.token_hex(4)}"
+        message = _sealed(self._secret, {"name": name, "order": _as_json(order)})
+        heard = self._answers[name] = Heard(durable=False)
+        try:
+            await self._obey(name, order)
+            heard.durable = await self._write_down(name, message)
+            await self._tell(name, message, heard)
+        finally:
+            del self._answers[name]
+        return heard
+
+    async def sweep_again(self) -> None:
+        """Have every process clear its memory once more, of what it may have read while entries were being removed."""
+        await self._sweep(None)
+        if self._channel is not None:
+            with suppress(TierError):
+                await self._channel.tell(_sealed(self._secret, {"sweep": True}))
+
+    async def _write_down(self, name: str, message: bytes) -> bool:
+        if self._book is None:
+            return False
+        try:
+            return await self._book.put(_BOOK + name, message, _FOREVER, replace=False)
+        except TierError as error:
+            _log.warning("order not written down", error=str(error))
+            return False
+
+    async def _tell(self, name: str, message: bytes, heard: Heard) -> None:
+        if self._channel is None:
+            return
+        try:
+            heard.told = max(1, await self._channel.tell(message))
+        except TierError as error:
+            _log.warning("order not told", error=str(error))
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while len(heard.by_id) < heard.told:
+                    self._complete.clear()
+                    await self._complete.wait()
+
+    async def _hear(self, message: bytes) -> None:
+        match _unsealed(self._secret, message):
+            case {"name": str() as name, "order": dict() as fields}:
+                if (order := _from_json(fields)) is not None:
+                    await self._obey(name, order)
+            case {"heard": str() as name, "id": str() as who, "process": str() as process, "gone": [*gone]}:
+                self._note(name, who, Hearing(process, Gone(*gone)))
+            case {"sweep": True}:
+                await self._sweep(None)
+
+    async def _obey(self, name: str, order: Order) -> None:
+        if name in self._known:
+            return
+        self._known.add(name)
+        match order:
+            case Ban():
+                self.bans.add(order)
+            case Switch():
+                self.switches.turn(order)
+        hearing = Hearing(self._process, await self._sweep(order))
+        if name in self._answers:
+            self._note(name, self._id, hearing)
+        elif self._channel is not None:
+            answer = {"heard": name, "id": self._id, "process": self._process, "gone": list(hearing.gone)}
+            with suppress(TierError):
+                await self._channel.tell(_sealed(self._secret, answer))
+
+    def _note(self, name: str, who: str, hearing: Hearing) -> None:
+        if (heard := self._answers.get(name)) is not None:
+            heard.by_id[who] = hearing
+            self._complete.set()
+
+    async def _sweep(self, order: Order | None) -> Gone:
+        gone = [await obey(order) for obey in self._obeying]
+        return Gone(sum(each.entries for each in gone), sum(each.bytes for each in gone))
+
+    async def _read_for_ever(self) -> None:
+        seconds = 0.0
+        while True:
+            await asyncio.sleep(_READ_WHEN_DEAF)
+            seconds += _READ_WHEN_DEAF
+            deaf = self._channel is None or not self._channel.connected
+            if deaf or seconds >= _READ_ANYWAY:
+                await self._read_book()
+                seconds = 0.0
+
+    async def _read_book(self) -> None:
+        """Obey what has been written down since the last look."""
+        if self._book is None:
+            return
+        try:
+            for page in sorted(await self._book.names(_BOOK, after=self._last)):
+                if (name := page.removeprefix(_BOOK)) not in self._known:
+                    await self._read_page(name)
+                # A little behind the last page: a clock that is behind ours writes its page before it.
+        except TierError as error:
+            _log.info("orders not readable", error=str(error))
+            return
+        self._last = f"{_BOOK}{int((self._clock() - 60.0) * 1e9):020d}"
+        self.bans.forget(self._clock() - IN_FORCE)
+
+    async def _read_page(self, name: str) -> None:
+        assert self._book is not None  # noqa: S101  # who reads a page has a book
+        message = await self._book.get(_BOOK + name, _FOREVER)
+        match _unsealed(self._secret, message or b""):
+            case {"order": dict() as fields} if (order := _from_json(fields)) is not None:
+                await self._obey(name, order)
+            case _:
+                self._known.add(name)
+                _log.warning("not an order of ours", name=name)
+
+
+def _as_json(order: Order) -> dict[str, Any]:
+    match order:
+        case Ban(at, condition):
+            said = {
+                "model": condition.model,
+                "revision": condition.revision,
+                "stage": condition.stage,
+                "tags": list(condition.tags),
+                "digest": condition.digest,
+                "older_than": condition.older_than,
+            }
+            return {
+                "kind": "ban",
+                "at": at,
+                **{name: value for name, value in said.items() if value not in ("", [], None)},
+            }
+        case Switch(at, subject, name, on):
+            return {"kind": "switch", "at": at, "subject": subject.value, "name": name, "on": on}
+
+
+def _from_json(fields: Mapping[str, Any]) -> Order | None:
+    """None for an order of a kind that a later version knows."""
+    try:
+        match fields:
+            case {"kind": "ban", "at": float() as at, **said}:
+                condition = Condition(**{**said, "tags": tuple(said.get("tags", ()))})
+                return Ban(at, condition) if condition else None
+            case {"kind": "switch", **said}:
+                return Switch(said["at"], Subject(said["subject"]), said["name"], said["on"])
+    except (TypeError, ValueError, KeyError):
+        return None
+    return None
+
+
+def _sealed(secret: bytes, content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content)
+    return keyed_hash_of(secret, "order", text).encode() + text.encode()
+
+
+def _unsealed(secret: bytes, message: bytes) -> Any:
+    """The content of a message of ours, None for any other."""
+    seal, content = message[:64], message[64:]
+    try:
+        text = content.decode()
+        if hmac.compare_digest(seal, keyed_hash_of(secret, "order", text).encode()):
+            return json.loads(text)
+    except ValueError:
+        pass
+    return None

@@ -1,0 +1,213 @@
+"""Orders reach every process: those that listen at once, those that are deaf a little later, new ones when they start.
+
+The deployment is real: one Redis, one folder as the durable tier, and as many processes' `Orders` as a test wants.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cache.bans import Ban, Bans
+from cache.channel import RedisChannel
+from cache.condition import Condition
+from cache.errors import TierError
+from cache.objects import ObjectsStore
+from cache.orders import IN_FORCE, Order, Orders
+from cache.sweep import Gone
+from cache.switches import Subject, Switch, Switches
+from gateway.stack import Stack
+from tests import servers
+from tests.cache.helpers import NOW, SECRET, Clock, pause, record_of
+
+BAN = Ban(NOW + 1.0, Condition(model="small"))
+
+
+@dataclass
+class Process:
+    """What a process has of orders. `obeyed` counts how often it was told to make room."""
+
+    orders: Orders
+    channel: RedisChannel | None
+    obeyed: list[Order | None] = field(default_factory=list)
+
+    @property
+    def forbids(self) -> bool:
+        return self.orders.bans.forbid(record_of(b"clip"))
+
+    async def obey(self, order: Order | None) -> Gone:
+        self.obeyed.append(order)
+        return Gone(2, 20)
+
+
+@dataclass
+class Deployment:
+    folder: Path
+    redis_url: str
+    _stack: AsyncExitStack
+
+    async def process(
+        self,
+        name: str,
+        *,
+        listens: bool = True,
+        writes: bool = True,
+        secret: bytes = SECRET,
+        clock: Clock | None = None,
+    ) -> Process:
+        channel = RedisChannel.connect(self.redis_url, "test", budget=1.0) if listens else None
+        orders = Orders(
+            await asyncio.to_thread(self.book),
+            channel,
+            process=name,
+            secret=secret,
+            bans=Bans(),
+            switches=Switches(),
+            clock=clock or Clock(NOW + 1.0),
+        )
+        process = Process(orders, channel)
+        orders.on_order(process.obey)
+        if channel is not None:
+            self._stack.push_async_callback(channel.aclose)
+        await self._stack.enter_async_context(orders)
+        if channel is not None:
+            await until(lambda: channel.connected)
+        return process
+
+    def book(self) -> ObjectsStore:
+        return ObjectsStore.connect(f"file://{self.folder}", stall=5.0)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """For what happens on the other side of a socket."""
+    async with asyncio.timeout(15.0):
+        while not holds():  # noqa: ASYNC110  # nothing on this side knows when
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path, redis_url: str) -> AsyncIterator[Deployment]:
+    async with AsyncExitStack() as stack:
+        yield Deployment(tmp_path / "objects", redis_url, stack)
+
+
+async def test_every_process_hears_an_order_once_and_says_so(deployment: Deployment) -> None:
+    """Whoever gave it knows who obeyed and what they let go of, before a second is over."""
+    first, second, third = [await deployment.process("same-name") for _ in range(3)]
+
+    heard = await first.orders.give(BAN)
+
+    assert (True, 3) == (heard.durable, heard.told)
+    assert [Gone(2, 20)] * 3 == [hearing.gone for hearing in heard.processes]
+    assert [True] * 3 == [process.forbids for process in (first, second, third)]
+    assert [[BAN]] * 3 == [process.obeyed for process in (first, second, third)]
+
+
+async def test_a_process_that_starts_later_knows_what_is_in_force(deployment: Deployment) -> None:
+    """From the book: bans that still matter and the last switch of each thing."""
+    first = await deployment.process("first")
+    await first.orders.give(BAN)
+    await first.orders.give(Switch(NOW + 2.0, Subject.TIER, "l2", on=False))
+
+    later = await deployment.process("later")
+    much_later = await deployment.process("much-later", clock=Clock(NOW + IN_FORCE + 2.0))
+
+    assert later.forbids
+    assert not later.orders.switches.on(Subject.TIER, "l2")
+    assert not much_later.forbids
+    assert not much_later.orders.switches.on(Subject.TIER, "l2")
+
+
+async def test_an_order_without_redis_is_read_from_the_book(deployment: Deployment) -> None:
+    """Nobody listens, and everybody looks into the book."""
+    giver = await deployment.process("giver", listens=False)
+    other = await deployment.process("other", listens=False)
+
+    heard = await giver.orders.give(BAN)
+
+    assert (True, 1, ["giver"]) == (heard.durable, heard.told, [each.process for each in heard.processes])
+    await until(lambda: other.forbids)
+
+
+async def test_who_was_deaf_reads_what_it_missed(tmp_path: Path, breakable_redis: Stack) -> None:
+    """A process that hung with its Redis knows the order soon after, from the book; told over Redis it was not."""
+    async with AsyncExitStack() as stack:
+        deployment = Deployment(tmp_path / "objects", servers.redis_url(breakable_redis), stack)
+        deaf = await deployment.process("deaf")
+        channel = deaf.channel
+        assert channel is not None
+        pause(breakable_redis.part("redis"))
+        await until(lambda: not channel.connected)
+        giver = await deployment.process("giver", listens=False)
+
+        await giver.orders.give(BAN)
+
+        await until(lambda: deaf.forbids)
+        assert not channel.connected
+
+
+async def test_who_cannot_write_it_down_says_so(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is in force where it was heard, and the answer is honest."""
+    giver = await deployment.process("giver", listens=False)
+    broken = await asyncio.to_thread(deployment.book)
+
+    async def refuse(*args: object, **options: object) -> bool:
+        raise TierError("full")
+
+    monkeypatch.setattr(broken, "put", refuse)
+    monkeypatch.setattr(giver.orders, "_book", broken)
+
+    heard = await giver.orders.give(BAN)
+
+    assert not heard.durable
+    assert giver.forbids
+
+
+async def test_only_who_knows_the_secret_gives_orders(deployment: Deployment) -> None:
+    """Neither a message nor a page of anybody else is obeyed, and nothing breaks of it."""
+    process = await deployment.process("ours")
+    stranger = await deployment.process("stranger", secret=bytes([7] * 32))
+    assert stranger.channel is not None
+
+    await stranger.orders.give(BAN)
+    await stranger.channel.tell(b"no message of ours")
+    book = await asyncio.to_thread(deployment.book)
+    await book.put("o/00000000000000000001-junk", b"junk", 60.0, replace=False)
+    late = await deployment.process("late")
+    heard = await process.orders.give(Switch(NOW, Subject.MODEL, "small", on=False))
+
+    assert (False, False) == (process.forbids, late.forbids)
+    assert {"ours", "late"} == {each.process for each in heard.processes}
+
+
+async def test_memory_is_swept_again_when_all_is_removed(deployment: Deployment) -> None:
+    """What was read again while it was being removed goes everywhere too."""
+    first, second = await deployment.process("first"), await deployment.process("second")
+
+    await first.orders.sweep_again()
+
+    await until(lambda: second.obeyed == [None])
+    assert None in first.obeyed
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        BAN,
+        Ban(NOW, Condition("m", "r", "s", ("a:b", "c:d"), "ff", 0.0)),
+        Ban(NOW, Condition(older_than=0.0)),
+        Switch(NOW, Subject.TENANT, "0" * 32, on=True),
+    ],
+    ids=["model", "all", "everything", "switch"],
+)
+async def test_an_order_is_written_as_it_was_given(deployment: Deployment, order: Order) -> None:
+    """Who reads it obeys the very same order."""
+    giver = await deployment.process("giver", listens=False)
+    await giver.orders.give(order)
+    reader = await deployment.process("reader", listens=False)
+    await until(lambda: bool(reader.obeyed))
+
+    assert [order] == reader.obeyed
