@@ -114,6 +114,14 @@ class Client:
     async def stats(self) -> cache_pb2.StatsResponse:
         return await self._cache.Stats(cache_pb2.StatsRequest(), timeout=_LATER, metadata=self._metadata)
 
+    async def invalidate(self, request: cache_pb2.InvalidateRequest) -> AsyncIterator[cache_pb2.InvalidateResponse]:
+        """Who has heard, how far it is, and at last the receipt."""
+        async for response in self._cache.Invalidate(request, metadata=self._metadata):
+            yield response
+
+    async def switch(self, request: cache_pb2.SwitchRequest) -> cache_pb2.SwitchResponse:
+        return await self._cache.Switch(request, timeout=_LATER, metadata=self._metadata)
+
 
 def _refuse_too_large(field: str, file: bytes) -> None:
     if len(file) > LARGEST_FILE:

@@ -265,6 +265,7 @@ async def _run_request(plan: Plan, records: Mapping[str, tuple[Record, TierName]
         replace=plan.policy.replaces,
         follower=secrets.token_hex(16),
         max_age=plan.policy.max_age,
+        tags=plan.tags,
     )
 
 

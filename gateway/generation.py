@@ -15,10 +15,13 @@ from typing import TypeAlias
 
 from opentelemetry.trace import Span
 
+from cache.bans import Bans
 from cache.bounded import Bounded
 from cache.digest import Digest as ArtifactDigest
 from cache.flight import Deserted, Flight
 from cache.keys import Principal
+from cache.record import Record
+from cache.sweep import Gone, sweep
 from cache.telemetry import trace_id_of
 from cache.tier import Lookup
 from gateway.answer import Answer
@@ -153,7 +156,7 @@ class Generations:
         self._clock = clock
         self._by_name: dict[str, Generation] = {}
         self._by_flight: dict[Flight[Step], list[Generation]] = {}
-        self._finished: Bounded[Flight[Step], None] = Bounded(
+        self._finished: Bounded[Flight[Step], Flight[Step]] = Bounded(
             max_bytes=max_bytes, on_removal=lambda flight, _value, _cause: self._forget(flight)
         )
 
@@ -169,7 +172,7 @@ class Generations:
         if flight in self._finished or flight not in self._by_flight:
             return
         now = self._clock()
-        if not self._finished.put(flight, None, weight=_weight(flight), now=now, ttl=self._linger):
+        if not self._finished.put(flight, flight, weight=_weight(flight), now=now, ttl=self._linger):
             self._forget(flight)
         asyncio.get_running_loop().call_later(self._linger + 0.1, self._forget_overdue)
 
@@ -197,12 +200,20 @@ class Generations:
                         return step.reply
         return None
 
+    async def let_go(self, bans: Bans) -> Gone:
+        """Forget finished generations of what is banned."""
+        return await sweep(self._finished, lambda flight, _: any(bans.forbid(record) for record in _records(flight)))
+
     def _forget_overdue(self) -> None:
         self._finished.expire(self._clock())
 
     def _forget(self, flight: Flight[Step]) -> None:
         for generation in self._by_flight.pop(flight, []):
             del self._by_name[generation.name]
+
+
+def _records(flight: Flight[Step]) -> list[Record]:
+    return [step.reply.record for step in flight.events[-2:] if isinstance(step, Completed)]
 
 
 def _weight(flight: Flight[Step]) -> int:

@@ -11,10 +11,12 @@ from typing import Any, TypeAlias
 import grpc
 from opentelemetry.trace import SpanKind, StatusCode
 
+from cache import tags
 from cache.build import Tiers
-from cache.description import Scope
+from cache.description import Description, Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
+from cache.switches import Subject
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
@@ -58,6 +60,8 @@ class MediaServicer:
         self._ledger = ledger
         self._tracing = tracing
         self._default_seed = default_seed
+        self._secret = secret
+        self._switches = tiers.switches
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
     async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
@@ -116,11 +120,19 @@ class MediaServicer:
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
         policy = Policy.of(request.cache_policy)
         description = await self._models.describe(request.model, "animate_image")
+        if self._is_off(description, principal):
+            policy = policy.off()
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
         defaults = {"seed": self._default_seed}
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
         source = await self._picture(request, principal)
-        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
+        labels = tuple(tags.of_label(self._secret, label) for label in policy.labels)
+        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy, labels)
+
+    def _is_off(self, description: Description, principal: Principal) -> bool:
+        """Whether an operator has taken the model or the tenant off the cache."""
+        tenant = self._namespaces(principal)[Scope.TENANT]
+        return not (self._switches.on(Subject.MODEL, description.model) and self._switches.on(Subject.TENANT, tenant))
 
     async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
         namespace = self._own_files(principal)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,6 +15,7 @@ from cache.errors import TierError
 from cache.metered import Tally
 from cache.tier import TierName
 from gateway.answer import lookup_outcome_message, outcome_message, tier_message
+from gateway.control import Control
 from gateway.identity import require_operator
 from gateway.ledger import Ledger
 from gateway.workers import Fleet
@@ -22,8 +25,9 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class CacheServicer:
-    def __init__(self, tiers: Tiers, fleet: Fleet, ledger: Ledger) -> None:
+    def __init__(self, tiers: Tiers, fleet: Fleet, ledger: Ledger, control: Control) -> None:
         self._tiers = tiers
+        self._control = control
         self._fleet = fleet
         self._ledger = ledger
         self._started = time.monotonic()
@@ -60,7 +64,20 @@ class CacheServicer:
                 for worker in self._fleet.workers
             ],
             uptime_seconds=time.monotonic() - self._started,
+            switched_off=self._control.switched_off(),
         )
+
+    async def Invalidate(
+        self, request: pb.InvalidateRequest, context: Context
+    ) -> AsyncGenerator[pb.InvalidateResponse]:
+        caller = require_operator()
+        async with aclosing(self._control.invalidate(request, caller.principal)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Switch(self, request: pb.SwitchRequest, context: Context) -> pb.SwitchResponse:
+        require_operator()
+        return await self._control.switch(request)
 
     def _memory(self) -> pb.TierStats:
         entries = self._tiers.memory.entries

@@ -15,6 +15,7 @@ from gateway.errors import InvalidField
 from reprise.v1.common_pb2 import CachePolicy
 
 _MAX_SEED = 2**53
+_MOST_LABELS, _LONGEST_LABEL = 8, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,11 @@ class Policy:
     refresh: bool = False
     max_age: float | None = None  # seconds
     fresh: bool = False
+    labels: tuple[str, ...] = ()
+
+    def off(self) -> Policy:
+        """The same while the cache is switched off for this request."""
+        return replace(self, read=False, reuse=False, store=False)
 
     @property
     def replaces(self) -> bool:
@@ -52,6 +58,7 @@ class Policy:
             refresh=refresh,
             max_age=_seconds(message.max_age) if message.HasField("max_age") else None,
             fresh=message.fresh,
+            labels=_labels(message),
         )
 
 
@@ -65,6 +72,7 @@ class Plan:
     namespaces: Mapping[Scope, str]
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
+    tags: tuple[str, ...] = ()  # for whatever is made
 
     @property
     def address(self) -> Address:
@@ -104,10 +112,18 @@ def make_plan(
     media: Mapping[str, Source],
     namespaces: Mapping[Scope, str],
     policy: Policy,
+    tags: tuple[str, ...] = (),
 ) -> Plan:
     """`parameters` are complete and validated."""
     ids = content_ids(description, parameters, {name: source.identity for name, source in media.items()})
-    return Plan(description, parameters, media, namespaces, addresses(description, ids, namespaces), policy)
+    return Plan(description, parameters, media, namespaces, addresses(description, ids, namespaces), policy, tags)
+
+
+def _labels(message: CachePolicy) -> tuple[str, ...]:
+    labels = tuple(message.labels)
+    if len(labels) > _MOST_LABELS or not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
+        raise InvalidField("cache_policy.labels", f"at most {_MOST_LABELS}, of 1 to {_LONGEST_LABEL} characters each")
+    return labels
 
 
 def _seconds(duration: Duration) -> float:

@@ -11,10 +11,13 @@ from weakref import WeakKeyDictionary
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
+from cache.bans import Ban
 from cache.build import Tiers
 from cache.digest import Digest
 from cache.flight import Flight, Flights
 from cache.keys import Key, Principal
+from cache.orders import Order
+from cache.sweep import Gone
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
@@ -61,6 +64,7 @@ class Resolver:
         self._memory = tiers.memory
         self._memory_tally = tiers.memory_tally
         self._hierarchy = tiers.below_memory
+        self._bans = tiers.bans
         self._forwarder = forwarder
         self._flights = flights
         self._generations = generations
@@ -71,6 +75,7 @@ class Resolver:
         self._clock = clock
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
         self.ledger = ledger
+        tiers.orders.on_order(self._obey)
 
     async def resolve(self, plan: Plan, visit: Visit) -> AsyncGenerator[bytes]:
         """Responses in wire form, the result in the last. Raises Refused."""
@@ -117,6 +122,12 @@ class Resolver:
             self._flights.cancel(flight)
         flight.wake()
 
+    async def _obey(self, order: Order | None) -> Gone:
+        """What is under way may be made from what is banned now: it goes on for those who wait, and nobody joins it."""
+        if isinstance(order, Ban):
+            self._flights.part()
+        return await self._generations.let_go(self._bans)
+
     def just_made(self, artifact: Digest, principal: Principal) -> bytes | None:
         """An artifact that may still be on its way to the tiers, if the caller's tenant had it made here."""
         reply = self._generations.artifact(artifact, principal)
@@ -143,14 +154,15 @@ class Resolver:
         reply: Reply | None = self._memory.held(Key.of_wire(plan.address))
         if reply is not None:
             reply = self._still_good(plan, reply)
-        outcome = LookupOutcome.MISS if reply is None else LookupOutcome.HIT
+        missed = LookupOutcome.MISS if self._memory.on else LookupOutcome.SKIPPED
+        outcome = missed if reply is None else LookupOutcome.HIT
         lookup = Lookup(TierName.L1, outcome, None, started_ns, time.perf_counter() - start)
         self._memory_tally.count(lookup, reply.weight if reply is not None else 0)
         return reply, lookup
 
     def _still_good(self, plan: Plan, reply: Reply) -> Reply | None:
         now, max_age = self._clock(), plan.policy.max_age
-        if now >= reply.record.expires_at:
+        if now >= reply.record.expires_at or self._bans.forbid(reply.record):
             return None
         if max_age is not None and now - reply.record.made_at > max_age:
             return None
@@ -162,6 +174,8 @@ class Resolver:
 
     def _hold(self, plan: Plan, reply: Reply) -> None:
         record = reply.record
+        if self._bans.forbid(record):  # while it was on its way here
+            return
         self._memory.hold(
             Key.of_wire(plan.address),
             reply,

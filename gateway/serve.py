@@ -26,6 +26,7 @@ from cache.flight import Flights
 from cache.keys import Principal, namespace
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
+from gateway.control import Control
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField
 from gateway.forward import Forwarder
@@ -83,7 +84,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         # In threads: files are read, and a folder as L3 is looked through for unfinished ones.
         identify = await asyncio.to_thread(identifier, section.identity)
         tiers = await stack.enter_async_context(
-            await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry)
+            await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry, process=section.name)
         )
         fleet = await stack.enter_async_context(Fleet(section.workers))
         fleet.watch(telemetry.registry)
@@ -141,7 +142,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 default_seed=section.default_seed,
             ),
         )
-        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger))
+        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, Control(tiers, darkroom, secret=secret)))
         health_servicer = await _add_health(server)
         if section.reflection:
             shown = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)

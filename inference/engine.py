@@ -21,10 +21,13 @@ from weakref import WeakKeyDictionary
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
+from cache.bans import Ban
 from cache.description import Stage
 from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.keys import Address
+from cache.orders import Order
+from cache.sweep import Gone
 from cache.telemetry import bind
 from inference import tensors
 from inference.device import DeviceThread
@@ -101,6 +104,14 @@ class Engine:
         if flight.followers <= gone:
             self._give_up(flight)
         flight.wake()
+
+    async def obey(self, order: Order | None) -> Gone:
+        """Let go of what is banned. A run under way may be made from it: its followers are told it, nobody joins."""
+        if isinstance(order, Ban):
+            self._flights.part()
+        gone = await self.shop.pool.let_go(self.shop.bans)
+        self.shop.news.announce()
+        return gone
 
     def stop_accepting(self) -> None:
         """Lead no more runs; those under way can still be joined."""

@@ -100,7 +100,7 @@ class Inputs:
         """The stage's output if it is on the device, to stay there until it is let go."""
         address = self._meaning.addresses[stage.name]
         if stage.name not in self._hot and (hot := self._shop.pool.lease(address)) is not None:
-            if not self._is_young_enough(hot.record):
+            if not self._may_use(hot.record):
                 self._shop.pool.release(address)
                 return None
             self._hot[stage.name] = hot
@@ -112,22 +112,22 @@ class Inputs:
             if record is None or stage.name in self._lost:
                 continue
             same_meaning = record.canonical in (None, self._meaning.addresses[stage.name])
-            if same_meaning and not record.expired(self._shop.clock()) and self._is_young_enough(record):
+            if same_meaning and not record.expired(self._shop.clock()) and self._may_use(record):
                 self.records[stage.name] = record
 
     async def _find_in_tiers(self, wanted: Sequence[Stage]) -> None:
         addresses = {self._meaning.addresses[stage.name]: stage for stage in wanted}
         found = await self._shop.hierarchy.find_many([(address, stage.ttl) for address, stage in addresses.items()])
         for address, (record, tier) in found.items():
-            if self._is_young_enough(record):
+            if self._may_use(record):
                 self._know(addresses[address].name, record, tier)
 
     def _know(self, stage: str, record: Record, tier: TierName) -> None:
         self.records[stage], self.tiers[stage] = record, tier
         self._lost.discard(stage)
 
-    def _is_young_enough(self, record: Record) -> bool:
-        return self._plan.young_enough(record, self._shop.clock())
+    def _may_use(self, record: Record) -> bool:
+        return self._plan.young_enough(record, self._shop.clock()) and not self._shop.bans.forbid(record)
 
     async def _bring(self, stage: Stage) -> None:
         span = self._shop.tracing.child(

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from opentelemetry.trace import Span, StatusCode
 from PIL import Image
 
+from cache import tags
 from cache.description import Stage
 from cache.digest import Digest
 from cache.flight import Flight
@@ -68,6 +69,9 @@ class Job:
         self._meaning = meaning
         self._final = plan.description.final
         self._address = meaning.addresses[self._final.name]
+        self._began = shop.clock()  # when what it makes began to be made
+        # By stage: tags that whatever is made of its output gets.
+        self._lineage = {name: frozenset({tags.of_ancestor(digest.hex)}) for name, digest in meaning.digests.items()}
         self._spent: dict[str, float] = {}  # device seconds of the stages that ran
         self._totals = dict.fromkeys(meaning.outputs, 0.0)  # with everything upstream, by stage
 
@@ -131,10 +135,13 @@ class Job:
             span.end()
 
     async def _run(self, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
+        self._began = self._shop.clock()
         await inputs.find()  # again, for those that had the device meanwhile may have made what was missing
         outputs = await inputs.gather()
         work = inputs.work()
-        self._totals |= {stage.name: inputs.records[stage.name].total_device_seconds for stage in work.reuse}
+        for stage in work.reuse:
+            self._totals[stage.name] = inputs.records[stage.name].total_device_seconds
+            self._lineage[stage.name] = _inherited(inputs.records[stage.name])
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
         for stage in work.run[:-1]:
@@ -168,6 +175,7 @@ class Job:
             span.end()
         self._shop.metrics.stage_seconds.labels(stage.name).observe(seconds)
         self._spent[stage.name] = seconds
+        self._lineage[stage.name] = self._ancestry(stage)
         self._totals[stage.name] = seconds + sum(self._totals[name] for name in self._upstream(stage))
         return _Made(output, weight, types, seconds)
 
@@ -228,6 +236,7 @@ class Job:
     def _record(self, stage: Stage, made: _Made, output: Stored) -> Record:
         now = self._shop.clock()
         description = self._plan.description
+        self._lineage[stage.name] |= {tags.of_ancestor(output.digest.hex)}
         return Record(
             address=self._meaning.addresses[stage.name],
             model=description.model,
@@ -237,11 +246,12 @@ class Job:
             output=output,
             device_seconds=made.device_seconds,
             total_device_seconds=self._totals[stage.name],
-            made_at=now,
+            made_at=self._began,
             touched_at=now,
             ttl=stage.ttl,
-            expires_at=now + stage.max_age,
+            expires_at=self._began + stage.max_age,
             upstream={role: self._name_of(name) for role, name in self._upstream_roles(stage)},
+            tags=tuple(sorted(self._ancestry(stage) | self._plan.tags)),
             execution={**self._shop.execution, "dtype": " ".join(made.types)},
         )
 
@@ -251,6 +261,14 @@ class Job:
     def _name_of(self, stage: str) -> str:
         digest = self._meaning.digests.get(stage)
         return digest.hex if digest is not None else self._meaning.ids[stage]
+
+    def _ancestry(self, stage: Stage) -> frozenset[str]:
+        """Tags that say of what a stage's output is made, at whatever distance."""
+        media = frozenset(tags.of_media(self._plan.pictures[name].identity) for name in stage.media)
+        made_of = self._upstream(stage)
+        names = frozenset(tags.of_ancestor(self._meaning.ids[name]) for name in made_of)
+        stages = frozenset(map(tags.of_stage, made_of))
+        return media.union(names, stages, *(self._lineage[name] for name in made_of))
 
     def _upstream_roles(self, stage: Stage) -> list[tuple[str, str]]:
         return [(role, name) for role, name in stage.upstream.items() if name in self._meaning.ids]
@@ -304,6 +322,12 @@ async def _finish(work: Coroutine[Any, Any, _T]) -> _T:
                 raise
             current.uncancel()
     return task.result()
+
+
+def _inherited(record: Record) -> frozenset[str]:
+    """Tags for what is made of this output: its own name, and all that it was made of."""
+    made_of = {tag for tag in record.tags if tags.is_lineage(tag)}
+    return frozenset(made_of | {tags.of_ancestor(record.output.digest.hex)})
 
 
 def _settled(durable: bool) -> asyncio.Future[bool]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from opentelemetry.context import Context
 from PIL import Image
 
+from cache import tags
 from cache.description import Description, Parameter, Scalar, Scope, Stage
 from cache.digest import Digest
 from cache.keys import Address, addresses, content_ids
@@ -51,6 +52,7 @@ class Plan:
     replace: bool = False
     max_age: float | None = None  # seconds
     follower: str = ""
+    tags: frozenset[str] = frozenset()  # for whatever is made
     parent: Context | None = None  # the caller's trace
 
     @property
@@ -109,6 +111,7 @@ def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], pa
         replace=request.replace,
         max_age=request.max_age if request.HasField("max_age") else None,
         follower=request.follower,
+        tags=frozenset({*request.tags, tags.of_tenant(namespaces[Scope.TENANT]), tags.of_user(namespaces[Scope.USER])}),
         parent=parent,
     )
 

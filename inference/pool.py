@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from cache.bans import Bans
 from cache.bounded import Bounded, Policy, Removal
 from cache.keys import Address
 from cache.record import Record
+from cache.sweep import Gone, sweep
 from inference.models.base import Tensors
 
 
@@ -72,6 +74,10 @@ class Pool:
 
     def release(self, address: Address) -> None:
         self._entries.release(address)
+
+    async def let_go(self, bans: Bans) -> Gone:
+        """Let go of what is banned. What is leased stays until it is released; whoever leases asks about bans."""
+        return await sweep(self._entries, lambda _, hot: bans.forbid(hot.record))
 
     def clear(self) -> int:
         """Let go of everything that is not leased; the number of bytes that came free."""

@@ -63,7 +63,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         await server.start()
         stack.push_async_callback(server.stop, 0)
         # In a thread, because opening a folder that is a tier takes a look at everything in it.
-        tiers = await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry)
+        tiers = await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry, process=section.name)
         await stack.enter_async_context(tiers)
         device, beside = await _open_device(section, stack)
         loaded = await _load_models(section.models, device)
@@ -79,11 +79,13 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
             telemetry.tracing,
             queue=section.queue,
             execution=await device.run(execution, device.device),
+            bans=tiers.bans,
             news=servicer.news,
         )
         await shop.measure_memory()
         engine = Engine(loaded, shop, grace=section.grace)
         stack.callback(engine.close)
+        tiers.orders.on_order(engine.obey)
         publishing = asyncio.create_task(
             _publish_all(settings, tiers, [model.description for model in loaded.values()])
         )

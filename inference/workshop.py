@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, Protocol, TypeVar
 
+from cache.bans import Bans
 from cache.hierarchy import Hierarchy
 from cache.news import News
 from cache.telemetry import Tracing
@@ -39,6 +40,7 @@ class Workshop:
         *,
         queue: int,
         execution: Mapping[str, str],
+        bans: Bans | None = None,
         news: News | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -50,6 +52,7 @@ class Workshop:
         self.tracing = tracing
         self.execution = execution
         self.clock = clock
+        self.bans = bans if bans is not None else Bans()
         self.news = news if news is not None else News()
         self.turns = Turns(queue, self.news.announce)
         self.waiting: set[Holder] = set()  # those with leases that wait for their turn

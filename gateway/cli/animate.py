@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from gateway.cli.options import call, console, gateway_options, refuse_unwritable, typed, write
+from gateway.cli.options import call, console, gateway_options, read_file, refuse_unwritable, typed, write
 from gateway.client import Client, Media
-from gateway.picture_files import LARGEST_FILE
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
 
@@ -56,12 +55,13 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
+@click.option("--label", "labels", multiple=True, help="Mark what is made, to invalidate it by. Repeatable.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
 @gateway_options
 def animate(picture: Path, address: str, api_key: str, out: Path | None, durable: bool, **options: Any) -> None:
     """Animate PICTURE, and say where the answer came from."""
     refuse_unwritable(out or Path(f"{picture.stem}.mp4"))
-    request = _request(_read(picture), **options)
+    request = _request(read_file(picture), **options)
     out_to = console()
 
     async def converse(client: Client) -> tuple[Media, Stored.State]:
@@ -91,18 +91,12 @@ async def _give_up(client: Client, name: str) -> str:
     return f"cancelled generation {name}"
 
 
-def _read(picture: Path) -> bytes:
-    try:
-        if (size := picture.stat().st_size) > LARGEST_FILE:
-            raise click.ClickException(f"{picture}: must have at most {LARGEST_FILE:,} bytes; it has {size:,}")
-        return picture.read_bytes()
-    except OSError as error:
-        raise click.ClickException(f"{picture}: cannot be read: {error.strerror}") from None
-
-
 def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **options: Any) -> AnimateImageRequest:
     policy = pb.CachePolicy(
-        mode=_MODES[options.pop("mode")], no_store=options.pop("no_store"), fresh=options.pop("fresh")
+        mode=_MODES[options.pop("mode")],
+        no_store=options.pop("no_store"),
+        fresh=options.pop("fresh"),
+        labels=options.pop("labels"),
     )
     if (max_age := options.pop("max_age")) is not None:
         policy.max_age.FromMilliseconds(max_age)

@@ -32,6 +32,8 @@ def stats(address: str, api_key: str) -> None:
         f"write-behind: {queue.entries} entries ({queue.bytes / _MIB:.1f} MiB) waiting, "
         f"{queue.written} written, {queue.failed} failed, {queue.dropped} dropped"
     )
+    if answer.switched_off:
+        out.print(f"switched off: {', '.join(answer.switched_off)}")
     for worker in answer.workers:
         state = ("busy" if worker.busy else "idle") if worker.healthy else "not there"
         out.print(

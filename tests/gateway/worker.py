@@ -28,16 +28,20 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from cache import tags
+from cache.bans import Ban
 from cache.build import build_tiers
 from cache.catalogue import Catalogue
 from cache.description import Description, Parameter, Scalar, Scope, Stage, When
 from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.hierarchy import Hierarchy
-from cache.keys import Address, Principal, addresses, content_ids, namespace
+from cache.keys import Address, Principal, addresses, content_ids, depends_on, namespace
 from cache.news import News
+from cache.orders import Order
 from cache.record import Output, Record
 from cache.settings import CacheSettings
+from cache.sweep import Gone
 from cache.tier import TierName
 from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
@@ -201,6 +205,12 @@ class ScriptedWorker(InferenceServiceServicer):
             await self._server.stop(0)
         await self._flights.drain(0)
 
+    async def obey(self, order: Order | None) -> Gone:
+        """Like a worker: what is under way is joined by nobody once something was banned."""
+        if isinstance(order, Ban):
+            self._flights.part()
+        return Gone()
+
     @property
     def following(self) -> int:
         """How many streams follow a run."""
@@ -292,6 +302,7 @@ class _Job:
         }
         self.addresses = self._addresses({name: Digest.of(tokens) for name, tokens in self.tokens.items()})
         self.reports: dict[str, common.StageReport] = {}
+        self.began = 0.0
 
     def _addresses(self, canonical: Mapping[str, Digest]) -> dict[str, Address]:
         ids = content_ids(self.description, self.parameters, self.media, canonical)
@@ -304,6 +315,7 @@ class _Job:
         worker, final = self.worker, self.description.final
         try:
             await worker.at("begin")
+            self.began = time.time()
             flight.publish(_event(queued=media.Queued(position=0)))
             data, record = await self._have(final, flight)
             own = self.own[final.name]
@@ -377,7 +389,6 @@ class _Job:
         self.reports[stage.name] = common.StageReport(
             stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=COSTS[stage.name]
         )
-        now = time.time()
         record = Record(
             address=address,
             model=self.description.model,
@@ -387,14 +398,27 @@ class _Job:
             output=Output(Digest.of(data), "video/mp4" if stage is self.description.final else "application/test"),
             device_seconds=COSTS[stage.name],
             total_device_seconds=WHOLE_COST if stage is self.description.final else COSTS[stage.name],
-            made_at=now,
-            touched_at=now,
+            made_at=self.began,
+            touched_at=time.time(),
             ttl=stage.ttl,
-            expires_at=now + stage.max_age,
+            expires_at=self.began + stage.max_age,
+            tags=self._tags(stage),
         )
         if stage is not self.description.final and not self.request.store_nothing:
             await self.worker.hierarchy.commit(record, data, replace=self.request.replace)
         return data, record
+
+    def _tags(self, stage: Stage) -> tuple[str, ...]:
+        before = _before(self.description, stage) & self.addresses.keys()
+        media = depends_on(self.description, stage) & self.media.keys()
+        return (
+            tags.of_tenant(self.namespaces[Scope.TENANT]),
+            tags.of_user(self.namespaces[Scope.USER]),
+            *self.request.tags,
+            *(tags.of_media(self.media[name]) for name in media),
+            *(tags.of_ancestor(self.addresses[name].content_id) for name in before),
+            *map(tags.of_stage, before),
+        )
 
     def _compute(self, stage: Stage, upstream: list[bytes]) -> bytes:
         if stage.name in self.tokens:
@@ -409,6 +433,12 @@ class _Job:
         return self.reports.get(
             stage.name, common.StageReport(stage=stage.name, outcome=common.STAGE_OUTCOME_NOT_NEEDED)
         )
+
+
+def _before(description: Description, stage: Stage) -> frozenset[str]:
+    """Names of the stages that this one needs, at whatever distance."""
+    upstream = stage.upstream.values()
+    return frozenset(upstream).union(*(_before(description, description.stage(name)) for name in upstream))
 
 
 def _event(**step: Any) -> pb.RunResponse:
@@ -432,9 +462,11 @@ async def open_worker(
     settings: CacheSettings, *descriptions: Description, started_at: float = 1.0
 ) -> AsyncIterator[ScriptedWorker]:
     """A worker that serves these models (by default `family()`) and keeps what it makes in these tiers."""
-    async with await asyncio.to_thread(build_tiers, settings, CollectorRegistry()) as tiers:
+    built = await asyncio.to_thread(build_tiers, settings, CollectorRegistry(), process="scripted")
+    async with built as tiers:
         models = {description.model: description for description in descriptions or (family(),)}
         worker = ScriptedWorker(tiers.below_memory, models, started_at)
+        tiers.orders.on_order(worker.obey)
         if tiers.objects is not None:
             shared = namespace(settings.secret_bytes, Scope.SHARED, Principal(""))
             worker.catalogue = Catalogue(tiers.objects, tiers.below_memory, shared)

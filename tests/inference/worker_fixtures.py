@@ -429,8 +429,10 @@ async def open_bench(
                 Tracing(TelemetrySettings(), provider.get_tracer("test")),
                 queue=queue,
                 execution={"device": "cpu"},
+                bans=tiers.bans,
             )
             engine = Engine({used.description.model: used}, shop, grace=grace)
+            tiers.orders.on_order(engine.obey)
             try:
                 yield Bench(engine, tiers, folder, spans)
             finally:

@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
 from reprise.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -12,7 +15,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("tiers", "requests", "device_seconds_spent", "device_seconds_saved", "generations", "write_behind", "workers", "uptime_seconds")
+    __slots__ = ("tiers", "requests", "device_seconds_spent", "device_seconds_saved", "generations", "write_behind", "workers", "uptime_seconds", "switched_off")
     TIERS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_SPENT_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +24,7 @@ class StatsResponse(_message.Message):
     WRITE_BEHIND_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SWITCHED_OFF_FIELD_NUMBER: _ClassVar[int]
     tiers: _containers.RepeatedCompositeFieldContainer[TierStats]
     requests: _containers.RepeatedCompositeFieldContainer[OutcomeCount]
     device_seconds_spent: float
@@ -29,7 +33,8 @@ class StatsResponse(_message.Message):
     write_behind: WriteBehindStats
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStats]
     uptime_seconds: float
-    def __init__(self, tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[OutcomeCount, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., generations: _Optional[int] = ..., write_behind: _Optional[_Union[WriteBehindStats, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+    switched_off: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[OutcomeCount, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., generations: _Optional[int] = ..., write_behind: _Optional[_Union[WriteBehindStats, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., uptime_seconds: _Optional[float] = ..., switched_off: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OutcomeCount(_message.Message):
     __slots__ = ("outcome", "count")
@@ -100,3 +105,97 @@ class WorkerStats(_message.Message):
     pool_bytes: int
     pool_entries: int
     def __init__(self, address: _Optional[str] = ..., healthy: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ...) -> None: ...
+
+class InvalidateRequest(_message.Message):
+    __slots__ = ("model", "revision", "stage", "tenant", "user", "label", "digest", "picture", "older_than", "dry_run")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    OLDER_THAN_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    stage: str
+    tenant: str
+    user: str
+    label: str
+    digest: str
+    picture: bytes
+    older_than: _duration_pb2.Duration
+    dry_run: bool
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., stage: _Optional[str] = ..., tenant: _Optional[str] = ..., user: _Optional[str] = ..., label: _Optional[str] = ..., digest: _Optional[str] = ..., picture: _Optional[bytes] = ..., older_than: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class InvalidateResponse(_message.Message):
+    __slots__ = ("heard", "records_read", "receipt")
+    HEARD_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_READ_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    heard: Heard
+    records_read: int
+    receipt: Receipt
+    def __init__(self, heard: _Optional[_Union[Heard, _Mapping]] = ..., records_read: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class Heard(_message.Message):
+    __slots__ = ("durable", "told", "processes")
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    durable: bool
+    told: int
+    processes: _containers.RepeatedCompositeFieldContainer[Hearing]
+    def __init__(self, durable: _Optional[bool] = ..., told: _Optional[int] = ..., processes: _Optional[_Iterable[_Union[Hearing, _Mapping]]] = ...) -> None: ...
+
+class Hearing(_message.Message):
+    __slots__ = ("process", "entries", "bytes")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    process: str
+    entries: int
+    bytes: int
+    def __init__(self, process: _Optional[str] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("outputs", "tiers", "unreached")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_FIELD_NUMBER: _ClassVar[int]
+    outputs: int
+    tiers: _containers.RepeatedCompositeFieldContainer[Removal]
+    unreached: _containers.RepeatedScalarFieldContainer[_common_pb2.Tier]
+    def __init__(self, outputs: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Removal, _Mapping]]] = ..., unreached: _Optional[_Iterable[_Union[_common_pb2.Tier, str]]] = ...) -> None: ...
+
+class Removal(_message.Message):
+    __slots__ = ("tier", "entries", "bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    entries: int
+    bytes: int
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class SwitchRequest(_message.Message):
+    __slots__ = ("tier", "model", "tenant", "on")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ON_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    model: str
+    tenant: str
+    on: bool
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., on: _Optional[bool] = ...) -> None: ...
+
+class SwitchResponse(_message.Message):
+    __slots__ = ("heard", "switched_off")
+    HEARD_FIELD_NUMBER: _ClassVar[int]
+    SWITCHED_OFF_FIELD_NUMBER: _ClassVar[int]
+    heard: Heard
+    switched_off: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, heard: _Optional[_Union[Heard, _Mapping]] = ..., switched_off: _Optional[_Iterable[str]] = ...) -> None: ...

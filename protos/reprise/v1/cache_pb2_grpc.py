@@ -39,6 +39,16 @@ class CacheServiceStub:
                 request_serializer=reprise_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_cache__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Invalidate = channel.unary_stream(
+                '/reprise.v1.CacheService/Invalidate',
+                request_serializer=reprise_dot_v1_dot_cache__pb2.InvalidateRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_cache__pb2.InvalidateResponse.FromString,
+                _registered_method=True)
+        self.Switch = channel.unary_unary(
+                '/reprise.v1.CacheService/Switch',
+                request_serializer=reprise_dot_v1_dot_cache__pb2.SwitchRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_cache__pb2.SwitchResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -55,6 +65,34 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Invalidate(self, request, context):
+        """Invalidates entries: all for which everything that is said holds, with whatever was made of them. First they are
+        forbidden: from the first response on, nothing that was made before is served from any process that confirms, and
+        what is under way is not kept. Then they are removed from every tier; the last response is the receipt.
+
+        Errors:
+        - INVALID_ARGUMENT: nothing is said, or a field is malformed. Change it.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        - UNAVAILABLE: the durable tier cannot be read. What was forbidden stays forbidden. Retry after RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Switch(self, request, context):
+        """Takes a tier, a model or a tenant off the cache in all processes, or puts it back. A model or tenant that is off
+        has its requests generated and nothing kept; a tier that is off is neither read nor written, and keeps what it has.
+
+        Errors:
+        - INVALID_ARGUMENT: no subject is said. Say one.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +100,16 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=reprise_dot_v1_dot_cache__pb2.StatsRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_cache__pb2.StatsResponse.SerializeToString,
+            ),
+            'Invalidate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Invalidate,
+                    request_deserializer=reprise_dot_v1_dot_cache__pb2.InvalidateRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_cache__pb2.InvalidateResponse.SerializeToString,
+            ),
+            'Switch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Switch,
+                    request_deserializer=reprise_dot_v1_dot_cache__pb2.SwitchRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_cache__pb2.SwitchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +139,60 @@ class CacheService:
             '/reprise.v1.CacheService/Stats',
             reprise_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
             reprise_dot_v1_dot_cache__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invalidate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reprise.v1.CacheService/Invalidate',
+            reprise_dot_v1_dot_cache__pb2.InvalidateRequest.SerializeToString,
+            reprise_dot_v1_dot_cache__pb2.InvalidateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Switch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reprise.v1.CacheService/Switch',
+            reprise_dot_v1_dot_cache__pb2.SwitchRequest.SerializeToString,
+            reprise_dot_v1_dot_cache__pb2.SwitchResponse.FromString,
             options,
             channel_credentials,
             insecure,

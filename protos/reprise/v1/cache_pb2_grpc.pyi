@@ -21,6 +21,26 @@ class CacheServiceStub:
     - UNAUTHENTICATED: no or unknown credentials.
     - PERMISSION_DENIED: the caller is not an operator.
     """
+    Invalidate: _aio.UnaryStreamMultiCallable[_cache_pb2.InvalidateRequest, _cache_pb2.InvalidateResponse]
+    """Invalidates entries: all for which everything that is said holds, with whatever was made of them. First they are
+    forbidden: from the first response on, nothing that was made before is served from any process that confirms, and
+    what is under way is not kept. Then they are removed from every tier; the last response is the receipt.
+
+    Errors:
+    - INVALID_ARGUMENT: nothing is said, or a field is malformed. Change it.
+    - UNAUTHENTICATED: no or unknown credentials.
+    - PERMISSION_DENIED: the caller is not an operator.
+    - UNAVAILABLE: the durable tier cannot be read. What was forbidden stays forbidden. Retry after RetryInfo.
+    """
+    Switch: _aio.UnaryUnaryMultiCallable[_cache_pb2.SwitchRequest, _cache_pb2.SwitchResponse]
+    """Takes a tier, a model or a tenant off the cache in all processes, or puts it back. A model or tenant that is off
+    has its requests generated and nothing kept; a tier that is off is neither read nor written, and keeps what it has.
+
+    Errors:
+    - INVALID_ARGUMENT: no subject is said. Say one.
+    - UNAUTHENTICATED: no or unknown credentials.
+    - PERMISSION_DENIED: the caller is not an operator.
+    """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -32,6 +52,38 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """Counters and sizes of this gateway's tiers since it started, and its view of the workers.
 
         Errors:
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        """
+
+    @_abc_1.abstractmethod
+    def Invalidate(
+        self,
+        request: _cache_pb2.InvalidateRequest,
+        context: _aio.ServicerContext[_cache_pb2.InvalidateRequest, _abc.AsyncIterator[_cache_pb2.InvalidateResponse]],
+    ) -> _abc.AsyncIterator[_cache_pb2.InvalidateResponse]:
+        """Invalidates entries: all for which everything that is said holds, with whatever was made of them. First they are
+        forbidden: from the first response on, nothing that was made before is served from any process that confirms, and
+        what is under way is not kept. Then they are removed from every tier; the last response is the receipt.
+
+        Errors:
+        - INVALID_ARGUMENT: nothing is said, or a field is malformed. Change it.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        - UNAVAILABLE: the durable tier cannot be read. What was forbidden stays forbidden. Retry after RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def Switch(
+        self,
+        request: _cache_pb2.SwitchRequest,
+        context: _aio.ServicerContext[_cache_pb2.SwitchRequest, _abc.Awaitable[_cache_pb2.SwitchResponse]],
+    ) -> _abc.Awaitable[_cache_pb2.SwitchResponse]:
+        """Takes a tier, a model or a tenant off the cache in all processes, or puts it back. A model or tenant that is off
+        has its requests generated and nothing kept; a tier that is off is neither read nor written, and keeps what it has.
+
+        Errors:
+        - INVALID_ARGUMENT: no subject is said. Say one.
         - UNAUTHENTICATED: no or unknown credentials.
         - PERMISSION_DENIED: the caller is not an operator.
         """

@@ -29,6 +29,7 @@ class LookupOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOOKUP_OUTCOME_ERROR: _ClassVar[LookupOutcome]
     LOOKUP_OUTCOME_TIMEOUT: _ClassVar[LookupOutcome]
     LOOKUP_OUTCOME_SKIPPED: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_INVALIDATED: _ClassVar[LookupOutcome]
 
 class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -57,6 +58,7 @@ LOOKUP_OUTCOME_CORRUPT: LookupOutcome
 LOOKUP_OUTCOME_ERROR: LookupOutcome
 LOOKUP_OUTCOME_TIMEOUT: LookupOutcome
 LOOKUP_OUTCOME_SKIPPED: LookupOutcome
+LOOKUP_OUTCOME_INVALIDATED: LookupOutcome
 OUTCOME_UNSPECIFIED: Outcome
 OUTCOME_HIT: Outcome
 OUTCOME_MISS: Outcome
@@ -128,7 +130,7 @@ class CacheReport(_message.Message):
     def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
-    __slots__ = ("mode", "no_store", "max_age", "fresh")
+    __slots__ = ("mode", "no_store", "max_age", "fresh", "labels")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[CachePolicy.Mode]
@@ -145,8 +147,10 @@ class CachePolicy(_message.Message):
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     mode: CachePolicy.Mode
     no_store: bool
     max_age: _duration_pb2.Duration
     fresh: bool
-    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,0 +1,270 @@
+"""What operators order reaches every gateway and worker: entries are invalidated, tiers, models and tenants are off."""
+
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from PIL import Image
+
+from gateway.client import Client
+from gateway.identity import hash_key
+from reprise.v1 import common_pb2 as common
+from reprise.v1.cache_pb2 import InvalidateRequest, InvalidateResponse, SwitchRequest
+from tests.gateway.worker import ScriptedWorker
+from tests.gateway.world import PICTURE, Desk, World, outcome, picture, problem_of, stages
+
+
+async def invalidate(client: Client, **said: Any) -> list[InvalidateResponse]:
+    async with asyncio.timeout(10.0):
+        return [response async for response in client.invalidate(InvalidateRequest(**said))]
+
+
+async def switch(client: Client, **said: Any) -> list[str]:
+    return list((await client.switch(SwitchRequest(**said))).switched_off)
+
+
+@pytest.fixture
+async def worker(world: World) -> ScriptedWorker:
+    return await world.worker()
+
+
+@pytest.fixture
+async def desks(world: World, worker: ScriptedWorker) -> tuple[Desk, Desk]:
+    """Two gateways of one deployment; the clip of `animate()` is in every tier and in the memory of both."""
+    first, second = await world.desk(worker, name="one"), await world.desk(worker, name="two")
+    await first.stored(await first.animate())
+    await second.animate()
+    assert "hit from L1" == outcome(await second.animate())
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("said", "outputs"),
+    [
+        ({"model": "small"}, 7),
+        ({"model": "small", "revision": "r1", "stage": "render"}, 2),
+        ({"stage": "picture"}, 4),
+        ({"tenant": "local"}, 7),
+        ({"tenant": "local", "user": "local"}, 7),
+        ({"picture": PICTURE}, 4),
+        ({"older_than": Duration()}, 7),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
+)
+async def test_what_is_invalidated_is_served_by_no_gateway(
+    desks: tuple[Desk, Desk], worker: ScriptedWorker, said: dict[str, Any], outputs: int
+) -> None:
+    """Told to one gateway it holds in all, though they had it in memory; the receipt says who heard and what went."""
+    first, second = desks
+    first_response, *_, last = await invalidate(first.client, **said)
+    heard, receipt = first_response.heard, last.receipt
+
+    assert (True, 3) == (heard.durable, heard.told)
+    assert ["one", "scripted", "two"] == sorted(each.process for each in heard.processes)
+    assert outputs == receipt.outputs == last.records_read - (7 - outputs)
+    assert {common.TIER_L1, common.TIER_L2, common.TIER_L3} == {removal.tier for removal in receipt.tiers}
+    assert [] == list(receipt.unreached)
+    assert "miss" == outcome(await second.animate())
+    assert 2 == worker.generations
+    assert "hit from L1" == outcome(await second.animate())
+
+
+async def test_what_is_not_meant_stays(desks: tuple[Desk, Desk], worker: ScriptedWorker) -> None:
+    """Another picture's purge, another tenant's, another model's touch nothing; nor does a dry run."""
+    first, second = desks
+    for said in (
+        {"picture": picture(200)},
+        {"tenant": "other"},
+        {"tenant": "local", "user": "other"},
+        {"model": "large"},
+        {"older_than": Duration(seconds=3600)},
+        {"label": "spring"},
+        {"digest": "0" * 64},
+    ):
+        assert 0 == (await invalidate(first.client, **said))[-1].receipt.outputs
+    (dry,) = await invalidate(first.client, model="small", dry_run=True)
+
+    assert (7, 7) == (dry.receipt.outputs, dry.records_read)
+    assert "hit from L1" == outcome(await first.animate()) == outcome(await second.animate())
+    assert 1 == worker.generations
+
+
+async def test_what_was_made_of_something_goes_with_it(desks: tuple[Desk, Desk], worker: ScriptedWorker) -> None:
+    """By the digest of an artifact, as a result names it; by an address, as a report gives it."""
+    first, second = desks
+    media = await first.animate()
+
+    await invalidate(first.client, digest=media.result.artifact.hex)
+    again = await second.animate()
+    await invalidate(first.client, digest=again.report.address)
+    once_more = await second.animate()
+
+    assert ("miss", "miss") == (outcome(again), outcome(once_more))
+    assert "reused" == stages(again.report.stages)["denoise"]
+
+
+async def test_a_picture_is_known_in_any_file(desks: tuple[Desk, Desk], worker: ScriptedWorker) -> None:
+    """What came from it goes whatever container it is named by: it is encoded anew, and its text is not."""
+    first, second = desks
+    other_file = BytesIO()
+    Image.open(BytesIO(PICTURE)).save(other_file, "WEBP", lossless=True)
+
+    await invalidate(first.client, picture=other_file.getvalue())
+    again = stages((await second.animate()).report.stages)
+
+    assert ("run", "run", "run", "reused") == (again["picture"], again["denoise"], again["render"], again["text"])
+
+
+async def test_labels_are_what_callers_choose(world: World, worker: ScriptedWorker) -> None:
+    """What is asked for with a label goes with it, and can be had again; it is stored in no readable form."""
+    desk = await world.desk(worker)
+    await desk.stored(await desk.animate(policy={"labels": ["spring", "sale"]}))
+    await desk.stored(await desk.animate("a dog", policy={"labels": ["autumn"]}))
+
+    receipt = (await invalidate(desk.client, label="sale"))[-1].receipt
+
+    assert receipt.outputs > 0
+    assert "miss" == outcome(await desk.animate())
+    assert "hit from L1" == outcome(await desk.animate("a dog"))
+    stored = await asyncio.to_thread(_everything_in, Path(world.cache.l3.url.removeprefix("file://")))
+    assert b"autumn" not in stored
+
+
+def _everything_in(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file())
+
+
+async def test_an_artifact_that_was_purged_cannot_be_downloaded(desks: tuple[Desk, Desk]) -> None:
+    """Neither from where it was made, nor from where it was only read."""
+    first, second = desks
+    artifact = (await first.animate()).result.artifact
+    assert await first.client.download(artifact) == await second.client.download(artifact)
+
+    await invalidate(second.client, picture=PICTURE)
+
+    for desk in desks:
+        assert "ARTIFACT_UNKNOWN" == (await problem_of(desk.client.download(artifact))).reason
+
+
+async def test_work_under_way_is_told_to_those_who_wait_and_kept_for_nobody(
+    desks: tuple[Desk, Desk], worker: ScriptedWorker
+) -> None:
+    """It may be made from what is wrong: who asks later has it made anew, in either gateway."""
+    first, second = desks
+    gate = worker.hold("step")
+    waiting = first.follow("a dog")
+    await gate.reached.wait()
+
+    await invalidate(second.client, picture=PICTURE)
+    later = second.follow("a dog")
+    await later.seen("queued")
+    gate.open()
+    media = await waiting.media()
+
+    assert "not_stored" == await first.stored(media)
+    assert "durable" == await second.stored(await later.media())
+    assert 3 == worker.generations
+    assert "hit from L2" == outcome(await first.animate("a dog"))
+
+
+async def test_a_tier_is_switched_off_and_on(desks: tuple[Desk, Desk], worker: ScriptedWorker) -> None:
+    """While it is off it is not asked, in any gateway, and stats say so; what it held is there again afterwards."""
+    first, second = desks
+
+    assert ["tier l1"] == await switch(first.client, tier=common.TIER_L1)
+    media = await second.animate()
+    assert "hit from L2" == outcome(media)
+    assert common.LOOKUP_OUTCOME_SKIPPED == media.report.lookups[0].outcome
+    assert ["tier l1", "tier l2"] == await switch(second.client, tier=common.TIER_L2)
+    assert "hit from L3" == outcome(await first.animate())
+    assert ["tier l1", "tier l2"] == list((await first.client.stats()).switched_off)
+    assert [] == [await switch(first.client, tier=tier, on=True) for tier in (common.TIER_L1, common.TIER_L2)][-1]
+    assert "hit from L2" == outcome(await second.animate())
+    assert "hit from L1" == outcome(await second.animate())
+    assert 1 == worker.generations
+
+
+async def test_a_model_that_is_off_is_generated_each_time(desks: tuple[Desk, Desk], worker: ScriptedWorker) -> None:
+    """Nothing is read and nothing kept for it; switched on, what was there before is there."""
+    first, second = desks
+    await switch(first.client, model="small")
+
+    media = [await second.animate(), await second.animate(), await first.animate("new")]
+
+    assert ["bypass"] * 3 == [outcome(each) for each in media]
+    assert ["not_stored"] * 3 == [await second.stored(each) for each in media]
+    only = {"mode": common.CachePolicy.MODE_ONLY_IF_CACHED}
+    assert "NOT_CACHED" == (await problem_of(first.animate(policy=only))).reason
+    await switch(first.client, model="small", on=True)
+    assert "hit from L1" == outcome(await second.animate())
+    assert "miss" == outcome(await second.animate("new"))
+
+
+async def test_a_tenant_is_switched_off_alone(world: World, worker: ScriptedWorker, tmp_path: Path) -> None:
+    """Its requests are generated each time, another tenant's are answered from the cache; only operators switch."""
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(
+        f"- {{key_sha256: {hash_key('op')!r}, tenant: ops, user: op, operator: true}}\n"
+        f"- {{key_sha256: {hash_key('ann')!r}, tenant: a, user: ann}}\n"
+        f"- {{key_sha256: {hash_key('bob')!r}, tenant: b, user: bob}}\n"
+    )
+    desk = await world.desk(worker, identity={"mode": "api_keys", "file": keys}, api_key="op")
+    ann, bob = await desk.connect(api_key="ann"), await desk.connect(api_key="bob")
+
+    (off,) = await switch(desk.client, tenant="a")
+    answers = [outcome(await desk.follow(client=client).media()) for client in (ann, ann, bob, bob)]
+
+    assert ["bypass", "bypass", "miss", "hit from L1"] == answers
+    assert off.startswith("tenant ")
+    assert " a" != off[-2:]
+    for refused in (switch(ann, tenant="b"), invalidate(ann, tenant="b")):
+        problem = await problem_of(refused)
+        assert (grpc.StatusCode.PERMISSION_DENIED, "OPERATORS_ONLY") == (problem.code, problem.reason)
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ({}, "request"),
+        ({"dry_run": True}, "request"),
+        ({"user": "ann"}, "tenant"),
+        ({"digest": "abc"}, "digest"),
+        ({"digest": f"{'0' * 32}/{'G' * 64}"}, "digest"),
+        ({"picture": b"no picture"}, "image"),
+        ({"older_than": Duration(seconds=-1)}, "older_than"),
+    ],
+    ids=["nothing", "dry", "user", "short", "no-hex", "picture", "future"],
+)
+async def test_what_cannot_be_meant_is_refused(world: World, said: dict[str, Any], field: str) -> None:
+    """Naming the field; nothing is forbidden by it."""
+    desk = await world.desk()
+
+    problem = await problem_of(invalidate(desk.client, **said))
+
+    assert (grpc.StatusCode.INVALID_ARGUMENT, field) == (problem.code, problem.field)
+
+
+@pytest.mark.parametrize("said", [{}, {"tier": common.TIER_POOL}, {"tier": 99}, {"model": ""}, {"tenant": ""}])
+async def test_a_switch_needs_a_subject(world: World, said: dict[str, Any]) -> None:
+    """One that exists."""
+    desk = await world.desk()
+
+    problem = await problem_of(switch(desk.client, **said))
+
+    assert grpc.StatusCode.INVALID_ARGUMENT == problem.code
+    assert problem.field in ("subject", "tier")
+
+
+async def test_labels_have_bounds(world: World) -> None:
+    """Not too many, not too long, not empty."""
+    desk = await world.desk(await world.worker())
+
+    for labels in (["x"] * 9, ["x" * 65], [""]):
+        problem = await problem_of(desk.animate(policy={"labels": labels}))
+        assert (grpc.StatusCode.INVALID_ARGUMENT, "cache_policy.labels") == (problem.code, problem.field)
