@@ -8,15 +8,25 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from cache.description import Scope
 from cache.settings import ProcessSettings, Section
 
 OTHERS = frozenset({"gateway"})  # sections of the file that a worker leaves to gateways
+
+
+class RetentionSettings(Section):
+    """Of a stage's outputs; None: as the model's family has it."""
+
+    scope: Scope | None = None
+    ttl: float | None = Field(None, gt=0)  # without access
+    max_age: float | None = Field(None, gt=0)  # in any case
 
 
 class ModelSettings(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # what requests call it
     source: str  # a folder, or a hub id
     dtype: Literal["float32", "float16", "bfloat16"] | None = None  # None: half on an accelerator, single on a CPU
+    stages: Mapping[str, RetentionSettings] = Field(default_factory=dict)  # by name of the stage
 
 
 class WorkerSection(Section):

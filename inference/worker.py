@@ -24,6 +24,7 @@ from inference.engine import Engine
 from inference.metrics import WorkerMetrics
 from inference.models.base import Model
 from inference.pool import Pool
+from inference.retention import decide
 from inference.server import InferenceServicer, Server
 from inference.settings import ModelSettings, WorkerSection, WorkerSettings
 from inference.workshop import Workshop
@@ -142,9 +143,11 @@ async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) ->
     for model in wanted:
         _log.info("loading", model=model.name)
         try:
-            loaded[model.name] = await device.run(
+            opened = await device.run(
                 models.load, model.source, name=model.name, device=str(device.device), dtype=model.dtype
             )
+            opened.description = decide(opened.description, model.stages)
+            loaded[model.name] = opened
         except ValueError as error:
             raise SettingsError(f"worker.models: {model.name}: {error}") from error
     return loaded

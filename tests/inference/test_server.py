@@ -30,7 +30,7 @@ from cache.settings import CacheSettings, L2Settings, L3Settings, SettingsError,
 from cache.telemetry import Telemetry, as_metadata
 from gateway.stack.ports import free_port
 from inference.server import SERVICE, InferenceServicer, Server
-from inference.settings import OTHERS, ModelSettings, WorkerSection, WorkerSettings
+from inference.settings import OTHERS, ModelSettings, RetentionSettings, WorkerSection, WorkerSettings
 from inference.worker import Worker, open_worker, publish
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1.inference_pb2_grpc import InferenceServiceStub
@@ -350,12 +350,14 @@ async def telemetry() -> AsyncIterator[Telemetry]:
 
 async def test_a_worker_put_together_serves_the_real_model(tmp_path: Path, small_folder: Path) -> None:
     """From settings to a run; its description can be found without it; its metrics count."""
-    wanted = settings(tmp_path, (ModelSettings(name="small", source=str(small_folder)),))
+    kept = {"moments": RetentionSettings(ttl=77.0)}
+    wanted = settings(tmp_path, (ModelSettings(name="small", source=str(small_folder), stages=kept),))
     async with telemetry() as own, open_worker(wanted, own) as worker:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{worker.port}") as channel:
             wire = Wire(channel)
             (document,) = (await wire.inference.Describe(pb.DescribeRequest())).descriptions
             description = Description.from_bytes(document)
+            assert description.stage("moments").ttl == 77.0
             heard = await wire.run(_small_request(description))
             assert heard.record.output.media_type == "video/mp4"
             assert heard.record.execution.keys() >= {"torch", "diffusers", "device", "threads", "dtype"}
@@ -386,6 +388,15 @@ async def test_a_description_is_published_when_the_store_comes_back(bench: Bench
     await publish(catalogue, bench.model.description, pause=pause)
     assert pauses == [1.0, 2.0]
     assert await catalogue.active("gated") == bench.model.description
+
+
+async def test_a_stage_that_is_not_there_is_named(tmp_path: Path, small_folder: Path) -> None:
+    """Nobody finds out later that a decision about it never held."""
+    unknown = {"encode": RetentionSettings(ttl=77.0)}
+    wanted = settings(tmp_path, (ModelSettings(name="small", source=str(small_folder), stages=unknown),))
+    async with telemetry() as own:
+        with pytest.raises(SettingsError, match=r"worker\.models: small: no stage named encode"):
+            await open_worker(wanted, own).__aenter__()
 
 
 async def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
