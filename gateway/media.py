@@ -31,7 +31,7 @@ from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 UPLOAD_TTL = 2 * 3600.0  # seconds without use
-_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy"})
+_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy", "delivery"})
 
 
 class MediaServicer:
@@ -102,8 +102,10 @@ class MediaServicer:
             digest = _digest(request.artifact, "artifact")
             if request.offset > digest.size:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
-            data = self._resolver.just_made(digest, visit.principal)
-            for namespace in self._namespaces(visit.principal).values() if data is None else ():
+            namespaces = self._namespaces(visit.principal).values()
+            made = self._resolver.just_made(digest, namespaces)
+            data = made.data if made is not None else None
+            for namespace in namespaces if data is None else ():
                 data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
                 if data is not None:
                     break
@@ -114,13 +116,13 @@ class MediaServicer:
                 yield media.DownloadResponse(chunk=chunk)
 
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
-        policy = Policy.of(request.cache_policy)
+        policy, by_url = Policy.of(request.cache_policy), _by_url(request.delivery)
         description = await self._models.describe(request.model, "animate_image")
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
         defaults = {"seed": self._default_seed}
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
         source = await self._picture(request, principal)
-        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
+        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy, by_url=by_url)
 
     async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
         namespace = self._own_files(principal)
@@ -175,6 +177,12 @@ class MediaServicer:
 
 def _metadata(context: Context) -> Mapping[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _by_url(delivery: media.Delivery) -> bool:
+    if delivery not in media.Delivery.values():
+        raise InvalidField("delivery", "must be one that this gateway knows")
+    return delivery == media.DELIVERY_URL
 
 
 def _digest(message: pb.Digest, field: str) -> Digest:

@@ -65,6 +65,7 @@ class Plan:
     namespaces: Mapping[Scope, str]
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
+    by_url: bool = False  # the caller would rather have a URL than the bytes
 
     @property
     def address(self) -> Address:
@@ -104,10 +105,12 @@ def make_plan(
     media: Mapping[str, Source],
     namespaces: Mapping[Scope, str],
     policy: Policy,
+    *,
+    by_url: bool = False,
 ) -> Plan:
     """`parameters` are complete and validated."""
     ids = content_ids(description, parameters, {name: source.identity for name, source in media.items()})
-    return Plan(description, parameters, media, namespaces, addresses(description, ids, namespaces), policy)
+    return Plan(description, parameters, media, namespaces, addresses(description, ids, namespaces), policy, by_url)
 
 
 def _seconds(duration: Duration) -> float:
