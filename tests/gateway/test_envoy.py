@@ -34,7 +34,7 @@ class Door:
     """Stands where a gateway would: notes who comes, and answers as told."""
 
     def __init__(self) -> None:
-        self.address = f"{LOOPBACK}:{free_port()}"
+        self.address, self.http = f"{LOOPBACK}:{free_port()}", f"{LOOPBACK}:{free_port()}"
         self.health = health.HealthServicer()
         self.health.set(MEDIA.full_name, SERVING)
         self.callers: list[dict[str, Any]] = []
@@ -92,7 +92,13 @@ class Edge:
 
 @contextmanager
 def fronted(data: Path, *doors: Door) -> Iterator[Edge]:
-    part = envoy(free_port(), [door.address for door in doors], data / "envoy", data / "logs" / "envoy.log")
+    part = envoy(
+        free_port(),
+        [door.address for door in doors],
+        [door.http for door in doors],
+        data / "envoy",
+        data / "logs" / "envoy.log",
+    )
     with ExitStack() as stack:
         for door in doors:
             server = door.open()
@@ -129,7 +135,12 @@ def test_what_the_stack_makes_of_it_is_valid(tmp_path: Path) -> None:
     for name in ("index.html", "main.js", "style.css", "notes.txt"):
         (page / name).write_text(name)
     configuration = configure(
-        template(), port=free_port(), admin=free_port(), gateways=["127.0.0.1:1", "127.0.0.1:2"], page=page
+        template(),
+        port=free_port(),
+        admin=free_port(),
+        gateways=["127.0.0.1:1", "127.0.0.1:2"],
+        artifacts=["127.0.0.1:3"],
+        page=page,
     )
     file = tmp_path / "envoy.json"
     file.write_text(json.dumps(configuration))
