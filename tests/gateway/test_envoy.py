@@ -27,7 +27,7 @@ from gateway.stack.parts import NotReady, wait_until
 from gateway.stack.ports import LOOPBACK, free_port
 from reprise.v1 import media_pb2
 from tests import servers
-from tests.gateway.world import MIB, World
+from tests.gateway.world import MIB, World, eventually
 from tests.gateway.world import ask as ask_for
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -224,7 +224,7 @@ def test_only_what_may_be_repeated_is(tmp_path: Path) -> None:
 
 
 async def test_artifacts_are_had_by_url(world: World, tmp_path: Path) -> None:
-    """From either gateway, whole and in part, by a page of any origin, also while one of them leaves; the log keeps no
+    """From either gateway, whole and in part, by a page of any origin; who leaves gets nothing new; the log keeps no
     permission."""
     port, data, size = free_port(), tmp_path / "data", 2 * MIB + 5
     worker = await world.worker()
@@ -247,9 +247,17 @@ async def test_artifacts_are_had_by_url(world: World, tmp_path: Path) -> None:
             same = await ask(if_none_match=head[1]["etag"])
             preflight = await ask("OPTIONS", origin="http://localhost:3000", access_control_request_method="GET")
             served = [await desk.metric("reprise_artifacts_served_total", status="206") for desk in desks]
-            leaving = asyncio.create_task(desks[0].gateway.leave(notice=NOTICE, drain=1.0))
-            meanwhile = [await ask(origin="https://any.org") for _ in range(40)]
-            await leaving
+            meanwhile: list[tuple[int, Mapping[str, str], bytes]] = []
+
+            async def goes_elsewhere() -> bool:
+                known = await desks[0].metric("reprise_artifacts_served_total", status="200")
+                meanwhile.extend([await ask(origin="https://any.org") for _ in range(10)])
+                return known == await desks[0].metric("reprise_artifacts_served_total", status="200")
+
+            leaving = asyncio.create_task(desks[0].gateway.leave(notice=60.0, drain=0.0))
+            await eventually(goes_elsewhere)
+            leaving.cancel()
+            await desks[0].gateway.leave(notice=0.0, drain=1.0)
             meanwhile += [await ask(origin="https://any.org", x_reprise_tenant="somebody") for _ in range(5)]
         await asyncio.to_thread(stack.down)
         log = part.log.read_text()

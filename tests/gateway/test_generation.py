@@ -379,6 +379,25 @@ async def test_who_drops_a_stream_that_waits_for_a_url_picks_it_up(world: World)
     assert events[-1].result.url.startswith(f"http://127.0.0.1:{desk.gateway.http_port}/artifacts/")
 
 
+async def test_who_drops_a_stream_loses_nothing_that_was_held_back(world: World) -> None:
+    """If it cannot be stored after all, the pieces come to who picks the stream up."""
+    worker = await world.worker()
+    worker.hierarchy = (await world.tiers(world.only("l1"))).below_memory
+    gate = worker.hold("stored")
+    desk = await world.desk(worker, http_port=0, heartbeat=0.01, grace=LONG)
+    inline, follower = desk.follow(), desk.follow(delivery=DELIVERY_URL)
+    made = await inline.media()
+    seen = len(follower.events)
+    await eventually(lambda: _now(len(follower.events) > seen + 2))
+    await follower.leave()
+    watching = asyncio.create_task(watched(desk, await follower.name(), follower.events[-1].sequence + 1))
+    gate.open()
+    events = [event for event in await watching if event.ListFields()[1:]]  # without signs of life
+
+    assert ["chunk", "result", "stored"] == kinds(events)
+    assert made.data == events[0].chunk.data
+
+
 async def test_what_cannot_be_stored_comes_inline(world: World) -> None:
     """When no tier took it the pieces come after all, then the result without a URL; Watch tells the same."""
     worker = await world.worker()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import string
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from tests.cache.helpers import NAMESPACE, NOW, SECRET, Clock, record_of
 
 PUBLIC = "https://media.example.com"
 TENANT = "7" * 32
+_BASE64 = string.ascii_letters + string.digits + "-_"
 RECORD = record_of(b"clip")
 
 
@@ -98,6 +100,7 @@ def test_an_altered_url_opens_nothing() -> None:
     altered = {
         path[:at] + ("A" if path[at] != "A" else "B") + path[at + 1 :] for at in range(len("/artifacts/"), len(path))
     }
+    altered |= {path[:-1] + last for last in _BASE64 + "+/=" if last != path[-1]}  # which may stand for the same bits
     altered |= {path[:-1], path + "A", path + "/", f"{start}/{digest}", "", "/", "/artifacts/", "/artifacts/../x"}
     altered |= {f"{start}/{other.text.rsplit('/', 2)[1]}/{seal}"}
     for each in altered:
