@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import aiohttp
 import grpc
 
+from cache.digest import Digest
 from gateway.picture_files import LARGEST_FILE
 from reprise.v1 import cache_pb2, common_pb2, media_pb2
 from reprise.v1.cache_pb2_grpc import CacheServiceStub
@@ -15,6 +17,7 @@ from reprise.v1.media_pb2_grpc import MediaServiceStub
 
 _MAX_MESSAGE = 64 * 1024 * 1024
 _SOON, _LATER, _UPLOAD = 5.0, 30.0, 60.0  # seconds that a call without a stream may take
+_FETCH = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=30.0)
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
@@ -28,12 +31,17 @@ _OPTIONS = (
 class Media:
     """A finished generation as its client holds it."""
 
-    data: bytes
+    data: bytes  # empty where the result has a URL instead
     result: media_pb2.Result
     name: str  # of the generation; empty for hits
     last_sequence: int
     cache_status: str = ""
     previews: list[bytes] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where the file can be had, if the request asked for that and it was possible; else `data` holds it."""
+        return self.result.url
 
     @property
     def report(self) -> common_pb2.CacheReport:
@@ -110,6 +118,27 @@ class Client:
         request = media_pb2.DownloadRequest(artifact=artifact, offset=offset)
         chunks = self._media.Download(request, metadata=self._metadata)
         return b"".join([response.chunk.data async for response in chunks])
+
+    async def fetch(self, media: Media) -> bytes:
+        """The file of a generation, by its URL if it came as one, verified. Raises ConnectionError if it cannot be had.
+
+        No credentials are sent: the URL needs none, and may lead to a cache of somebody else.
+        """
+        if not media.url:
+            return media.data
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=_FETCH) as session,
+                session.get(media.url, raise_for_status=True) as response,
+            ):
+                data = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            status = f"HTTP {error.status}" if isinstance(error, aiohttp.ClientResponseError) else type(error).__name__
+            raise ConnectionError(f"the URL gave no file: {status}; ask for the media again") from None
+        artifact = media.result.artifact
+        if await Digest.of_any_size(data) != Digest(artifact.hex, artifact.size):
+            raise ConnectionError("the URL gave another file; ask for the media again")
+        return data
 
     async def stats(self) -> cache_pb2.StatsResponse:
         return await self._cache.Stats(cache_pb2.StatsRequest(), timeout=_LATER, metadata=self._metadata)

@@ -25,7 +25,7 @@ from cache.tier import TierName
 from gateway.answer import tier_message
 from gateway.darkroom import Source
 from gateway.errors import Internal, Overloaded, Unavailable
-from gateway.generation import Completed, Planned, Settled, Step
+from gateway.generation import Completed, Piece, Planned, Settled, Step
 from gateway.plan import Plan
 from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response
@@ -313,5 +313,5 @@ def _completed(
 
 def _publish(flight: Flight[Step], completed: Completed) -> None:
     for chunk in completed.reply.chunks:
-        flight.publish(chunk_event(len(flight.events) + 1, chunk))
+        flight.publish(Piece(chunk_event(len(flight.events) + 1, chunk)))
     flight.publish(completed)

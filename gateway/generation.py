@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry.trace import Span
 
 from cache.bans import Bans
@@ -26,6 +27,7 @@ from cache.telemetry import trace_id_of
 from cache.tier import Lookup
 from gateway.answer import Answer
 from gateway.errors import Cancelled, NotFound
+from gateway.links import Url
 from gateway.plan import Plan
 from gateway.wire import Reply, event_response
 from reprise.v1.common_pb2 import Digest, StageReport
@@ -39,6 +41,13 @@ class Planned:
     """The leader knows what to expect of each stage."""
 
     stages: Sequence[StageReport]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk of the artifact, as a response. All of them come right before it is completed."""
+
+    response: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,15 @@ class Settled:
     stored: Stored
 
 
-Step: TypeAlias = bytes | Planned | Completed | Settled  # bytes: a response that is the same for everybody
+Step: TypeAlias = bytes | Planned | Piece | Completed | Settled  # bytes: a response that is the same for everybody
+
+
+@dataclass(frozen=True, slots=True)
+class _Linked:
+    """To a caller who wants a URL: the artifact is there and durable, and this is where."""
+
+    completed: Completed
+    url: Url
 
 
 @dataclass(eq=False)
@@ -72,6 +89,7 @@ class Generation:
     compose: Callable[[Generation, Completed], Answer]
     name: str
     heartbeat: float  # seconds of silence after which a caller is told that work goes on
+    url_of: Callable[[Record], Url | None] | None = None  # for a caller who wants a URL instead of chunks
     streams: int = 0
     cancelled: bool = False
     answer: Answer | None = None  # given once, however often it is watched
@@ -79,7 +97,7 @@ class Generation:
     async def events(self, start: int = 0, *, to_result: bool) -> AsyncGenerator[bytes]:
         """Responses from event `start` on, up to the result or to the very end. Raises what ended the flight."""
         self.streams += 1
-        sequence = start
+        sequence = told = start  # steps seen, and the last one that the caller was told of
         try:
             with self.flight.following(), _Heart(self.flight, self.heartbeat) as heart:
                 while True:
@@ -88,14 +106,15 @@ class Generation:
                     ) as steps:
                         async for step in steps:
                             sequence += 1
-                            yield self._response(step, sequence)
-                            if to_result and isinstance(step, Completed):
-                                return
+                            for told, news in self._news(step, sequence, start):
+                                yield self._response(news, told)
+                                if to_result and isinstance(news, Completed | _Linked):
+                                    return
                             heart.rest()
                     if self.cancelled or not heart.due:
                         break
                     heart.rest()
-                    yield event_response(GenerationEvent(sequence=sequence))
+                    yield event_response(GenerationEvent(sequence=told))
         except Deserted as error:
             raise Cancelled(reason="ABANDONED") from error
         finally:
@@ -103,21 +122,50 @@ class Generation:
         if self.cancelled:
             raise Cancelled
 
-    def _response(self, step: Step, sequence: int) -> bytes:
+    def _news(self, step: Step, sequence: int, start: int) -> Iterator[tuple[int, Step | _Linked]]:
+        """What the caller is told at this step, by its place in the log.
+
+        Who wants a URL hears of the artifact when it is known whether it is durable: its URL, or all that was held.
+        """
+        match step:
+            case Piece() | Completed() if self.url_of is not None:
+                return
+            case Settled(stored) if self.url_of is not None:
+                *before, completed = self.flight.events[: sequence - 1]
+                assert isinstance(completed, Completed)  # noqa: S101  # as everybody publishes
+                url = self.url_of(completed.reply.record) if stored.state == Stored.STATE_DURABLE else None
+                if url is not None:
+                    yield sequence, _Linked(completed, url)
+                    return
+                first = len(before) - sum(isinstance(each, Piece) for each in before)
+                for place in range(max(first, start), sequence):
+                    yield place + 1, self.flight.events[place]
+            case _:
+                yield sequence, step
+
+    def _response(self, step: Step | _Linked, sequence: int) -> bytes:
         match step:
             case bytes():
                 return step
+            case Piece(response):
+                return response
             case Planned():
                 accepted = Accepted(name=self.name, seed=self.plan.seed, stages=step.stages)
                 return event_response(GenerationEvent(sequence=sequence, accepted=accepted))
             case Completed():
-                if self.answer is None:
-                    self.answer = self.compose(self, step)
-                    self.answered(self.answer)
-                result = result_message(self.plan, self.answer, step.reply, self.span, Stored.STATE_PENDING)
+                result = self._result(step, Stored.STATE_PENDING)
                 return event_response(GenerationEvent(sequence=sequence, result=result))
+            case _Linked(completed, url):
+                result = self._result(completed, Stored.STATE_DURABLE, url)
+                return event_response(GenerationEvent(sequence=sequence, result=result, stored=result.stored))
             case Settled():
                 return event_response(GenerationEvent(sequence=sequence, stored=step.stored))
+
+    def _result(self, completed: Completed, stored: Stored.State, url: Url | None = None) -> Result:
+        if self.answer is None:
+            self.answer = self.compose(self, completed)
+            self.answered(self.answer)
+        return result_message(self.plan, self.answer, completed.reply, self.span, stored, url)
 
 
 class _Heart:
@@ -191,12 +239,12 @@ class Generations:
         """Everybody's interest in one flight."""
         return self._by_flight.get(flight, [])
 
-    def artifact(self, digest: ArtifactDigest, principal: Principal) -> Reply | None:
-        """A result of the caller's tenant that was made lately, stored or not yet."""
-        for flight, generations in self._by_flight.items():
+    def artifact(self, digest: ArtifactDigest, namespaces: Collection[str]) -> Reply | None:
+        """A result in one of these namespaces that was made lately, stored or not yet."""
+        for flight in self._by_flight:
             for step in flight.events[-2:]:  # after the artifact comes only whether it is stored
                 if isinstance(step, Completed) and step.reply.record.output.digest == digest:
-                    if any(generation.principal.tenant == principal.tenant for generation in generations):
+                    if step.reply.record.address.namespace in namespaces:
                         return step.reply
         return None
 
@@ -219,13 +267,15 @@ def _records(flight: Flight[Step]) -> list[Record]:
 def _weight(flight: Flight[Step]) -> int:
     """Bytes that the log of a flight holds."""
     return _OVERHEAD + sum(
-        len(step) if isinstance(step, bytes) else step.reply.weight
+        step.reply.weight if isinstance(step, Completed) else len(step.response if isinstance(step, Piece) else step)
         for step in flight.events
-        if isinstance(step, bytes | Completed)
+        if isinstance(step, bytes | Piece | Completed)
     )
 
 
-def result_message(plan: Plan, answer: Answer, reply: Reply, span: Span | None, stored: Stored.State) -> Result:
+def result_message(
+    plan: Plan, answer: Answer, reply: Reply, span: Span | None, stored: Stored.State, url: Url | None = None
+) -> Result:
     record = answer.record
     if not plan.policy.store and stored == Stored.STATE_PENDING:
         stored = Stored.STATE_NOT_STORED
@@ -237,4 +287,6 @@ def result_message(plan: Plan, answer: Answer, reply: Reply, span: Span | None, 
         trace_id=trace_id_of(span),
         random_weights=reply.random_weights,
         stored=Stored(state=stored),
+        url=url.text if url is not None else "",
+        url_expires_at=Timestamp(seconds=url.expires_at) if url is not None else None,
     )

@@ -7,11 +7,11 @@ SHA-256 of every key and whose it is; `header`, where a trusted proxy has done t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import grpc
 import yaml
@@ -65,6 +65,11 @@ class Caller:
 class Identifier(Protocol):
     """One way to know a caller."""
 
+    @property
+    def credentials(self) -> Collection[str]:
+        """The headers by which callers say who they are."""
+        ...
+
     def identify(self, metadata: Metadata) -> Caller:
         """The caller. Raises Unauthenticated, or InvalidField for a header no caller could mean."""
 
@@ -85,6 +90,8 @@ def identifier(settings: IdentitySettings) -> Identifier:
 class Local:
     """Everybody is the one user of this machine, and its operator."""
 
+    credentials: ClassVar = ()
+
     def identify(self, metadata: Metadata) -> Caller:
         return Caller(Principal("local", "local", _session(metadata)), operator=True)
 
@@ -92,6 +99,8 @@ class Local:
 @dataclass(frozen=True, slots=True)
 class TrustedHeader:
     """A proxy in front has authenticated the caller, and strips these headers from what callers send themselves."""
+
+    credentials: ClassVar = (TENANT,)
 
     def identify(self, metadata: Metadata) -> Caller:
         pairs = tuple(metadata)
@@ -104,6 +113,8 @@ class TrustedHeader:
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
     """Callers bring a key. Keys are looked up by their hash, so that no comparison's time tells how much was right."""
+
+    credentials: ClassVar = (AUTHORIZATION, API_KEY)
 
     callers: Mapping[str, Caller] = field(repr=False)  # by SHA-256 of their key
 

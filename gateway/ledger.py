@@ -28,6 +28,11 @@ class Ledger:
         self._errors = Counter("reprise_refusals", "Requests refused", ["method", "code", "reason"], registry=registry)
         self._spent = Counter("reprise_device_seconds_spent", "Device time spent", registry=registry)
         self._saved = Counter("reprise_device_seconds_saved", "Device time saved", registry=registry)
+        self._served = Counter("reprise_artifacts_served", "Answers by URL", ["status"], registry=registry)
+        self._served_seconds = Histogram(
+            "reprise_artifact_seconds", "Time until an answer by URL begins", buckets=_BUCKETS, registry=registry
+        )
+        self._sent = Counter("reprise_artifact_bytes", "Bytes sent by URL", registry=registry)
         self._generations = Counter("reprise_generations", "Generations asked of workers", registry=registry)
 
     def enter(self, method: str, answer: Answer, seconds: float) -> None:
@@ -42,6 +47,14 @@ class Ledger:
     def generated(self) -> None:
         self.generations += 1
         self._generations.inc()
+
+    def served(self, status: int, seconds: float) -> None:
+        """By URL, `seconds` after it was asked for."""
+        self._served.labels(str(status)).inc()
+        self._served_seconds.observe(seconds)
+
+    def sent(self, size: int) -> None:
+        self._sent.inc(size)
 
     def refused(self, method: str, code: str, reason: str) -> None:
         self._errors.labels(method, code, reason).inc()

@@ -33,7 +33,7 @@ from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 UPLOAD_TTL = 2 * 3600.0  # seconds without use
-_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy"})
+_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy", "delivery"})
 
 
 class MediaServicer:
@@ -106,8 +106,10 @@ class MediaServicer:
             digest = _digest(request.artifact, "artifact")
             if request.offset > digest.size:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
-            data = self._resolver.just_made(digest, visit.principal)
-            for namespace in self._namespaces(visit.principal).values() if data is None else ():
+            namespaces = self._namespaces(visit.principal).values()
+            made = self._resolver.just_made(digest, namespaces)
+            data = made.data if made is not None else None
+            for namespace in namespaces if data is None else ():
                 data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
                 if data is not None:
                     break
@@ -118,7 +120,7 @@ class MediaServicer:
                 yield media.DownloadResponse(chunk=chunk)
 
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
-        policy = Policy.of(request.cache_policy)
+        policy, by_url = Policy.of(request.cache_policy), _by_url(request.delivery)
         description = await self._models.describe(request.model, "animate_image")
         if self._is_off(description, principal):
             policy = policy.off()
@@ -127,7 +129,15 @@ class MediaServicer:
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
         source = await self._picture(request, principal)
         labels = tuple(tags.of_label(self._secret, label) for label in policy.labels)
-        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy, labels)
+        return make_plan(
+            description,
+            parameters,
+            {"image": source},
+            self._namespaces(principal),
+            policy,
+            tags=labels,
+            by_url=by_url,
+        )
 
     def _is_off(self, description: Description, principal: Principal) -> bool:
         """Whether an operator has taken the model or the tenant off the cache."""
@@ -187,6 +197,12 @@ class MediaServicer:
 
 def _metadata(context: Context) -> Mapping[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _by_url(delivery: media.Delivery) -> bool:
+    if delivery not in media.Delivery.values():
+        raise InvalidField("delivery", "must be one that this gateway knows")
+    return delivery == media.DELIVERY_URL
 
 
 def _digest(message: pb.Digest, field: str) -> Digest:

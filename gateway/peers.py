@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any
 
 import grpc
@@ -111,6 +111,10 @@ class PeerIdentifier:
         self._secret = secret
         self._otherwise = otherwise
         self._clock = clock
+
+    @property
+    def credentials(self) -> Collection[str]:
+        return HEADER, *self._otherwise.credentials
 
     def identify(self, metadata: Metadata) -> Caller:
         pairs = tuple(metadata)

@@ -73,6 +73,7 @@ class Plan:
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
     tags: tuple[str, ...] = ()  # for whatever is made
+    by_url: bool = False  # the caller would rather have a URL than the bytes
 
     @property
     def address(self) -> Address:
@@ -112,11 +113,14 @@ def make_plan(
     media: Mapping[str, Source],
     namespaces: Mapping[Scope, str],
     policy: Policy,
+    *,
     tags: tuple[str, ...] = (),
+    by_url: bool = False,
 ) -> Plan:
     """`parameters` are complete and validated."""
     ids = content_ids(description, parameters, {name: source.identity for name, source in media.items()})
-    return Plan(description, parameters, media, namespaces, addresses(description, ids, namespaces), policy, tags)
+    where = addresses(description, ids, namespaces)
+    return Plan(description, parameters, media, namespaces, where, policy, tags, by_url)
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:

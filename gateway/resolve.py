@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from opentelemetry.context import Context
@@ -13,10 +14,12 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from cache.bans import Ban
 from cache.build import Tiers
+from cache.description import Scope
 from cache.digest import Digest
 from cache.flight import Flight, Flights
 from cache.keys import Key, Principal
 from cache.orders import Order
+from cache.record import Record
 from cache.sweep import Gone
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
@@ -26,11 +29,12 @@ from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
 from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
 from gateway.ledger import Ledger
+from gateway.links import Links, Url
 from gateway.peers import Names
 from gateway.plan import Plan
-from gateway.wire import Reply
+from gateway.wire import Reply, event_response
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import Stored
+from reprise.v1.media_pb2 import GenerationEvent, Stored
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Resolver:
         *,
         max_generations: int,
         heartbeat: float,
+        links: Links | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._memory = tiers.memory
@@ -72,6 +77,7 @@ class Resolver:
         self._tracing = tracing
         self._max_generations = max_generations
         self._heartbeat = heartbeat
+        self._links = links
         self._clock = clock
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
         self.ledger = ledger
@@ -82,7 +88,7 @@ class Resolver:
         lookups: Sequence[Lookup] = ()
         if plan.policy.read:
             reply, lookups = await self._look_up(plan)
-            if reply is not None:
+            if reply is not None and not self._comes_by_url_soon(plan, reply):
                 for message in self._hit(plan, visit, reply, lookups):
                     yield message
                 return
@@ -128,10 +134,9 @@ class Resolver:
             self._flights.part()
         return await self._generations.let_go(self._bans)
 
-    def just_made(self, artifact: Digest, principal: Principal) -> bytes | None:
-        """An artifact that may still be on its way to the tiers, if the caller's tenant had it made here."""
-        reply = self._generations.artifact(artifact, principal)
-        return reply.data if reply is not None else None
+    def just_made(self, artifact: Digest, namespaces: Collection[str]) -> Reply | None:
+        """An artifact that was made here lately and may still be on its way to the tiers."""
+        return self._generations.artifact(artifact, namespaces)
 
     async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup]]:
         reply, lookup = self._in_memory(plan)
@@ -196,11 +201,24 @@ class Resolver:
             answer.describe(span)
             span.end()
         self._answered(visit, answer)
+        if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
+            result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
+            return iter((event_response(GenerationEvent(sequence=1, result=result)),))
         stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
         return reply.messages(result_message(plan, answer, reply, span, stored))
 
+    def _url_of(self, plan: Plan) -> Callable[[Record], Url | None] | None:
+        """Makes URLs for the caller, if that is how the file is wanted and can be had."""
+        if not plan.by_url or self._links is None:
+            return None
+        return partial(self._links.url_of, tenant=plan.namespaces[Scope.TENANT])
+
+    def _comes_by_url_soon(self, plan: Plan, reply: Reply) -> bool:
+        """It is still being stored for somebody who is here: whoever wants a URL waits with them."""
+        return not reply.durable and self._url_of(plan) is not None and self._flights.get(_flight_key(plan)) is not None
+
     def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], span: Span) -> Generation:
-        key = (plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age)
+        key = _flight_key(plan)
         if self._flights.get(key) is None and len(self._flights) >= self._max_generations:
             raise Overloaded("GATEWAY_BUSY")
 
@@ -235,6 +253,7 @@ class Resolver:
             compose=self._completed,
             name=self._names.make(),
             heartbeat=self._heartbeat,
+            url_of=self._url_of(plan) if plan.policy.store else None,
         )
         self._generations.add(generation)
         return generation
@@ -288,3 +307,8 @@ class Resolver:
         self._tracing.lookups(span, lookups)
         bind(span)  # for what is logged in this call's task, and for its errors
         return span
+
+
+def _flight_key(plan: Plan) -> object:
+    """Requests with this in common can share one generation."""
+    return plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age

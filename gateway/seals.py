@@ -13,7 +13,7 @@ _MAC_BYTES = 16
 
 def seal(secret: bytes, domain: str, value: Value) -> str:
     """A text that holds this value, readable by all. `domain` keeps texts made for different purposes apart."""
-    return base64.urlsafe_b64encode(_mac(secret, domain, value) + encode(value)).rstrip(b"=").decode()
+    return _text(_mac(secret, domain, value) + encode(value))
 
 
 def unseal(secret: bytes, domain: str, text: str) -> Value:
@@ -22,10 +22,16 @@ def unseal(secret: bytes, domain: str, text: str) -> Value:
         content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise ValueError("not a sealed text") from error
+    if _text(content) != text:
+        raise ValueError("another spelling of a sealed text")
     value = decode(content[_MAC_BYTES:])
     if not hmac.compare_digest(content[:_MAC_BYTES], _mac(secret, domain, value)):
         raise ValueError("not sealed by us")
     return value
+
+
+def _text(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 def _mac(secret: bytes, domain: str, value: Value) -> bytes:

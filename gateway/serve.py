@@ -26,19 +26,22 @@ from cache.flight import Flights
 from cache.keys import Principal, namespace
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
+from gateway.artifacts import Artifacts
 from gateway.control import Control
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField
 from gateway.forward import Forwarder
 from gateway.generation import Generations, Step
+from gateway.http_server import HttpServer
 from gateway.identity import IdentityInterceptor, identifier
 from gateway.ledger import Ledger
+from gateway.links import Links
 from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.resolve import Resolver
-from gateway.settings import GatewaySettings
+from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
 from gateway.wire import serialize
 from gateway.workers import Fleet
@@ -63,18 +66,27 @@ _log = structlog.get_logger(__name__)
 
 
 class Gateway:
-    """A gateway that serves. `port` is the one it listens on."""
+    """A gateway that serves. `port` is the one it listens on, `http_port` that for artifacts by URL."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, health_servicer: health.HealthServicer) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, port: int, health_servicer: health.HealthServicer, http: HttpServer | None
+    ) -> None:
         self.port = port
+        self.http_port = http.port if http is not None else None
         self._server = server
+        self._http = http
         self._health = health_servicer
 
     async def leave(self, *, notice: float, drain: float) -> None:
         """Say so first, then let streams finish for `drain` seconds at most."""
         await self._health.enter_graceful_shutdown()
+        if self._http is not None:
+            self._http.leave()
         await asyncio.sleep(notice)
-        await self._server.stop(drain)
+        stopping = [self._server.stop(drain)]
+        if self._http is not None:
+            stopping.append(self._http.stop(drain))
+        await asyncio.gather(*stopping)
 
 
 @asynccontextmanager
@@ -115,6 +127,10 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             patience=section.longest_generation,
             max_pixels=section.max_pixel_bytes,
         )
+        http = await HttpServer.bind(section.host, section.http_port) if section.http_port is not None else None
+        if http is not None:
+            stack.push_async_callback(http.stop, 0)
+        links = _links(section, secret, http)
         resolver = Resolver(
             tiers,
             forwarder,
@@ -125,6 +141,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             ledger,
             max_generations=section.max_generations,
             heartbeat=section.heartbeat,
+            links=links,
         )
         _register(
             server,
@@ -147,10 +164,22 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         if section.reflection:
             shown = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(shown, server)
+        if http is not None and links is not None:
+            artifacts = Artifacts(
+                links,
+                tiers.through_memory,
+                resolver.just_made,
+                identify,
+                ledger,
+                telemetry.tracing,
+                secret=secret,
+                max_bytes=section.max_url_bytes,
+            )
+            await http.serve(artifacts.answer)
         await server.start()
         stack.push_async_callback(server.stop, 0)
         _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)
-        yield Gateway(server, port, health_servicer)
+        yield Gateway(server, port, health_servicer, http)
 
 
 async def serve(settings: GatewaySettings) -> None:
@@ -168,6 +197,14 @@ async def serve(settings: GatewaySettings) -> None:
             await asyncio.gather(leaving, hurried, return_exceptions=True)
     finally:
         telemetry.stop()
+
+
+def _links(section: GatewaySection, secret: bytes, http: HttpServer | None) -> Links | None:
+    """URLs can be made where something serves them: this process, or others behind a URL that is configured."""
+    if http is None and not section.public_url:
+        return None
+    own = f"http://{_reachable(section.host)}:{http.port}" if http is not None else ""
+    return Links(secret, section.public_url or own, lifetime=section.url_lifetime)
 
 
 def _reachable(host: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cache.settings import MIB, ProcessSettings, Section
 from gateway.identity import IdentitySettings
@@ -18,6 +19,10 @@ class GatewaySection(Section):
     port: int = Field(7400, ge=0, le=65535)
     advertise: str = ""  # host:port where other gateways reach this one; else host and port
     identity: IdentitySettings = IdentitySettings()
+    http_port: int | None = Field(None, ge=0, le=65535)  # of artifacts by URL; 0: any; None: no HTTP here
+    public_url: str = ""  # where clients reach the HTTP ports of all gateways, e.g. https://media.example.com
+    url_lifetime: float = Field(300.0, ge=2.0)  # a URL is good for this long at most, and for half of it at least
+    max_url_bytes: int = Field(256 * MIB, gt=0)  # of artifacts that are being sent by URL, all together
     workers: tuple[str, ...] = ()  # host:port each, or dns:///name:port for every address behind a name
     default_models: Mapping[str, str] = Field(default_factory=dict)  # task -> model; else the only one there is
     revisions: Mapping[str, str] = Field(default_factory=dict)  # model -> revision; else the newest healthy worker's
@@ -31,6 +36,13 @@ class GatewaySection(Section):
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish
     reflection: bool = True
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_a_prefix(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/\s?#][^\s?#]*", url):
+            raise ValueError("must be http(s)://host, with port and path where needed, and without a query")
+        return url
 
 
 class GatewaySettings(ProcessSettings):

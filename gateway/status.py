@@ -255,14 +255,14 @@ async def _pass_on(error: asyncio.CancelledError, context: Context, method: str)
 async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
     refused = refusal(error)
     if isinstance(refused, Internal):
-        _log_fault(error, refused, method)
+        log_fault(error, refused, method)
     status = rpc_status.to_status(status_of(refused))
     already = tuple(context.trailing_metadata() or ())  # a cache-status, say, which abort would replace
     await context.abort(status.code, status.details, already + status.trailing_metadata)
     raise AssertionError("abort raises")
 
 
-def _log_fault(error: BaseException, refused: Internal, method: str) -> None:
+def log_fault(error: BaseException, refused: Internal, method: str) -> None:
     """One entry with the way the error took through the code, and without its text, which may quote the request."""
     log.error(
         "request_failed", method=method, reason=refused.reason, error=type(error).__name__, traceback=_path_of(error)

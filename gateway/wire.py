@@ -52,7 +52,15 @@ class Reply:
     @property
     def data(self) -> bytes:
         """The artifact itself, out of its encoding."""
-        return b"".join(GenerationEvent.FromString(chunk).chunk.data for chunk in self.chunks)
+        return b"".join(self.pieces(0, self.record.output.digest.size))
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The artifact's bytes from `start` to `stop`, as views of its chunks: nothing is copied."""
+        size = self.record.output.digest.size
+        for offset, chunk in zip(range(0, size, CHUNK_BYTES), self.chunks, strict=False):  # an empty one has no bytes
+            data = memoryview(chunk)[-min(CHUNK_BYTES, size - offset) :]  # they are what an encoded chunk ends with
+            if piece := data[max(0, start - offset) : max(0, stop - offset)]:
+                yield piece
 
     def messages(self, result: Result) -> Iterator[bytes]:
         """The responses that answer a hit: one per chunk, the result in the last."""

@@ -220,7 +220,8 @@ class Job:
     async def _deliver(self, made: _Made, artifact: Artifact, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
         log.chunks(artifact.data)
         digest = await self._shop.beside.run(Digest.of, artifact.data)
-        record = self._record(self._final, made, Stored(digest, artifact.media_type, _inline(artifact.data)))
+        # Never inlined: an artifact is also asked for by its digest alone, for a download or by URL.
+        record = self._record(self._final, made, Stored(digest, artifact.media_type))
         aliases = self._other_addresses()
         durable = _settled(False)
         if self._final.cached and not self._plan.store_nothing:

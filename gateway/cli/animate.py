@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from gateway.cli.options import call, console, gateway_options, read_file, refuse_unwritable, typed, write
 from gateway.client import Client, Media
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
+from reprise.v1.media_pb2 import DELIVERY_URL, AnimateImageRequest, GenerationEvent, Stored
 
 _LONGEST_AGE = 10**9  # seconds
 _MODES = {
@@ -57,27 +57,36 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--label", "labels", multiple=True, help="Mark what is made, to invalidate it by. Repeatable.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
+@click.option("--url", is_flag=True, help="Print a URL of the video, and write a file only with --out.")
 @gateway_options
-def animate(picture: Path, address: str, api_key: str, out: Path | None, durable: bool, **options: Any) -> None:
+def animate(
+    picture: Path, address: str, api_key: str, out: Path | None, durable: bool, url: bool, **options: Any
+) -> None:
     """Animate PICTURE, and say where the answer came from."""
     refuse_unwritable(out or Path(f"{picture.stem}.mp4"))
     request = _request(read_file(picture), **options)
+    if url:
+        request.delivery = DELIVERY_URL
     out_to = console()
 
-    async def converse(client: Client) -> tuple[Media, Stored.State]:
+    async def converse(client: Client) -> tuple[Media, bytes | None, Stored.State]:
         with Live(out_to) as live:
             try:
                 media = await client.animate(request, on_event=live.show)
             except asyncio.CancelledError:  # Ctrl-C
                 out_to.print(await _give_up(client, live.name))
                 raise
-        return media, await client.until_stored(media) if durable else media.result.stored.state
+        data = await client.fetch(media) if out or not media.url else None
+        return media, data, await client.until_stored(media) if durable else media.result.stored.state
 
-    media, stored = call(address, api_key, converse)
+    media, data, stored = call(address, api_key, converse)
     suffix = media.result.media_type.rpartition("/")[2]
-    file = out or Path(f"{picture.stem}.{suffix}")
-    write(file, media.data)
+    file = None if data is None else out or Path(f"{picture.stem}.{suffix}")
+    if file is not None and data is not None:
+        write(file, data)
     tell(out_to, media, stored, file)
+    if url and not media.url:
+        out_to.print("There is no URL: it was not stored, or the gateway serves none. The video came in the answer.")
 
 
 async def _give_up(client: Client, name: str) -> str:
@@ -173,7 +182,7 @@ def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) ->
     report = media.report
     outcome = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
     tier = f" from {_tier(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
-    about = escape(f"{file or 'not written'} ({len(media.data):,} bytes, {media.result.media_type})")
+    about = escape(f"{file or 'not written'} ({media.result.artifact.size:,} bytes, {media.result.media_type})")
     out.print(f"[bold]{outcome}{tier}[/]: {about}")
     for stage in report.stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED:
@@ -186,6 +195,8 @@ def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) ->
     )
     if media.cache_status:
         out.print(f"cache-status: {media.cache_status}")
+    if media.url:
+        out.print(f"url, good until {media.result.url_expires_at.ToDatetime():%H:%M:%S} UTC: {media.url}", markup=False)
     if media.result.trace_id:
         out.print(f"trace {media.result.trace_id}")
     if media.result.random_weights:

@@ -21,13 +21,14 @@ def watch(name: str, address: str, api_key: str, out: Path | None) -> None:
         refuse_unwritable(out)
     out_to = console()
 
-    async def follow(client: Client) -> Media:
+    async def follow(client: Client) -> tuple[Media, bytes | None]:
         with Live(out_to) as live:
-            return await client.rejoin(name, on_event=live.show)
+            media = await client.rejoin(name, on_event=live.show)
+        return media, await client.fetch(media) if out is not None else None
 
-    media = call(address, api_key, follow)
-    if out is not None:
-        write(out, media.data)
+    media, data = call(address, api_key, follow)
+    if out is not None and data is not None:
+        write(out, data)
     tell(out_to, media, media.result.stored.state, out)
 
 

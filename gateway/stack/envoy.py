@@ -1,4 +1,4 @@
-"""Envoy as a part: one port for gRPC and grpc-web in front of all gateways, and the playground page beside them.
+"""Envoy as a part: one port for gRPC, grpc-web and artifacts in front of all gateways, and the playground page.
 
 The configuration is `deploy/envoy.yaml`, the same that runs by hand; only addresses are put into it here. It is written
 into the part's folder, where the readiness check finds the admin port again.
@@ -23,14 +23,18 @@ _MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=
 _LARGEST_PAGE = 2 * 1024 * 1024
 
 
-def envoy(port: int, gateways: Sequence[str], folder: Path, log: Path, *, page: Path | None = None) -> Part:
-    """Envoy on `port` in front of these gateways; serves the files of `page`, too, if there are any.
+def envoy(
+    port: int, gateways: Sequence[str], artifacts: Sequence[str], folder: Path, log: Path, *, page: Path | None = None
+) -> Part:
+    """Envoy on `port` in front of these gateways, `artifacts` being their HTTP addresses; serves `page`, too.
 
     Raises StackError when this machine has no Envoy.
     """
     server = find_server()
     folder.mkdir(parents=True, exist_ok=True)
-    configuration = configure(template(), port=port, admin=free_port(), gateways=gateways, page=page)
+    configuration = configure(
+        template(), port=port, admin=free_port(), gateways=gateways, artifacts=artifacts, page=page
+    )
     (folder / _CONFIGURATION).write_text(json.dumps(configuration, indent=1))
     command = (
         *(str(server), "-c", str((folder / _CONFIGURATION).absolute())),
@@ -64,16 +68,23 @@ def playground() -> Path | None:
 
 
 def configure(
-    configuration: dict[str, Any], *, port: int, admin: int, gateways: Sequence[str], page: Path | None
+    configuration: dict[str, Any],
+    *,
+    port: int,
+    admin: int,
+    gateways: Sequence[str],
+    artifacts: Sequence[str],
+    page: Path | None,
 ) -> dict[str, Any]:
     """Put addresses into the template, and the files of a page before its last rule, which refuses the rest."""
     [listener] = configuration["static_resources"]["listeners"]
-    [cluster] = configuration["static_resources"]["clusters"]
+    addresses = {"gateways": gateways, "artifacts": artifacts}
     configuration["admin"]["address"] = _address(f"{LOOPBACK}:{admin}")
     listener["address"] = _address(f"{LOOPBACK}:{port}")
-    cluster["load_assignment"]["endpoints"] = [
-        {"lb_endpoints": [{"endpoint": {"address": _address(gateway)}} for gateway in gateways]}
-    ]
+    for cluster in configuration["static_resources"]["clusters"]:
+        cluster["load_assignment"]["endpoints"] = [
+            {"lb_endpoints": [{"endpoint": {"address": _address(each)}} for each in addresses[cluster["name"]]]}
+        ]
     if page is not None:
         table = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]
         table["max_direct_response_body_size_bytes"] = _LARGEST_PAGE

@@ -53,13 +53,26 @@ def compose(data: Path, *, port: int, workers: int = 1, gateways: int = 1, web_p
     ]
     homes = [f"{LOOPBACK}:{free_port()}" for _ in range(workers)]
     doors = [f"{LOOPBACK}:{port}", *(f"{LOOPBACK}:{free_port()}" for _ in range(gateways - 1))]
-    edge = [] if web_port is None else [envoy(web_port, doors, data / "envoy", _log(data, "envoy"), page=playground())]
+    http = [f"{LOOPBACK}:{free_port()}" for _ in doors]
+    edge = (
+        []
+        if web_port is None
+        else [envoy(web_port, doors, http, data / "envoy", _log(data, "envoy"), page=playground())]
+    )
     settings = configuration(
-        data, redis=storage[0].address, bucket=bucket_of(storage[1]), gateway=doors[0], workers=homes
+        data,
+        redis=storage[0].address,
+        bucket=bucket_of(storage[1]),
+        gateway=doors[0],
+        workers=homes,
+        public_url="" if web_port is None else f"http://localhost:{web_port}",
     )
     file = _write(data / "reprise.yaml", yaml.safe_dump(settings, sort_keys=False))
     serving = [_worker(data, file, number, home) for number, home in enumerate(homes, start=1)]
-    answering = [_gateway(data, file, number, door) for number, door in enumerate(doors, start=1)]
+    answering = [
+        _gateway(data, file, number, door, window)
+        for number, (door, window) in enumerate(zip(doors, http, strict=True), start=1)
+    ]
     return [*storage, *serving, *answering, *edge]
 
 
@@ -83,7 +96,9 @@ def _finds(find: Callable[[], Path]) -> bool:
     return True
 
 
-def configuration(data: Path, *, redis: str, bucket: Bucket, gateway: str, workers: Sequence[str]) -> dict[str, Any]:
+def configuration(
+    data: Path, *, redis: str, bucket: Bucket, gateway: str, workers: Sequence[str], public_url: str = ""
+) -> dict[str, Any]:
     """The settings that all processes of the stack share, as `reprise.yaml` holds them."""
     host, _, port = gateway.rpartition(":")
     return {
@@ -98,7 +113,7 @@ def configuration(data: Path, *, redis: str, bucket: Bucket, gateway: str, worke
                 "secret_key": bucket.secret_key,
             },
         },
-        "gateway": {"host": host, "port": int(port), "workers": list(workers)},
+        "gateway": {"host": host, "port": int(port), "public_url": public_url, "workers": list(workers)},
         "worker": {"host": LOOPBACK, "models": {MODEL: str(_model(data))}},
         "telemetry": {"spans_folder": str(data / "spans"), "sample_ratio": 1.0},
     }
@@ -121,7 +136,7 @@ def _worker(data: Path, file: Path, number: int, address: str) -> Part:
     )
 
 
-def _gateway(data: Path, file: Path, number: int, address: str) -> Part:
+def _gateway(data: Path, file: Path, number: int, address: str, http: str) -> Part:
     name = "gateway" if number == 1 else f"gateway-{number}"
     return Part(
         name,
@@ -130,7 +145,13 @@ def _gateway(data: Path, file: Path, number: int, address: str) -> Part:
         "grpc",
         _log(data, name),
         data,
-        _environment({"REPRISE_GATEWAY__NAME": name, "REPRISE_GATEWAY__PORT": address.rpartition(":")[2]}),
+        _environment(
+            {
+                "REPRISE_GATEWAY__NAME": name,
+                "REPRISE_GATEWAY__PORT": address.rpartition(":")[2],
+                "REPRISE_GATEWAY__HTTP_PORT": http.rpartition(":")[2],
+            }
+        ),
         patience=60.0,
         grace=_GRACE,
     )

@@ -69,6 +69,30 @@ async def test_animate_writes_the_video_and_says_where_it_came_from(world: World
     assert 1 == worker.generations
 
 
+async def test_animate_prints_a_url(world: World, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of writing a file, or beside it; where there can be none it says so and writes the file."""
+    monkeypatch.chdir(tmp_path)
+    worker = await world.worker()
+    desk, without = await world.desk(worker, http_port=0), await world.desk(worker)
+    out = tmp_path / "out.mp4"
+    command = ("animate", file, "-p", "a cat", "--url")
+    printed, both = await run(*command, desk=desk), await run(*command, "-o", out, desk=desk)
+    urls = re.findall(r"^url, good until \d\d:\d\d:\d\d UTC: (http://127\.0\.0\.1:\S+)$", printed.stdout, re.M)
+
+    assert [0, 0] == [printed.exit_code, both.exit_code]
+    assert "miss: not written (1,000 bytes, video/mp4)" in printed.stdout.splitlines()
+    assert not (tmp_path / "cat.mp4").exists()
+    assert urls[0] in both.stdout
+    name = re.findall(r"^generation (\S+)$", printed.stdout, re.M)[0]
+    watched = await run("watch", name, "-o", tmp_path / "watched.mp4", desk=desk)
+    assert 0 == watched.exit_code
+    inline = await run(*command, desk=without)
+    assert "There is no URL" in inline.stdout
+    files = [out, tmp_path / "watched.mp4", tmp_path / "cat.mp4"]
+    assert [1000] * 3 == [len(file.read_bytes()) for file in files]
+    assert 1 == len({file.read_bytes() for file in files})
+
+
 async def test_animate_passes_every_option_on(world: World, file: Path, tmp_path: Path) -> None:
     """What is given reaches the worker; what is not is left to the model."""
     worker = await world.worker()

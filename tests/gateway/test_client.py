@@ -12,6 +12,7 @@ import pytest
 from gateway.client import Client
 from gateway.stack.ports import free_port
 from reprise.v1.media_pb2 import (
+    DELIVERY_URL,
     Accepted,
     AnimateImageResponse,
     Chunk,
@@ -124,6 +125,25 @@ async def test_calls_without_a_stream_have_deadlines() -> None:
         await server.stop(0)
 
     assert {"Cancel": True, "Upload": True, "Stats": True} == left
+
+
+async def test_a_file_is_fetched_by_its_url(world: World) -> None:
+    """The bytes that come inline, wherever they come from; what is gone or is another file is a ConnectionError."""
+    desk = await world.desk(await world.worker(), http_port=0)
+    made = await desk.animate(delivery=DELIVERY_URL)
+    inline = await desk.animate()
+    assert (b"", "") == (made.data, inline.url)
+    assert await desk.client.fetch(made) == await desk.client.fetch(inline) == inline.data
+
+    made.result.artifact.hex = "0" * 64
+    with pytest.raises(ConnectionError, match="another file"):
+        await desk.client.fetch(made)
+    made.result.url += "x"
+    with pytest.raises(ConnectionError, match="HTTP 403; ask for the media again"):
+        await desk.client.fetch(made)
+    await desk.close()
+    with pytest.raises(ConnectionError, match="ClientConnectorError"):
+        await desk.client.fetch(made)
 
 
 async def test_a_generation_is_rejoined_by_its_name(world: World) -> None:

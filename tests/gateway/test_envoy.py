@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
+import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from gateway.client import Client
 from gateway.stack import Part, StackError
 from gateway.stack import envoy as module
 from gateway.stack.envoy import configure, envoy, find_server, serves, template
@@ -23,6 +27,8 @@ from gateway.stack.parts import NotReady, wait_until
 from gateway.stack.ports import LOOPBACK, free_port
 from reprise.v1 import media_pb2
 from tests import servers
+from tests.gateway.world import MIB, World, eventually
+from tests.gateway.world import ask as ask_for
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 MEDIA = media_pb2.DESCRIPTOR.services_by_name["MediaService"]
@@ -34,7 +40,7 @@ class Door:
     """Stands where a gateway would: notes who comes, and answers as told."""
 
     def __init__(self) -> None:
-        self.address = f"{LOOPBACK}:{free_port()}"
+        self.address, self.http = f"{LOOPBACK}:{free_port()}", f"{LOOPBACK}:{free_port()}"
         self.health = health.HealthServicer()
         self.health.set(MEDIA.full_name, SERVING)
         self.callers: list[dict[str, Any]] = []
@@ -92,7 +98,13 @@ class Edge:
 
 @contextmanager
 def fronted(data: Path, *doors: Door) -> Iterator[Edge]:
-    part = envoy(free_port(), [door.address for door in doors], data / "envoy", data / "logs" / "envoy.log")
+    part = envoy(
+        free_port(),
+        [door.address for door in doors],
+        [door.http for door in doors],
+        data / "envoy",
+        data / "logs" / "envoy.log",
+    )
     with ExitStack() as stack:
         for door in doors:
             server = door.open()
@@ -129,7 +141,12 @@ def test_what_the_stack_makes_of_it_is_valid(tmp_path: Path) -> None:
     for name in ("index.html", "main.js", "style.css", "notes.txt"):
         (page / name).write_text(name)
     configuration = configure(
-        template(), port=free_port(), admin=free_port(), gateways=["127.0.0.1:1", "127.0.0.1:2"], page=page
+        template(),
+        port=free_port(),
+        admin=free_port(),
+        gateways=["127.0.0.1:1", "127.0.0.1:2"],
+        artifacts=["127.0.0.1:3"],
+        page=page,
     )
     file = tmp_path / "envoy.json"
     file.write_text(json.dumps(configuration))
@@ -206,6 +223,59 @@ def test_only_what_may_be_repeated_is(tmp_path: Path) -> None:
     assert len(refusing.callers) - repeated == generations.count(grpc.StatusCode.UNAVAILABLE) > 0
 
 
+async def test_artifacts_are_had_by_url(world: World, tmp_path: Path) -> None:
+    """From either gateway, whole and in part, by a page of any origin; who leaves gets nothing new; the log keeps no
+    permission."""
+    port, data, size = free_port(), tmp_path / "data", 2 * MIB + 5
+    worker = await world.worker()
+    desks = [await world.desk(worker, http_port=0, public_url=f"http://{LOOPBACK}:{port}") for _ in range(2)]
+    http = [f"{LOOPBACK}:{desk.gateway.http_port}" for desk in desks]
+    part = envoy(port, [desk.address for desk in desks], http, data / "envoy", data / "logs" / "envoy.log")
+    with servers.leashed(data) as stack:
+        await asyncio.to_thread(stack.up, [part])
+        async with Client(part.address) as client, aiohttp.ClientSession() as session:
+
+            async def ask(method: str = "GET", **headers: str) -> tuple[int, Mapping[str, str], bytes]:
+                named = {name.replace("_", "-"): value for name, value in headers.items()}
+                async with session.request(method, made.url, headers=named) as response:
+                    return response.status, response.headers, await response.read()
+
+            made = await client.animate(ask_for(extra={"size": size}, delivery=media_pb2.DELIVERY_URL))
+            whole = await client.fetch(made)
+            parts = [await ask(range=f"bytes={start}-{start + 99}") for start in range(0, 1000, 100)]
+            head = await ask("HEAD")
+            same = await ask(if_none_match=head[1]["etag"])
+            preflight = await ask("OPTIONS", origin="http://localhost:3000", access_control_request_method="GET")
+            served = [await desk.metric("reprise_artifacts_served_total", status="206") for desk in desks]
+            meanwhile: list[tuple[int, Mapping[str, str], bytes]] = []
+
+            async def goes_elsewhere() -> bool:
+                known = await desks[0].metric("reprise_artifacts_served_total", status="200")
+                meanwhile.extend([await ask(origin="https://any.org") for _ in range(10)])
+                return known == await desks[0].metric("reprise_artifacts_served_total", status="200")
+
+            leaving = asyncio.create_task(desks[0].gateway.leave(notice=60.0, drain=0.0))
+            await eventually(goes_elsewhere)
+            leaving.cancel()
+            await desks[0].gateway.leave(notice=0.0, drain=1.0)
+            meanwhile += [await ask(origin="https://any.org", x_reprise_tenant="somebody") for _ in range(5)]
+        await asyncio.to_thread(stack.down)
+        log = part.log.read_text()
+
+    assert size == len(whole)
+    assert [(206, whole[start : start + 100]) for start in range(0, 1000, 100)] == [
+        (status, body) for status, _, body in parts
+    ]
+    assert (10, True) == (sum(served), all(served))
+    assert (200, str(size), 304, 204) == (head[0], head[1]["content-length"], same[0], preflight[0])
+    assert {(200, whole)} == {(status, body) for status, _, body in meanwhile}
+    assert {"*"} == {headers["access-control-allow-origin"] for _, headers, _ in (preflight, *meanwhile)}
+    _, digest, seal = made.url.rsplit("/", 2)
+    assert f'"path":"/artifacts/{digest}"' in log
+    assert seal[:8] not in log
+    assert '"path":"/reprise.v1.MediaService/AnimateImage"' in log
+
+
 def test_two_run_side_by_side(tmp_path: Path) -> None:
     """Neither shares memory, sockets or ports with the other."""
     with fronted(tmp_path / "one", Door()) as one, fronted(tmp_path / "two", Door()) as two:
@@ -244,11 +314,19 @@ def test_the_whole_set_is_composed_in_order(tmp_path: Path) -> None:
     parts = compose(tmp_path, port=port, workers=2, gateways=2, web_port=web_port)
     own = {part.name: part.environment for part in parts}
     edge = parts[-1]
-    cluster = json.loads((edge.folder / "envoy.json").read_text())["static_resources"]["clusters"][0]
-    endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    behind = {
+        cluster["name"]: [
+            each["endpoint"]["address"]["socket_address"]["port_value"]
+            for each in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        ]
+        for cluster in json.loads((edge.folder / "envoy.json").read_text())["static_resources"]["clusters"]
+    }
+    settings = yaml.safe_load((tmp_path / "reprise.yaml").read_text())
 
     assert ["redis", "objects", "worker-1", "worker-2", "gateway", "gateway-2", "envoy"] == list(own)
-    assert [port, parts[5].port] == [each["endpoint"]["address"]["socket_address"]["port_value"] for each in endpoints]
+    assert [port, parts[5].port] == behind["gateways"]
+    assert behind["artifacts"] == [int(own[name]["REPRISE_GATEWAY__HTTP_PORT"]) for name in ("gateway", "gateway-2")]
+    assert f"http://localhost:{web_port}" == settings["gateway"]["public_url"]
     assert [("gateway", str(port)), ("gateway-2", str(parts[5].port))] == [
         (own[name]["REPRISE_GATEWAY__NAME"], own[name]["REPRISE_GATEWAY__PORT"]) for name in ("gateway", "gateway-2")
     ]

@@ -16,9 +16,10 @@ from cache.keys import Principal
 from gateway.errors import NotFound
 from gateway.generation import Generation, Generations
 from gateway.identity import hash_key
-from reprise.v1.media_pb2 import GenerationEvent, Stored
+from reprise.v1 import common_pb2 as pb
+from reprise.v1.media_pb2 import DELIVERY_URL, GenerationEvent, Stored
 from tests.cache.helpers import Clock
-from tests.gateway.world import Desk, Follower, World, ask, eventually, kinds, outcome, problem_of
+from tests.gateway.world import MIB, Desk, Follower, World, ask, eventually, kinds, outcome, problem_of
 
 LONG = 3600.0  # seconds; a grace that no test waits for
 
@@ -334,3 +335,148 @@ async def test_finished_generations_are_kept_within_their_bytes() -> None:
             found.append(generations.find(each.name, each.principal))
     assert known[1:3] == found
     assert 2 == len(generations)
+
+
+# By URL.
+
+
+async def test_a_url_comes_when_the_artifact_is_durable(world: World) -> None:
+    """All else as it happens, no chunks, and the result only with the word that it is stored; asked again, at once."""
+    worker = await world.worker()
+    gate = worker.hold("stored")
+    desk = await world.desk(worker, http_port=0, heartbeat=0.01)
+    follower = desk.follow(delivery=DELIVERY_URL, num_inference_steps=2)
+    await follower.seen("preview")
+    seen = len(follower.events)
+    await eventually(lambda: _now(len(follower.events) > seen + 2))  # signs of life, while it is held back
+    gate.open()
+    media = await follower.media()
+    again = await desk.animate(delivery=DELIVERY_URL, num_inference_steps=2)
+
+    told = [kind for kind in kinds(follower.events) if kind]
+    assert ["accepted", "queued", "progress", "progress", "preview", "result+stored"] == told
+    assert sorted(event.sequence for event in follower.events) == [event.sequence for event in follower.events]
+    assert (b"", Stored.STATE_DURABLE, "miss") == (media.data, media.result.stored.state, outcome(media))
+    assert (media.url, "hit from L1", b"") == (again.url, outcome(again), again.data)
+    assert [] == await watched(desk, media.name, media.last_sequence + 1)
+
+
+async def test_who_drops_a_stream_that_waits_for_a_url_picks_it_up(world: World) -> None:
+    """From the event after the last it has seen, signs of life included; also through another gateway."""
+    worker = await world.worker()
+    gate = worker.hold("stored")
+    desk, other = [await world.desk(worker, http_port=0, heartbeat=0.01, grace=LONG) for _ in range(2)]
+    follower = desk.follow(delivery=DELIVERY_URL)
+    await follower.seen("preview")
+    seen = len(follower.events)
+    await eventually(lambda: _now(len(follower.events) > seen + 2))
+    await follower.leave()
+    watching = asyncio.create_task(watched(other, await follower.name(), follower.events[-1].sequence + 1))
+    gate.open()
+    events = await watching
+
+    assert ["result+stored"] == [kind for kind in kinds(events) if kind]
+    assert events[-1].result.url.startswith(f"http://127.0.0.1:{desk.gateway.http_port}/artifacts/")
+
+
+async def test_who_drops_a_stream_loses_nothing_that_was_held_back(world: World) -> None:
+    """If it cannot be stored after all, the pieces come to who picks the stream up."""
+    worker = await world.worker()
+    worker.hierarchy = (await world.tiers(world.only("l1"))).below_memory
+    gate = worker.hold("stored")
+    desk = await world.desk(worker, http_port=0, heartbeat=0.01, grace=LONG)
+    inline, follower = desk.follow(), desk.follow(delivery=DELIVERY_URL)
+    made = await inline.media()
+    seen = len(follower.events)
+    await eventually(lambda: _now(len(follower.events) > seen + 2))
+    await follower.leave()
+    watching = asyncio.create_task(watched(desk, await follower.name(), follower.events[-1].sequence + 1))
+    gate.open()
+    events = [event for event in await watching if event.ListFields()[1:]]  # without signs of life
+
+    assert ["chunk", "result", "stored"] == kinds(events)
+    assert made.data == events[0].chunk.data
+
+
+async def test_what_cannot_be_stored_comes_inline(world: World) -> None:
+    """When no tier took it the pieces come after all, then the result without a URL; Watch tells the same."""
+    worker = await world.worker()
+    worker.hierarchy = (await world.tiers(world.only("l1"))).below_memory
+    desk = await world.desk(worker, http_port=0)
+    follower = desk.follow(delivery=DELIVERY_URL, extra={"size": 2 * MIB + 5})
+    media = await follower.media()
+    again = await watched(desk, media.name)
+
+    assert ["preview", "chunk", "chunk", "chunk", "result"] == kinds(follower.events)[-5:]
+    assert list(range(1, len(follower.events) + 1)) == [event.sequence for event in follower.events]
+    assert ("", 2 * MIB + 5, "not_stored") == (media.url, len(media.data), await desk.stored(media))
+    assert [*follower.events] == again[:-1]
+    assert Stored.STATE_NOT_STORED == again[-1].stored.state
+
+
+@pytest.mark.parametrize(
+    "policy", [{"no_store": True}, {"mode": pb.CachePolicy.MODE_BYPASS}], ids=["no-store", "bypass"]
+)
+async def test_what_must_not_be_stored_comes_inline(world: World, policy: dict[str, Any]) -> None:
+    """Nobody waits for a storing that is not going to happen."""
+    worker = await world.worker()
+    worker.hold("stored")
+    desk = await world.desk(worker, http_port=0)
+    media = await desk.animate(delivery=DELIVERY_URL, policy=policy)
+    assert ("", 1000) == (media.url, len(media.data))
+
+
+async def test_without_http_everything_comes_inline(world: World) -> None:
+    """Unless others serve it: then the URL begins with the one that is configured."""
+    worker = await world.worker()
+    desk, elsewhere = await world.desk(worker), await world.desk(worker, public_url="https://media.example.com/")
+    made = await desk.animate(delivery=DELIVERY_URL)
+    await desk.stored(made)
+    hit = await elsewhere.animate(delivery=DELIVERY_URL)
+
+    assert ("", 1000) == (made.url, len(made.data))
+    assert ("hit from L2", b"") == (outcome(hit), hit.data)
+    assert hit.url.startswith(f"https://media.example.com/artifacts/{hit.result.artifact.hex}/")
+
+
+async def test_each_follower_gets_its_artifact_its_own_way(world: World) -> None:
+    """One generation, one caller with chunks at once and one with a URL once it is stored."""
+    worker = await world.worker()
+    gate, stored = worker.hold("step"), worker.hold("stored")
+    desk = await world.desk(worker, http_port=0)
+    inline, by_url = desk.follow(), desk.follow(delivery=DELIVERY_URL)
+    await inline.seen("queued")
+    await by_url.seen("queued")
+    gate.open()
+    first = await inline.media()
+    late = desk.follow(delivery=DELIVERY_URL)  # finds it in memory, on its way to the tiers
+    await late.seen("accepted")
+    stored.open()
+    second, third = await by_url.media(), await late.media()
+
+    assert (1, 1000, b"", b"") == (worker.generations, len(first.data), second.data, third.data)
+    assert second.url == third.url != ""
+    assert "" == first.url
+
+
+async def test_who_finds_it_neither_stored_nor_under_way_gets_it_inline(world: World) -> None:
+    """In memory alone, and with nobody left who stores it, it has no URL."""
+    worker = await world.worker()
+    worker.hierarchy = (await world.tiers(world.only("l1"))).below_memory
+    desk = await world.desk(worker, http_port=0)
+    made = await desk.animate()
+    await desk.stored(made)
+    hit = await desk.animate(delivery=DELIVERY_URL)
+    assert ("hit from L1", "", made.data) == (outcome(hit), hit.url, hit.data)
+
+
+async def test_by_url_a_worker_that_dies_before_it_stored_costs_nothing(world: World) -> None:
+    """The gateway stores what it holds, and then there is the URL."""
+    worker = await world.worker()
+    worker.hold("stored")
+    desk = await world.desk(worker, http_port=0)
+    inline, follower = desk.follow(), desk.follow(delivery=DELIVERY_URL)
+    await inline.media()  # the gateway has it
+    await worker.die()
+    media = await follower.media()
+    assert (True, 1) == (bool(media.url), worker.generations)

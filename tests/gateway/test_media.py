@@ -73,6 +73,7 @@ BAD: dict[str, tuple[AnimateImageRequest, grpc.StatusCode, str, str | None]] = {
         "cache_policy.fresh",
     ),
     "a mode of the future": (ask(policy={"mode": 99}), INVALID, "FIELD_INVALID", "cache_policy.mode"),
+    "a delivery of the future": (ask(delivery=99), INVALID, "FIELD_INVALID", "delivery"),
     "negative age": (
         ask(policy={"max_age": {"seconds": -1}}),
         INVALID,

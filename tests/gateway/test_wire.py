@@ -119,6 +119,23 @@ def test_an_inlined_output_counts_too() -> None:
     assert 4 == inlined.weight - lean.weight
 
 
+@settings(deadline=None)  # likewise
+@given(st.integers(0, 2 * CHUNK_BYTES + 9), st.integers(0, 2 * CHUNK_BYTES + 9), st.integers(0, 2 * CHUNK_BYTES + 9))
+@example(0, 0, 0)
+@example(CHUNK_BYTES, CHUNK_BYTES - 1, CHUNK_BYTES)
+@example(2 * CHUNK_BYTES + 1, 0, 2 * CHUNK_BYTES + 1)
+def test_any_part_of_a_reply_is_had_without_its_encoding(size: int, start: int, stop: int) -> None:
+    """From one byte to another, over the borders of chunks, as views of them."""
+    data = (b"0123456789" * (size // 10 + 1))[:size]
+    start, stop = sorted((min(start, size), min(stop, size)))
+    reply = Reply.of(record_of(data), data, random_weights=True, durable=True)
+    pieces = list(reply.pieces(start, stop))
+
+    assert data[start:stop] == b"".join(pieces)
+    assert data == reply.data
+    assert all(any(piece.obj is chunk for chunk in reply.chunks) for piece in pieces)
+
+
 def test_wire_form_passes_the_serializer_untouched() -> None:
     """Bytes are the same object; messages are encoded."""
     wire = event_response(GenerationEvent(sequence=1))

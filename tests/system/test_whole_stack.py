@@ -23,7 +23,7 @@ from gateway.stack.ports import free_port
 from gateway.stack.redis import flush
 from gateway.status import explain_error
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
+from reprise.v1.media_pb2 import DELIVERY_URL, AnimateImageRequest, GenerationEvent, Stored
 from tests.servers import leashed
 
 pytestmark = pytest.mark.timeout(300)
@@ -108,6 +108,18 @@ async def test_only_what_a_change_touches_is_run_again(client: Client, photo: Pa
     assert {"video"} == ran(format_) - {"tokens", "negative_tokens"}
     assert "video/webm" == format_.result.media_type
     assert ran(width) >= IMAGE_STAGES | {"denoise", "video"}
+
+
+async def test_a_video_is_had_by_url(client: Client, photo: Path) -> None:
+    """However small it is, made just now or found, with the bytes that come inline."""
+    made = await client.animate(request(photo, seed=8, delivery=DELIVERY_URL))
+    found = await client.animate(request(photo, seed=8, delivery=DELIVERY_URL))
+    inline = await client.animate(request(photo, seed=8))
+
+    assert [pb.OUTCOME_MISS, pb.OUTCOME_HIT] == [made.report.outcome, found.report.outcome]
+    assert (True, b"", b"") == (bool(made.url and found.url), made.data, found.data)
+    assert inline.data == await client.fetch(made) == await client.fetch(found)
+    assert inline.data == await client.download(made.result.artifact)
 
 
 async def test_two_spellings_with_one_meaning_are_one_result(client: Client, photo: Path) -> None:

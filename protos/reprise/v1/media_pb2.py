@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from reprise.v1 import common_pb2 as reprise_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reprise/v1/media.proto\x12\nreprise.v1\x1a\x17reprise/v1/common.proto\"\x99\x05\n\x13\x41nimateImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12*\n\x0cimage_digest\x18\x03 \x01(\x0b\x32\x12.reprise.v1.DigestH\x00\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x05 \x01(\t\x12\x12\n\x05width\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06height\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nnum_frames\x18\x08 \x01(\rH\x03\x88\x01\x01\x12 \n\x13num_inference_steps\x18\t \x01(\rH\x04\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\n \x01(\x01H\x05\x88\x01\x01\x12\x17\n\nmotion_fps\x18\x0b \x01(\rH\x06\x88\x01\x01\x12\x19\n\x0cplayback_fps\x18\x0c \x01(\rH\x07\x88\x01\x01\x12\x0e\n\x06\x66ormat\x18\r \x01(\t\x12\x11\n\x04seed\x18\x0e \x01(\x04H\x08\x88\x01\x01\x12\x39\n\x05\x65xtra\x18\x0f \x03(\x0b\x32*.reprise.v1.AnimateImageRequest.ExtraEntry\x12-\n\x0c\x63\x61\x63he_policy\x18\x10 \x01(\x0b\x32\x17.reprise.v1.CachePolicy\x1aH\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.reprise.v1.ParameterValue:\x02\x38\x01\x42\t\n\x07pictureB\x08\n\x06_widthB\t\n\x07_heightB\r\n\x0b_num_framesB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\r\n\x0b_motion_fpsB\x0f\n\r_playback_fpsB\x07\n\x05_seed\"B\n\x14\x41nimateImageResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.reprise.v1.GenerationEvent\"\xa7\x02\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.reprise.v1.Accepted\x12\"\n\x06queued\x18\x03 \x01(\x0b\x32\x12.reprise.v1.Queued\x12&\n\x08progress\x18\x04 \x01(\x0b\x32\x14.reprise.v1.Progress\x12$\n\x07preview\x18\x05 \x01(\x0b\x32\x13.reprise.v1.Preview\x12 \n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x11.reprise.v1.Chunk\x12\"\n\x06result\x18\x07 \x01(\x0b\x32\x12.reprise.v1.Result\x12\"\n\x06stored\x18\x08 \x01(\x0b\x32\x12.reprise.v1.Stored\"O\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\'\n\x06stages\x18\x03 \x03(\x0b\x32\x17.reprise.v1.StageReport\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"6\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\"&\n\x07Preview\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0c\n\x04step\x18\x02 \x01(\r\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xc7\x01\n\x06Result\x12$\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x12.reprise.v1.Digest\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\'\n\x06report\x18\x03 \x01(\x0b\x32\x17.reprise.v1.CacheReport\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x10\n\x08trace_id\x18\x05 \x01(\t\x12\x16\n\x0erandom_weights\x18\x06 \x01(\x08\x12\"\n\x06stored\x18\x07 \x01(\x0b\x32\x12.reprise.v1.Stored\"\x8d\x01\n\x06Stored\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.reprise.v1.Stored.State\"Z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_DURABLE\x10\x02\x12\x14\n\x10STATE_NOT_STORED\x10\x03\"3\n\x0cWatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\";\n\rWatchResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.reprise.v1.GenerationEvent\"\x1d\n\rCancelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\" \n\rUploadRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"S\n\x0eUploadResponse\x12\"\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x12.reprise.v1.Digest\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\"G\n\x0f\x44ownloadRequest\x12$\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x12.reprise.v1.Digest\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"4\n\x10\x44ownloadResponse\x12 \n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Chunk2\xee\x02\n\x0cMediaService\x12S\n\x0c\x41nimateImage\x12\x1f.reprise.v1.AnimateImageRequest\x1a .reprise.v1.AnimateImageResponse0\x01\x12>\n\x05Watch\x12\x18.reprise.v1.WatchRequest\x1a\x19.reprise.v1.WatchResponse0\x01\x12?\n\x06\x43\x61ncel\x12\x19.reprise.v1.CancelRequest\x1a\x1a.reprise.v1.CancelResponse\x12?\n\x06Upload\x12\x19.reprise.v1.UploadRequest\x1a\x1a.reprise.v1.UploadResponse\x12G\n\x08\x44ownload\x12\x1b.reprise.v1.DownloadRequest\x1a\x1c.reprise.v1.DownloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reprise/v1/media.proto\x12\nreprise.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reprise/v1/common.proto\"\xc1\x05\n\x13\x41nimateImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12*\n\x0cimage_digest\x18\x03 \x01(\x0b\x32\x12.reprise.v1.DigestH\x00\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x05 \x01(\t\x12\x12\n\x05width\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06height\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nnum_frames\x18\x08 \x01(\rH\x03\x88\x01\x01\x12 \n\x13num_inference_steps\x18\t \x01(\rH\x04\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\n \x01(\x01H\x05\x88\x01\x01\x12\x17\n\nmotion_fps\x18\x0b \x01(\rH\x06\x88\x01\x01\x12\x19\n\x0cplayback_fps\x18\x0c \x01(\rH\x07\x88\x01\x01\x12\x0e\n\x06\x66ormat\x18\r \x01(\t\x12\x11\n\x04seed\x18\x0e \x01(\x04H\x08\x88\x01\x01\x12\x39\n\x05\x65xtra\x18\x0f \x03(\x0b\x32*.reprise.v1.AnimateImageRequest.ExtraEntry\x12-\n\x0c\x63\x61\x63he_policy\x18\x10 \x01(\x0b\x32\x17.reprise.v1.CachePolicy\x12&\n\x08\x64\x65livery\x18\x11 \x01(\x0e\x32\x14.reprise.v1.Delivery\x1aH\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.reprise.v1.ParameterValue:\x02\x38\x01\x42\t\n\x07pictureB\x08\n\x06_widthB\t\n\x07_heightB\r\n\x0b_num_framesB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\r\n\x0b_motion_fpsB\x0f\n\r_playback_fpsB\x07\n\x05_seed\"B\n\x14\x41nimateImageResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.reprise.v1.GenerationEvent\"\xa7\x02\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.reprise.v1.Accepted\x12\"\n\x06queued\x18\x03 \x01(\x0b\x32\x12.reprise.v1.Queued\x12&\n\x08progress\x18\x04 \x01(\x0b\x32\x14.reprise.v1.Progress\x12$\n\x07preview\x18\x05 \x01(\x0b\x32\x13.reprise.v1.Preview\x12 \n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x11.reprise.v1.Chunk\x12\"\n\x06result\x18\x07 \x01(\x0b\x32\x12.reprise.v1.Result\x12\"\n\x06stored\x18\x08 \x01(\x0b\x32\x12.reprise.v1.Stored\"O\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\'\n\x06stages\x18\x03 \x03(\x0b\x32\x17.reprise.v1.StageReport\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"6\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\"&\n\x07Preview\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0c\n\x04step\x18\x02 \x01(\r\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x88\x02\n\x06Result\x12$\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x12.reprise.v1.Digest\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\'\n\x06report\x18\x03 \x01(\x0b\x32\x17.reprise.v1.CacheReport\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x10\n\x08trace_id\x18\x05 \x01(\t\x12\x16\n\x0erandom_weights\x18\x06 \x01(\x08\x12\"\n\x06stored\x18\x07 \x01(\x0b\x32\x12.reprise.v1.Stored\x12\x0b\n\x03url\x18\x08 \x01(\t\x12\x32\n\x0eurl_expires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8d\x01\n\x06Stored\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.reprise.v1.Stored.State\"Z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_DURABLE\x10\x02\x12\x14\n\x10STATE_NOT_STORED\x10\x03\"3\n\x0cWatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\";\n\rWatchResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.reprise.v1.GenerationEvent\"\x1d\n\rCancelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\" \n\rUploadRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"S\n\x0eUploadResponse\x12\"\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x12.reprise.v1.Digest\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\"G\n\x0f\x44ownloadRequest\x12$\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x12.reprise.v1.Digest\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"4\n\x10\x44ownloadResponse\x12 \n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Chunk*K\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45LIVERY_INLINE\x10\x01\x12\x10\n\x0c\x44\x45LIVERY_URL\x10\x02\x32\xee\x02\n\x0cMediaService\x12S\n\x0c\x41nimateImage\x12\x1f.reprise.v1.AnimateImageRequest\x1a .reprise.v1.AnimateImageResponse0\x01\x12>\n\x05Watch\x12\x18.reprise.v1.WatchRequest\x1a\x19.reprise.v1.WatchResponse0\x01\x12?\n\x06\x43\x61ncel\x12\x19.reprise.v1.CancelRequest\x1a\x1a.reprise.v1.CancelResponse\x12?\n\x06Upload\x12\x19.reprise.v1.UploadRequest\x1a\x1a.reprise.v1.UploadResponse\x12G\n\x08\x44ownload\x12\x1b.reprise.v1.DownloadRequest\x1a\x1c.reprise.v1.DownloadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,46 +35,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ANIMATEIMAGEREQUEST_EXTRAENTRY']._loaded_options = None
   _globals['_ANIMATEIMAGEREQUEST_EXTRAENTRY']._serialized_options = b'8\001'
-  _globals['_ANIMATEIMAGEREQUEST']._serialized_start=64
-  _globals['_ANIMATEIMAGEREQUEST']._serialized_end=729
-  _globals['_ANIMATEIMAGEREQUEST_EXTRAENTRY']._serialized_start=526
-  _globals['_ANIMATEIMAGEREQUEST_EXTRAENTRY']._serialized_end=598
-  _globals['_ANIMATEIMAGERESPONSE']._serialized_start=731
-  _globals['_ANIMATEIMAGERESPONSE']._serialized_end=797
-  _globals['_GENERATIONEVENT']._serialized_start=800
-  _globals['_GENERATIONEVENT']._serialized_end=1095
-  _globals['_ACCEPTED']._serialized_start=1097
-  _globals['_ACCEPTED']._serialized_end=1176
-  _globals['_QUEUED']._serialized_start=1178
-  _globals['_QUEUED']._serialized_end=1204
-  _globals['_PROGRESS']._serialized_start=1206
-  _globals['_PROGRESS']._serialized_end=1260
-  _globals['_PREVIEW']._serialized_start=1262
-  _globals['_PREVIEW']._serialized_end=1300
-  _globals['_CHUNK']._serialized_start=1302
-  _globals['_CHUNK']._serialized_end=1339
-  _globals['_RESULT']._serialized_start=1342
-  _globals['_RESULT']._serialized_end=1541
-  _globals['_STORED']._serialized_start=1544
-  _globals['_STORED']._serialized_end=1685
-  _globals['_STORED_STATE']._serialized_start=1595
-  _globals['_STORED_STATE']._serialized_end=1685
-  _globals['_WATCHREQUEST']._serialized_start=1687
-  _globals['_WATCHREQUEST']._serialized_end=1738
-  _globals['_WATCHRESPONSE']._serialized_start=1740
-  _globals['_WATCHRESPONSE']._serialized_end=1799
-  _globals['_CANCELREQUEST']._serialized_start=1801
-  _globals['_CANCELREQUEST']._serialized_end=1830
-  _globals['_CANCELRESPONSE']._serialized_start=1832
-  _globals['_CANCELRESPONSE']._serialized_end=1848
-  _globals['_UPLOADREQUEST']._serialized_start=1850
-  _globals['_UPLOADREQUEST']._serialized_end=1882
-  _globals['_UPLOADRESPONSE']._serialized_start=1884
-  _globals['_UPLOADRESPONSE']._serialized_end=1967
-  _globals['_DOWNLOADREQUEST']._serialized_start=1969
-  _globals['_DOWNLOADREQUEST']._serialized_end=2040
-  _globals['_DOWNLOADRESPONSE']._serialized_start=2042
-  _globals['_DOWNLOADRESPONSE']._serialized_end=2094
-  _globals['_MEDIASERVICE']._serialized_start=2097
-  _globals['_MEDIASERVICE']._serialized_end=2463
+  _globals['_DELIVERY']._serialized_start=2234
+  _globals['_DELIVERY']._serialized_end=2309
+  _globals['_ANIMATEIMAGEREQUEST']._serialized_start=97
+  _globals['_ANIMATEIMAGEREQUEST']._serialized_end=802
+  _globals['_ANIMATEIMAGEREQUEST_EXTRAENTRY']._serialized_start=599
+  _globals['_ANIMATEIMAGEREQUEST_EXTRAENTRY']._serialized_end=671
+  _globals['_ANIMATEIMAGERESPONSE']._serialized_start=804
+  _globals['_ANIMATEIMAGERESPONSE']._serialized_end=870
+  _globals['_GENERATIONEVENT']._serialized_start=873
+  _globals['_GENERATIONEVENT']._serialized_end=1168
+  _globals['_ACCEPTED']._serialized_start=1170
+  _globals['_ACCEPTED']._serialized_end=1249
+  _globals['_QUEUED']._serialized_start=1251
+  _globals['_QUEUED']._serialized_end=1277
+  _globals['_PROGRESS']._serialized_start=1279
+  _globals['_PROGRESS']._serialized_end=1333
+  _globals['_PREVIEW']._serialized_start=1335
+  _globals['_PREVIEW']._serialized_end=1373
+  _globals['_CHUNK']._serialized_start=1375
+  _globals['_CHUNK']._serialized_end=1412
+  _globals['_RESULT']._serialized_start=1415
+  _globals['_RESULT']._serialized_end=1679
+  _globals['_STORED']._serialized_start=1682
+  _globals['_STORED']._serialized_end=1823
+  _globals['_STORED_STATE']._serialized_start=1733
+  _globals['_STORED_STATE']._serialized_end=1823
+  _globals['_WATCHREQUEST']._serialized_start=1825
+  _globals['_WATCHREQUEST']._serialized_end=1876
+  _globals['_WATCHRESPONSE']._serialized_start=1878
+  _globals['_WATCHRESPONSE']._serialized_end=1937
+  _globals['_CANCELREQUEST']._serialized_start=1939
+  _globals['_CANCELREQUEST']._serialized_end=1968
+  _globals['_CANCELRESPONSE']._serialized_start=1970
+  _globals['_CANCELRESPONSE']._serialized_end=1986
+  _globals['_UPLOADREQUEST']._serialized_start=1988
+  _globals['_UPLOADREQUEST']._serialized_end=2020
+  _globals['_UPLOADRESPONSE']._serialized_start=2022
+  _globals['_UPLOADRESPONSE']._serialized_end=2105
+  _globals['_DOWNLOADREQUEST']._serialized_start=2107
+  _globals['_DOWNLOADREQUEST']._serialized_end=2178
+  _globals['_DOWNLOADRESPONSE']._serialized_start=2180
+  _globals['_DOWNLOADRESPONSE']._serialized_end=2232
+  _globals['_MEDIASERVICE']._serialized_start=2312
+  _globals['_MEDIASERVICE']._serialized_end=2678
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from reprise.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -8,8 +11,17 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Delivery(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DELIVERY_UNSPECIFIED: _ClassVar[Delivery]
+    DELIVERY_INLINE: _ClassVar[Delivery]
+    DELIVERY_URL: _ClassVar[Delivery]
+DELIVERY_UNSPECIFIED: Delivery
+DELIVERY_INLINE: Delivery
+DELIVERY_URL: Delivery
+
 class AnimateImageRequest(_message.Message):
-    __slots__ = ("model", "image", "image_digest", "prompt", "negative_prompt", "width", "height", "num_frames", "num_inference_steps", "guidance_scale", "motion_fps", "playback_fps", "format", "seed", "extra", "cache_policy")
+    __slots__ = ("model", "image", "image_digest", "prompt", "negative_prompt", "width", "height", "num_frames", "num_inference_steps", "guidance_scale", "motion_fps", "playback_fps", "format", "seed", "extra", "cache_policy", "delivery")
     class ExtraEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +45,7 @@ class AnimateImageRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     EXTRA_FIELD_NUMBER: _ClassVar[int]
     CACHE_POLICY_FIELD_NUMBER: _ClassVar[int]
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
     model: str
     image: bytes
     image_digest: _common_pb2.Digest
@@ -49,7 +62,8 @@ class AnimateImageRequest(_message.Message):
     seed: int
     extra: _containers.MessageMap[str, _common_pb2.ParameterValue]
     cache_policy: _common_pb2.CachePolicy
-    def __init__(self, model: _Optional[str] = ..., image: _Optional[bytes] = ..., image_digest: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_frames: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., motion_fps: _Optional[int] = ..., playback_fps: _Optional[int] = ..., format: _Optional[str] = ..., seed: _Optional[int] = ..., extra: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., cache_policy: _Optional[_Union[_common_pb2.CachePolicy, _Mapping]] = ...) -> None: ...
+    delivery: Delivery
+    def __init__(self, model: _Optional[str] = ..., image: _Optional[bytes] = ..., image_digest: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_frames: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., motion_fps: _Optional[int] = ..., playback_fps: _Optional[int] = ..., format: _Optional[str] = ..., seed: _Optional[int] = ..., extra: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., cache_policy: _Optional[_Union[_common_pb2.CachePolicy, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, str]] = ...) -> None: ...
 
 class AnimateImageResponse(_message.Message):
     __slots__ = ("event",)
@@ -120,7 +134,7 @@ class Chunk(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("artifact", "media_type", "report", "seed", "trace_id", "random_weights", "stored")
+    __slots__ = ("artifact", "media_type", "report", "seed", "trace_id", "random_weights", "stored", "url", "url_expires_at")
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +142,8 @@ class Result(_message.Message):
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     RANDOM_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    URL_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     artifact: _common_pb2.Digest
     media_type: str
     report: _common_pb2.CacheReport
@@ -135,7 +151,9 @@ class Result(_message.Message):
     trace_id: str
     random_weights: bool
     stored: Stored
-    def __init__(self, artifact: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., media_type: _Optional[str] = ..., report: _Optional[_Union[_common_pb2.CacheReport, _Mapping]] = ..., seed: _Optional[int] = ..., trace_id: _Optional[str] = ..., random_weights: _Optional[bool] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ...) -> None: ...
+    url: str
+    url_expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, artifact: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., media_type: _Optional[str] = ..., report: _Optional[_Union[_common_pb2.CacheReport, _Mapping]] = ..., seed: _Optional[int] = ..., trace_id: _Optional[str] = ..., random_weights: _Optional[bool] = ..., stored: _Optional[_Union[Stored, _Mapping]] = ..., url: _Optional[str] = ..., url_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Stored(_message.Message):
     __slots__ = ("state",)
