@@ -40,6 +40,7 @@ _FOREVER = 10 * 365 * 24 * 3600.0  # stores that forget are not asked to keep a 
 _PATIENCE = 1.0  # seconds that processes get to say they have heard
 _READ_WHEN_DEAF, _READ_ANYWAY = 1.0, 15.0  # seconds between two looks into the book
 _START_PATIENCE = 2.0
+_HEARD_BY_NOW = 0.1
 _log = structlog.get_logger(__name__)
 
 
@@ -120,9 +121,12 @@ class Orders:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        while pending:
+            for task in pending:
+                task.cancel()
+            # The driver swallows a cancellation that comes while it connects, so it is said until it is heard.
+            _, pending = await asyncio.wait(pending, timeout=_HEARD_BY_NOW)
 
     def on_order(self, obey: Obey) -> None:
         """Have something of this process let go of what is not to be served any more: at every order, once it is in

@@ -211,3 +211,14 @@ async def test_an_order_is_written_as_it_was_given(deployment: Deployment, order
     await until(lambda: bool(reader.obeyed))
 
     assert [order] == reader.obeyed
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.0005, 0.001, 0.002, 0.004])
+async def test_a_process_that_ends_while_it_connects_ends(redis_url: str, moment: float) -> None:
+    """Whatever its connection is doing then."""
+    channel = RedisChannel.connect(redis_url, "test", budget=1.0)
+    orders = Orders(None, channel, process="brief", secret=SECRET, bans=Bans(), switches=Switches())
+    async with asyncio.timeout(10.0):
+        async with orders:
+            await asyncio.sleep(moment)
+    await channel.aclose()
