@@ -111,6 +111,11 @@ class Bounded(Generic[K, V]):
         self._policy.accessed(key)
         return entry.value
 
+    def peek(self, key: K, now: float) -> V | None:
+        """What `get` would give, with nothing changed by asking."""
+        entry = self._entries.get(key)
+        return entry.value if entry is not None and now < entry.expires else None
+
     def put(
         self,
         key: K,

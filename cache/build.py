@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from cache.guard import Breaker, GuardedStore
 from cache.hierarchy import Hierarchy
+from cache.journal import Journal
 from cache.memory import MemoryTier
 from cache.metered import CacheMetrics, MeteredTier, Tally
 from cache.objects import ObjectsStore
@@ -30,6 +31,7 @@ class Tiers:
     redis: RedisStore | None
     objects: ObjectsStore | None
     writer: WriteBehind
+    journal: Journal | None  # beside L2; None without it
     through_memory: Hierarchy  # L1, L2, L3
     below_memory: Hierarchy  # L2, L3: for those who keep their own form of things in L1
 
@@ -50,10 +52,12 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
     metrics = CacheMetrics(registry)
     breakers: dict[TierName, Breaker] = {}
 
-    def tier(name: TierName, store: Store, budget: float | None, max_payload: int | None) -> MeteredTier:
+    def guard(name: TierName, store: Store, budget: float | None) -> GuardedStore:
         breakers[name] = Breaker(settings.breaker.failures, settings.breaker.rest)
         metrics.watch_breaker(name, breakers[name])
-        guarded = GuardedStore(store, breakers[name], budget=budget)
+        return GuardedStore(store, breakers[name], budget=budget)
+
+    def tier(name: TierName, guarded: GuardedStore, max_payload: int | None) -> MeteredTier:
         return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
 
     memory = MemoryTier(
@@ -62,10 +66,13 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
     redis = _redis(settings)
     objects = _objects(settings)
     shared = []
+    journal = None
     if redis is not None:
-        shared.append(tier(TierName.L2, redis, settings.l2.budget, MAX_PAYLOAD))
+        guarded = guard(TierName.L2, redis, settings.l2.budget)
+        shared.append(tier(TierName.L2, guarded, MAX_PAYLOAD))
+        journal = Journal(redis, guarded)
     if objects is not None:
-        shared.append(tier(TierName.L3, objects, None, None))
+        shared.append(tier(TierName.L3, guard(TierName.L3, objects, None), None))
     writer = WriteBehind(
         shared,
         max_bytes=settings.write_behind.max_bytes,
@@ -83,6 +90,7 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry) -> Tiers:
         redis=redis,
         objects=objects,
         writer=writer,
+        journal=journal,
         through_memory=Hierarchy([MeteredTier(memory, memory_tally), *shared], writer),
         below_memory=Hierarchy(shared, writer),
     )

@@ -36,13 +36,13 @@ class MemoryTier:
     def holds(self, size: int) -> bool:
         return size + _OVERHEAD <= self.entries.max_bytes
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
         started_ns, start = time.time_ns(), time.perf_counter()
-        value = self.entries.get(key, self._clock())
+        value = self.entries.get(key, self._clock()) if ttl is not None else self.peek(key)
         outcome = Outcome.MISS if value is None else Outcome.HIT
         return Lookup(self.name, outcome, value, started_ns, time.perf_counter() - start)
 
-    async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
+    async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         return [await self.get(key, ttl) for key in keys]
 
     async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
@@ -66,3 +66,7 @@ class MemoryTier:
 
     def held(self, key: Key) -> Any | None:
         return self.entries.get(key, self._clock())
+
+    def peek(self, key: Key) -> Any | None:
+        """What `held` would give; its age and rank stay as they are."""
+        return self.entries.peek(key, self._clock())
