@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import NamedTuple, TypeAlias
 
 from cache.description import Description, Scalar, Stage
 from cache.keys import depends_on
+from reprise.v1 import common_pb2 as pb
 
 _SAMPLES = 5  # of equal work: the last ones
 _VARIANTS = 32  # of one stage's work
@@ -53,6 +54,15 @@ class Costs:
             variants.popitem(last=False)
         while len(self._known) > _STAGES:
             self._known.popitem(last=False)
+
+    def learn_all(
+        self, description: Description, parameters: Mapping[str, Scalar], reports: Iterable[pb.StageReport]
+    ) -> None:
+        """What a generation took, stage by stage; of outputs it reused, what they had taken when they were made."""
+        for report in reports:
+            ran = report.outcome == pb.STAGE_OUTCOME_RUN
+            if ran or report.outcome == pb.STAGE_OUTCOME_REUSED:
+                self.learn(description, report.stage, parameters, report.device_seconds, hearsay=not ran)
 
     def estimate(self, description: Description, stage: str, parameters: Mapping[str, Scalar]) -> float | None:
         """What this stage of this request should take. None: nothing like it has been seen.

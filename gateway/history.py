@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
@@ -99,28 +100,33 @@ def _well_typed(row: Asked) -> bool:
 class Past:
     """What one caller asked before one request."""
 
-    def __init__(self, plan: Plan, fields: Mapping[str, Scalar], rows: Iterable[bytes]) -> None:
-        self.caller = _caller(plan)
-        self.address = plan.address
+    def __init__(
+        self,
+        plan: Plan,
+        fields: Mapping[str, Scalar],
+        rows: Iterable[bytes],
+        reading: asyncio.Task[list[bytes]] | None,
+    ) -> None:
         self.fields = fields
-        self.reading: asyncio.Task[None] | None = None
+        self._reading = reading  # shared by everything this caller asks at once
         self._model = plan.description.model
         self._rows = dict.fromkeys(rows)
         self._asked: list[Asked] | None = None
 
     async def known(self) -> None:
         """Wait until all is known that can be, which takes no longer than the journal's budget."""
-        if self.reading is not None:
-            await asyncio.wait({self.reading})
-
-    def add(self, rows: Iterable[bytes]) -> None:
-        self._rows |= dict.fromkeys(rows)
-        self._asked = None
+        if self._reading is None:
+            return
+        await asyncio.wait({self._reading})
+        if not self._reading.cancelled():
+            self._rows |= dict.fromkeys(self._reading.result())
+            self._asked = None
+        self._reading = None
 
     @property
     def asked(self) -> Sequence[Asked]:
         if self._asked is None:
-            self._asked = [row for data in self._rows if (row := Asked.from_bytes(data)) is not None]
+            self._asked = [row for data in self._rows if (row := _decoded(data)) is not None]
         return self._asked
 
     def nearest(self) -> pb.Nearest | None:
@@ -129,7 +135,7 @@ class Past:
         if not rows:
             return None
         row = min(rows, key=lambda row: (len(self._differing(row)), -row.asked_at))
-        nearest = pb.Nearest(address=str(row.address), differing=self._differing(row))
+        nearest = pb.Nearest(address=str(row.address), differing=sorted(self._differing(row)))
         nearest.asked_at.FromMicroseconds(int(row.asked_at * 1e6))
         return nearest
 
@@ -141,9 +147,8 @@ class Past:
             return Reason.POLICY if having else Reason.NEW
         return Reason.EVICTED if now - max(kept) < ttl else Reason.EXPIRED
 
-    def _differing(self, row: Asked) -> list[str]:
-        names = sorted(self.fields.keys() | row.fields.keys())
-        return [name for name in names if self.fields.get(name) != row.fields.get(name)]
+    def _differing(self, row: Asked) -> set[str]:
+        return {name for name, _ in self.fields.items() ^ row.fields.items()}
 
 
 class History:
@@ -163,7 +168,7 @@ class History:
         self._rows: Bounded[str, tuple[bytes, ...]] = Bounded(max_bytes=_MAX_BYTES)
         self._noted: Bounded[tuple[str, Address, bool], bool] = Bounded(max_bytes=_MAX_NOTED)
         self._waiting: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(_MAX_WAITING)
-        self._reading: set[asyncio.Task[None]] = set()
+        self._reading: dict[str, asyncio.Task[list[bytes]]] = {}  # by caller
         self._writing: asyncio.Task[None] | None = None
         self._dropped = Counter("reprise_history_dropped", "Rows that reached no other gateway", registry=registry)
 
@@ -172,7 +177,7 @@ class History:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        tasks = [*self._reading, *([self._writing] if self._writing else [])]
+        tasks: list[asyncio.Task[Any]] = [*self._reading.values(), *([self._writing] if self._writing else [])]
         try:
             async with asyncio.timeout(_DRAIN):
                 await self._waiting.join()
@@ -185,12 +190,8 @@ class History:
     def recall(self, plan: Plan) -> Past:
         """What the caller of this plan asked before: what this process knows at once, the rest a moment later."""
         caller = _caller(plan)
-        past = Past(plan, self._fields_of(plan), self._rows.peek(caller, self._clock()) or ())
-        if self._journal is not None:
-            past.reading = asyncio.create_task(self._read(self._journal, past))
-            self._reading.add(past.reading)
-            past.reading.add_done_callback(self._reading.discard)
-        return past
+        rows = self._rows.peek(caller, self._clock()) or ()
+        return Past(plan, self._fields_of(plan), rows, self._begin_reading(caller))
 
     def hit(self, plan: Plan) -> None:
         """The caller had this from a tier. Noted once per half of its TTL; costs a look-up otherwise."""
@@ -253,11 +254,20 @@ class History:
     def _digest(self, caller: str, name: str, value: Scalar) -> str:
         return keyed_hash_of(self._secret, "history", [caller, name, value])[:32]
 
-    async def _read(self, journal: Journal, past: Past) -> None:
+    def _begin_reading(self, caller: str) -> asyncio.Task[list[bytes]] | None:
+        if self._journal is None:
+            return None
+        if caller not in self._reading:
+            self._reading[caller] = asyncio.create_task(self._read(self._journal, caller))
+        return self._reading[caller]
+
+    async def _read(self, journal: Journal, caller: str) -> list[bytes]:
         try:
-            past.add(await journal.tail(_name(past.caller), ROWS))
+            return await journal.tail(_name(caller), ROWS)
         except TierError:
-            return  # what this process knows has to do
+            return []  # what this process knows has to do
+        finally:
+            del self._reading[caller]
 
     async def _write_forever(self) -> None:
         while True:
@@ -269,6 +279,9 @@ class History:
                 self._dropped.inc()
             finally:
                 self._waiting.task_done()
+
+
+_decoded = lru_cache(maxsize=1024)(Asked.from_bytes)
 
 
 def _caller(plan: Plan) -> str:

@@ -28,6 +28,12 @@ class Ledger:
         self._errors = Counter("reprise_refusals", "Requests refused", ["method", "code", "reason"], registry=registry)
         self._spent = Counter("reprise_device_seconds_spent", "Device time spent", registry=registry)
         self._saved = Counter("reprise_device_seconds_saved", "Device time saved", registry=registry)
+        self._misses = Counter(
+            "reprise_misses",
+            "Requests that no tier answered: why, and the one field in which the caller's nearest earlier one differs",
+            ["reason", "field"],
+            registry=registry,
+        )
         self._generations = Counter("reprise_generations", "Generations asked of workers", registry=registry)
 
     def enter(self, method: str, answer: Answer, seconds: float) -> None:
@@ -38,6 +44,9 @@ class Ledger:
         self._seconds.labels(method, answer.outcome.value).observe(seconds)
         self._spent.inc(answer.device_seconds_spent)
         self._saved.inc(answer.device_seconds_saved)
+
+        if answer.reason is not None:
+            self._misses.labels(answer.reason.value, answer.differing).inc()
 
     def generated(self) -> None:
         self.generations += 1

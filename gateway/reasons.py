@@ -12,20 +12,10 @@ from dataclasses import dataclass, field
 from cache.hierarchy import Found
 from cache.reason import Reason, any_failed, reason_of
 from cache.tier import Lookup, Outcome
+from gateway.answer import reason_message, reason_name
 from gateway.history import Past
 from gateway.plan import Plan
 from reprise.v1 import common_pb2 as pb
-
-_MESSAGES: dict[Reason, pb.MissReason] = {
-    Reason.NEW: pb.MISS_REASON_NEW,
-    Reason.EXPIRED: pb.MISS_REASON_EXPIRED,
-    Reason.EVICTED: pb.MISS_REASON_EVICTED,
-    Reason.INVALIDATED: pb.MISS_REASON_INVALIDATED,
-    Reason.POLICY: pb.MISS_REASON_POLICY,
-    Reason.TIER_FAILED: pb.MISS_REASON_TIER_FAILED,
-    Reason.DAMAGED: pb.MISS_REASON_DAMAGED,
-    Reason.NEVER_KEPT: pb.MISS_REASON_NEVER_KEPT,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +67,6 @@ def with_reasons(
             mine.reason = reason_message(_why_run(plan, mine, hints, past, now))
         told.append(mine)
     return told
-
-
-def reason_message(reason: Reason | None) -> pb.MissReason:
-    return _MESSAGES[reason] if reason is not None else pb.MISS_REASON_UNSPECIFIED
-
-
-def reason_name(message: pb.MissReason) -> Reason | None:
-    return next((reason for reason, other in _MESSAGES.items() if other == message), None)
 
 
 def _why_run(plan: Plan, report: pb.StageReport, hints: Hints, past: Past, now: float) -> Reason:

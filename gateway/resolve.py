@@ -19,12 +19,15 @@ from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
 from gateway.answer import Answer, Outcome, hit_stages, tier_name
+from gateway.costs import Costs
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
-from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
+from gateway.generation import Completed, Generation, Generations, Planned, Settled, Step, result_message
+from gateway.history import History
 from gateway.ledger import Ledger
 from gateway.peers import Names
 from gateway.plan import Plan
+from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
 from gateway.wire import Reply
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import Stored
@@ -53,6 +56,8 @@ class Resolver:
         names: Names,
         tracing: Tracing,
         ledger: Ledger,
+        history: History,
+        costs: Costs,
         *,
         max_generations: int,
         heartbeat: float,
@@ -71,12 +76,15 @@ class Resolver:
         self._clock = clock
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
         self.ledger = ledger
+        self._history = history
+        self._costs = costs
 
     async def resolve(self, plan: Plan, visit: Visit) -> AsyncGenerator[bytes]:
         """Responses in wire form, the result in the last. Raises Refused."""
         lookups: Sequence[Lookup] = ()
+        missed = Seen()
         if plan.policy.read:
-            reply, lookups = await self._look_up(plan)
+            reply, lookups, missed = await self._look_up(plan)
             if reply is not None:
                 for message in self._hit(plan, visit, reply, lookups):
                     yield message
@@ -85,7 +93,7 @@ class Resolver:
             raise NotFound("NOT_CACHED")
         span = self._begin_span(plan, visit, lookups)
         try:
-            generation = self._join(plan, visit, lookups, span)
+            generation = self._join(plan, visit, lookups, missed, span)
             plan = generation.plan  # which holds no picture: only the leader's task needs one
             try:
                 async with aclosing(generation.events(to_result=True)) as responses:
@@ -122,21 +130,22 @@ class Resolver:
         reply = self._generations.artifact(artifact, principal)
         return reply.data if reply is not None else None
 
-    async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup]]:
+    async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup], Seen]:
         reply, lookup = self._in_memory(plan)
         if reply is not None:
-            return reply, (lookup,)
+            return reply, (lookup,), Seen()
         final = plan.description.final
         found = await self._hierarchy.fetch(plan.address, final.ttl, max_age=plan.policy.max_age)
         lookups = (lookup, *found.lookups)
         if found.record is not None and found.data is not None:
             reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
             self._hold(plan, reply)
-            return reply, lookups
+            return reply, lookups, Seen()
+        missed = seen(plan, found)
         if self._memory.held(Key.of_wire(plan.address)) is None:
-            return None, lookups
+            return None, lookups, missed
         reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
-        return reply, (*lookups, lookup)
+        return reply, (*lookups, lookup), missed
 
     def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
@@ -182,10 +191,11 @@ class Resolver:
             answer.describe(span)
             span.end()
         self._answered(visit, answer)
+        self._history.hit(plan)
         stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
         return reply.messages(result_message(plan, answer, reply, span, stored))
 
-    def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], span: Span) -> Generation:
+    def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], missed: Seen, span: Span) -> Generation:
         key = (plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age)
         if self._flights.get(key) is None and len(self._flights) >= self._max_generations:
             raise Overloaded("GATEWAY_BUSY")
@@ -221,6 +231,8 @@ class Resolver:
             compose=self._completed,
             name=self._names.make(),
             heartbeat=self._heartbeat,
+            past=self._history.recall(plan),
+            missed=missed,
         )
         self._generations.add(generation)
         return generation
@@ -230,6 +242,7 @@ class Resolver:
             self._hold(plan, done.reply)
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
             self.ledger.generated()
+        self._costs.learn_all(plan.description, plan.parameters, done.stages)
 
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
@@ -249,7 +262,16 @@ class Resolver:
         else:
             outcome = Outcome.MISS
         tier = tier_name(final.tier) if outcome is Outcome.HIT else None
-        return Answer(outcome, done.reply.record, plan.address, generation.lookups, done.stages, tier)
+        past, now = generation.past, self._clock()
+        reason = why_not_served(plan, generation.missed, past, now)
+        planned = [step.reasons for step in generation.flight.events if isinstance(step, Planned)]
+        hints = Hints(reason, planned[0] if planned else {})
+        stages = with_reasons(plan, done.stages, hints, past, now)
+        nearest = past.nearest()
+        self._history.answered(plan, past, done.stages, ran=outcome in (Outcome.MISS, Outcome.BYPASS))
+        return Answer(
+            outcome, done.reply.record, plan.address, generation.lookups, stages, tier, reason=reason, nearest=nearest
+        )
 
     def _answered(self, visit: Visit, answer: Answer, span: Span | None = None) -> None:
         visit.set_cache_status(answer.cache_status(self._clock()))

@@ -26,10 +26,12 @@ from cache.flight import Flights
 from cache.keys import Principal, namespace
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
+from gateway.costs import Costs
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField
 from gateway.forward import Forwarder
 from gateway.generation import Generations, Step
+from gateway.history import History
 from gateway.identity import IdentityInterceptor, identifier
 from gateway.ledger import Ledger
 from gateway.media import MediaServicer
@@ -105,6 +107,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         )
         models = Models(fleet, catalogue, revisions=section.revisions, defaults=section.default_models)
         await models.recall()
+        history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry))
+        costs = Costs()
         flights: Flights[object, Step] = Flights(grace=section.grace)
         stack.push_async_callback(flights.drain, section.drain)
         forwarder = Forwarder(
@@ -122,6 +126,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             names,
             telemetry.tracing,
             ledger,
+            history,
+            costs,
             max_generations=section.max_generations,
             heartbeat=section.heartbeat,
         )

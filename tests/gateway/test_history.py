@@ -21,9 +21,10 @@ from cache.keys import Address
 from cache.reason import Reason
 from cache.redis import RedisStore
 from cache.tier import Lookup, Outcome, TierName
+from gateway.answer import reason_message, reason_name
 from gateway.history import ROWS, Asked, History, Past
 from gateway.plan import Plan, Policy
-from gateway.reasons import Hints, Seen, reason_message, reason_name, seen, why_not_served, with_reasons
+from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
 from gateway.stack.ports import LOOPBACK, free_port
 from reprise.v1 import common_pb2 as pb
 from tests.cache.helpers import SECRET, Clock
@@ -207,7 +208,7 @@ async def test_nothing_that_was_said_is_in_a_row(redis_url: str) -> None:
         digests = []
         for name in await raw.keys("*"):
             rows = [row for row in await raw.lrange(name, 0, -1) if isinstance(row, bytes)]
-            stored += name + b"".join(rows)
+            stored += str(name).encode() + b"".join(rows)
             digests += [Asked.from_bytes(row) for row in rows]
     assert len(stored) > 500
     for word in (canary, "canary", "midnight", "of-the-mine"):
