@@ -88,10 +88,7 @@ class Answer:
         return pb.CacheReport(
             outcome=_OUTCOMES[self.outcome],
             tier=tier_message(self.tier),
-            lookups=[
-                pb.TierLookup(tier=_TIERS[each.tier], outcome=_LOOKUPS[each.outcome], seconds=each.seconds)
-                for each in self.lookups
-            ],
+            lookups=map(lookup_message, self.lookups),
             stages=self.stages,
             device_seconds_spent=self.device_seconds_spent,
             device_seconds_saved=self.device_seconds_saved,
@@ -158,6 +155,10 @@ def hit_stages(stages: Sequence[Stage], record: Record, tier: TierName) -> list[
 
 def tier_message(tier: TierName | None) -> pb.Tier:
     return _TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED
+
+
+def lookup_message(lookup: Lookup) -> pb.TierLookup:
+    return pb.TierLookup(tier=_TIERS[lookup.tier], outcome=_LOOKUPS[lookup.outcome], seconds=lookup.seconds)
 
 
 def lookup_outcome_message(outcome: LookupOutcome) -> pb.LookupOutcome:

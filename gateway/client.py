@@ -111,6 +111,15 @@ class Client:
         chunks = self._media.Download(request, metadata=self._metadata)
         return b"".join([response.chunk.data async for response in chunks])
 
+    async def explain(
+        self, request: media_pb2.AnimateImageRequest, after: media_pb2.AnimateImageRequest | None = None
+    ) -> media_pb2.ExplainResponse:
+        """What a request would be answered with, now or after another one. Nothing is run."""
+        for each in (request, *([after] if after is not None else [])):
+            _refuse_too_large("image", each.image)
+        question = media_pb2.ExplainRequest(animate_image=request, after_animate_image=after)
+        return await self._media.Explain(question, timeout=_LATER, metadata=self._metadata)
+
     async def stats(self) -> cache_pb2.StatsResponse:
         return await self._cache.Stats(cache_pb2.StatsRequest(), timeout=_LATER, metadata=self._metadata)
 

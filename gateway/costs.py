@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from cache.description import Description, Scalar, Stage
 from cache.keys import depends_on
+from gateway.history import Asked
 from reprise.v1 import common_pb2 as pb
 
 _SAMPLES = 5  # of equal work: the last ones
@@ -63,6 +64,16 @@ class Costs:
             ran = report.outcome == pb.STAGE_OUTCOME_RUN
             if ran or report.outcome == pb.STAGE_OUTCOME_REUSED:
                 self.learn(description, report.stage, parameters, report.device_seconds, hearsay=not ran)
+
+    def learn_row(self, description: Description, row: Asked) -> None:
+        """What the stages of an earlier request took, if it was for this model and its row says enough."""
+        if (row.model, row.revision) != (description.model, description.revision):
+            return
+        names = {stage.name for stage in description.stages}
+        if row.fields.keys() >= {parameter.name for parameter in description.parameters}:
+            for stage, seconds in row.seconds.items():
+                if stage in names:
+                    self.learn(description, stage, row.fields, seconds, hearsay=True)
 
     def estimate(self, description: Description, stage: str, parameters: Mapping[str, Scalar]) -> float | None:
         """What this stage of this request should take. None: nothing like it has been seen.

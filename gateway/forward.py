@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -32,7 +32,7 @@ from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response
 from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.inference_pb2 import Finished, Picture, RunRequest, RunResponse
+from reprise.v1.inference_pb2 import Finished, ForeseeResponse, Picture, RunRequest, RunResponse
 from reprise.v1.media_pb2 import Stored
 
 _NO_WORKER_RETRY = 2.0  # seconds
@@ -88,6 +88,24 @@ class Forwarder:
                 flight.publish(Settled(await self._store(artifact, plan)))
         finally:
             self._abandoned.discard(flight)
+
+    async def foresee(self, plan: Plan, records: Mapping[str, tuple[Record, TierName]]) -> ForeseeResponse | None:
+        """What the plan's home would reuse and run. None: no worker can say. Raises Refused, as a run would."""
+        worker = self._fleet.home(plan.description.model, plan.description.revision, plan.affinity)
+        if worker is None:
+            return None
+        try:
+            foreseen = await worker.foresee(await _run_request(plan, records, with_pixels=False))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise from_upstream(error) from error
+            _log.warning("worker foresees nothing", worker=worker.address, code=error.code().name)
+            return None
+        _name_tiers(foreseen.stages, records)
+        known = {stage.name for stage in plan.stages}
+        if [stage.stage for stage in foreseen.stages] != [stage.name for stage in plan.stages]:
+            raise Internal("WORKER_STAGES_DIFFER")
+        return foreseen if known <= foreseen.addresses.keys() else None
 
     async def _stage_records(self, plan: Plan) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
         """Outputs of stages that can be reused; and what the tiers said of those that cannot."""
@@ -309,10 +327,14 @@ def _completed(
     artifact: _Artifact, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
 ) -> Completed:
     reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
-    for stage in finished.stages:
+    _name_tiers(finished.stages, records)
+    return Completed(reply, list(finished.stages), finished.joined)
+
+
+def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Record, TierName]]) -> None:
+    for stage in stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED and not stage.tier and stage.stage in records:
             stage.tier = tier_message(records[stage.stage][1])  # it came inside the record that we had found
-    return Completed(reply, list(finished.stages), finished.joined)
 
 
 def _publish(flight: Flight[Step], completed: Completed) -> None:

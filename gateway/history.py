@@ -115,13 +115,18 @@ class Past:
 
     async def known(self) -> None:
         """Wait until all is known that can be, which takes no longer than the journal's budget."""
-        if self._reading is None:
+        if (reading := self._reading) is None:
             return
-        await asyncio.wait({self._reading})
-        if not self._reading.cancelled():
-            self._rows |= dict.fromkeys(self._reading.result())
+        await asyncio.wait({reading})
+        if self._reading is not None and not reading.cancelled():  # several streams may wait for it
+            self._rows |= dict.fromkeys(reading.result())
             self._asked = None
         self._reading = None
+
+    def suppose(self, row: Asked) -> None:
+        """Go on as if this had been asked too."""
+        self._rows[row.to_bytes()] = None
+        self._asked = None
 
     @property
     def asked(self) -> Sequence[Asked]:
@@ -203,18 +208,15 @@ class History:
         """A generation has answered this request; `ran` if it was begun for it."""
         if not ran and self._is_noted(plan, kept=plan.policy.store):
             return
-        there = (pb.STAGE_OUTCOME_RUN, pb.STAGE_OUTCOME_REUSED)
-        stages = {
-            report.stage: plan.addresses[report.stage].content_id
-            for report in reports
-            if report.outcome in there and report.stage in plan.addresses
-        }
-        seconds = {
-            report.stage: report.device_seconds
-            for report in reports
-            if report.outcome == pb.STAGE_OUTCOME_RUN and report.stage in stages
-        }
+        stages = _stages(plan, reports, pb.STAGE_OUTCOME_RUN, pb.STAGE_OUTCOME_REUSED)
+        ran_stages = _stages(plan, reports, pb.STAGE_OUTCOME_RUN)
+        seconds = {report.stage: report.device_seconds for report in reports if report.stage in ran_stages}
         self._note(plan, past.fields, stages, seconds, kept=plan.policy.store)
+
+    def row_of(self, plan: Plan, reports: Iterable[pb.StageReport]) -> Asked:
+        """The row that an answer with these reports would leave."""
+        stages = _stages(plan, reports, pb.STAGE_OUTCOME_RUN)
+        return self._row(plan, self._fields_of(plan), stages, {}, kept=plan.policy.store)
 
     def _is_noted(self, plan: Plan, *, kept: bool) -> bool:
         return self._noted.peek((_caller(plan), plan.address, kept), self._clock()) is not None
@@ -228,18 +230,29 @@ class History:
         *,
         kept: bool,
     ) -> None:
-        caller, now, description = _caller(plan), self._clock(), plan.description
-        row = Asked(plan.address, now, description.model, description.revision, fields, stages, seconds, kept)
-        data = row.to_bytes()
+        caller, now = _caller(plan), self._clock()
+        data = self._row(plan, fields, stages, seconds, kept=kept).to_bytes()
         rows = (data, *(self._rows.peek(caller, now) or ()))[:ROWS]
         self._rows.put(caller, rows, weight=sum(map(len, rows)), now=now, ttl=TTL)
-        self._noted.put((caller, plan.address, kept), True, weight=1, now=now, ttl=description.final.ttl / 2)
+        self._noted.put((caller, plan.address, kept), True, weight=1, now=now, ttl=plan.description.final.ttl / 2)
         if self._journal is None:
             return
         try:
             self._waiting.put_nowait((_name(caller), data))
         except asyncio.QueueFull:
             self._dropped.inc()
+
+    def _row(
+        self,
+        plan: Plan,
+        fields: Mapping[str, Scalar],
+        stages: Mapping[str, str],
+        seconds: Mapping[str, float],
+        *,
+        kept: bool,
+    ) -> Asked:
+        model, revision = plan.description.model, plan.description.revision
+        return Asked(plan.address, self._clock(), model, revision, fields, stages, seconds, kept)
 
     def _fields_of(self, plan: Plan) -> dict[str, Scalar]:
         """A request's fields by name. Texts and media are digests that mean nothing elsewhere."""
@@ -282,6 +295,15 @@ class History:
 
 
 _decoded = lru_cache(maxsize=1024)(Asked.from_bytes)
+
+
+def _stages(plan: Plan, reports: Iterable[pb.StageReport], *outcomes: pb.StageOutcome) -> dict[str, str]:
+    """Content ids, as the request was written, of the stages with these outcomes."""
+    return {
+        report.stage: plan.addresses[report.stage].content_id
+        for report in reports
+        if report.outcome in outcomes and report.stage in plan.addresses
+    }
 
 
 def _caller(plan: Plan) -> str:

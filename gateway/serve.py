@@ -29,6 +29,7 @@ from cache.telemetry import Telemetry
 from gateway.costs import Costs
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField
+from gateway.explain import Explainer
 from gateway.forward import Forwarder
 from gateway.generation import Generations, Step
 from gateway.history import History
@@ -137,6 +138,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             MediaServicer(
                 models,
                 resolver,
+                Explainer(tiers, forwarder, history, costs),
                 tiers,
                 darkroom,
                 names,

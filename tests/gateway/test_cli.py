@@ -57,7 +57,7 @@ async def test_animate_writes_the_video_and_says_where_it_came_from(world: World
         "denoise, 3 steps",
         "  denoise          run, 4.000 s",
         "device time: 5.000 s spent, 0.000 s saved; seed 42; stored: durable",
-        "cache-status: reprise; fwd=uri-miss",
+        "cache-status: reprise; fwd=uri-miss; detail=new",
         "The model has random weights, made for trying things out: the video means nothing.",
     ):
         assert line in cold.stdout.splitlines()
