@@ -186,7 +186,8 @@ def _following(forecast: Forecast, earlier: Forecast) -> Forecast:
     plan, made = forecast.plan, earlier.made
     if forecast.record is not None:
         return forecast
-    final, asked = plan.description.final.name, forecast.worker_asked and earlier.worker_asked
+    certain = earlier.worker_asked or earlier.record is not None or not earlier.stages
+    final, asked = plan.description.final.name, forecast.worker_asked and certain
     if plan.policy.read and {str(plan.address), forecast.addresses[final]} & made:
         stages = [pb.StageReport(stage=stage.name, outcome=NOT_NEEDED) for stage in plan.stages[:-1]]
         return replace(forecast, stages=[*stages, pb.StageReport(stage=final, outcome=REUSED)], worker_asked=asked)

@@ -24,6 +24,7 @@ class Seen:
 
     reason: Reason | None = None  # None: they have none, and say no more
     failed: bool = False  # one could not be asked
+    asked: bool = False  # they were asked at all; not about what only a worker can name, or was missing just now
 
 
 def seen(plan: Plan, found: Found, before: Sequence[Lookup] = ()) -> Seen:
@@ -34,7 +35,7 @@ def seen(plan: Plan, found: Found, before: Sequence[Lookup] = ()) -> Seen:
         reason = Reason.EVICTED
     if reason is None and plan.policy.max_age is not None and any(each.outcome is Outcome.HIT for each in lookups):
         reason = Reason.POLICY  # there is one, too old for this request
-    return Seen(reason, any_failed(lookups))
+    return Seen(reason, any_failed(lookups), bool(lookups))
 
 
 def why_not_served(plan: Plan, told: Seen, past: Past, now: float) -> Reason:
@@ -83,4 +84,8 @@ def _why_run(plan: Plan, report: pb.StageReport, hints: Hints, past: Past, now: 
 
 def _by_history(plan: Plan, stage: str, told: Seen, past: Past, now: float) -> Reason:
     why = past.why(plan.addresses[stage].content_id, plan.description.stage(stage).ttl, now)
-    return Reason.TIER_FAILED if why is Reason.EVICTED and told.failed else why
+    if why is Reason.EVICTED and told.failed:
+        return Reason.TIER_FAILED
+    if why is Reason.EVICTED and plan.policy.max_age is not None and not told.asked:
+        return Reason.POLICY  # it should be there, and nobody had to look whether it is young enough
+    return why
