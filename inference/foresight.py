@@ -37,8 +37,10 @@ async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> list[pb.Stage
     reports = []
     for stage in plan.stages:
         if stage in work.run or (stage.name in meaning.outputs and stage.name in read):
-            reason = reason_message(sight.reasons.get(stage.name))
-            reports.append(pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_RUN, reason=reason))
+            reason = sight.reasons.get(stage.name) if stage is not final else None  # which a gateway knows better
+            reports.append(
+                pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_RUN, reason=reason_message(reason))
+            )
         else:
             reports.append(_reused(stage, sight) if stage in work.reuse else _not_needed(stage))
     return reports

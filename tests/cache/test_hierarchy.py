@@ -360,7 +360,7 @@ async def test_a_tier_that_failed_proves_nothing(shared: Bench, fault: Outcome, 
     """When a tier could not be asked for the blob, the request misses, but the record stays where it is."""
 
     class FailsForBlobs(ScriptedTier):
-        async def get(self, key: Key, ttl: float):  # type: ignore[no-untyped-def]
+        async def get(self, key: Key, ttl: float | None):  # type: ignore[no-untyped-def]
             self.fault = fault if key.kind == "b" else None
             try:
                 return await super().get(key, ttl)
