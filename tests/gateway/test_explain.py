@@ -365,6 +365,19 @@ async def test_followers_hear_of_their_own_requests(world: World, tmp_path: Path
     assert ["seed"] == list(explained.report.nearest.differing)  # of the one that bob joined
 
 
+async def test_what_was_had_from_a_tier_was_asked_too(world: World, tmp_path: Path) -> None:
+    """A colleague who never generated anything is told of the result that was found for them."""
+    keys = tmp_path / "keys.yaml"
+    entries = [f"- {{key_sha256: {hash_key(user)!r}, tenant: t, user: {user}}}" for user in ("ann", "bob")]
+    keys.write_text("\n".join(entries))
+    desk = await world.desk(await world.worker(), api_key="ann", identity={"mode": "api_keys", "file": keys})
+    bob = await desk.connect(api_key="bob")
+    await desk.stored(await desk.animate())
+    assert not (await bob.explain(ask(seed=3))).report.HasField("nearest")
+    assert "hit from L1" == outcome(await bob.animate(ask()))
+    assert ["seed"] == list((await bob.explain(ask(seed=3))).report.nearest.differing)
+
+
 # What is wrong with the question.
 
 
