@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from statistics import median
 from typing import NamedTuple, TypeAlias
 
@@ -44,6 +45,8 @@ class Costs:
         hearsay: bool = False,
     ) -> None:
         """A stage took so long for this request. Hearsay counts only while nothing better is known of equal work."""
+        if not 0 <= seconds < math.inf:
+            return  # no worker measures that
         work = _work_of(description, description.stage(stage), parameters)
         variants = self._known.setdefault(_key(description, stage), OrderedDict())
         self._known.move_to_end(_key(description, stage))
@@ -71,9 +74,9 @@ class Costs:
             return
         names = {stage.name for stage in description.stages}
         if row.fields.keys() >= {parameter.name for parameter in description.parameters}:
-            for stage, seconds in row.seconds.items():
-                if stage in names:
-                    self.learn(description, stage, row.fields, seconds, hearsay=True)
+            for stage in names & row.seconds.keys():
+                with suppress(ValueError, TypeError):  # a number that is none: anybody may have written the row
+                    self.learn(description, stage, row.fields, row.seconds[stage], hearsay=True)
 
     def estimate(self, description: Description, stage: str, parameters: Mapping[str, Scalar]) -> float | None:
         """What this stage of this request should take. None: nothing like it has been seen.

@@ -328,7 +328,8 @@ def _completed(
 ) -> Completed:
     reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
     _name_tiers(finished.stages, records)
-    return Completed(reply, list(finished.stages), finished.joined)
+    stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
+    return Completed(reply, stages, finished.joined)
 
 
 def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Record, TierName]]) -> None:

@@ -35,6 +35,7 @@ _MAX_BYTES = 16 * 1024 * 1024  # of rows in this process
 _MAX_NOTED = 65_536  # requests known to be noted already
 _MAX_WAITING = 1024  # rows on their way to the journal
 _DRAIN = 2.0  # seconds
+_END_OF_TIME = 253_402_300_800.0  # of the contract's timestamps: the year 10,000, in seconds
 _LONGEST_NAME, _MOST_ENTRIES = 64, 256  # of what is believed of a row that anybody may have written
 
 
@@ -92,6 +93,7 @@ def _well_typed(row: Asked) -> bool:
     return (
         all(isinstance(number, int | float) and isfinite(number) for number in numbers)
         and all(seconds >= 0 for seconds in row.seconds.values())
+        and 0 <= row.asked_at < _END_OF_TIME
         and all(isinstance(text, str) for text in texts)
         and isinstance(row.kept, bool)
     )
@@ -153,7 +155,8 @@ class Past:
         return Reason.EVICTED if now - max(kept) < ttl else Reason.EXPIRED
 
     def _differing(self, row: Asked) -> set[str]:
-        return {name for name, _ in self.fields.items() ^ row.fields.items()}
+        """Of this request's fields: names that only a row has may be anybody's."""
+        return {name for name, value in self.fields.items() if row.fields.get(name) != value}
 
 
 class History:

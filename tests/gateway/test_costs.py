@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cache.description import Description, Parameter, Scalar
+from cache.keys import Address
 from gateway.costs import Costs
+from gateway.history import Asked
 from tests.gateway.worker import family
 
 _PROPORTIONAL = {"num_frames": "onward", "num_inference_steps": "stage"}
@@ -115,3 +118,23 @@ def test_nothing_breaks_at_zero() -> None:
     """Work of no time, and amounts that no proportion can be taken of, are no error."""
     costs = learned(("denoise", {"num_frames": 0}, 0.0))
     assert 0.0 == costs.estimate(FAMILY, "denoise", parameters())
+
+
+def test_rows_teach_what_they_can() -> None:
+    """A row of this model with all its fields and true numbers; no other does, and none does harm."""
+    fields = parameters() | {"prompt": "digest"}
+    good = Asked(
+        Address("0" * 32, "1" * 64), 1.0, FAMILY.model, FAMILY.revision, fields, {}, {"denoise": 4.0, "x": 1.0}
+    )
+    costs = Costs()
+    for row in (
+        replace(good, revision="r2"),
+        replace(good, fields={"num_frames": 16}),
+        replace(good, fields=fields | {"num_frames": "many"}),
+        replace(good, fields=fields | {"guidance_scale": "much"}),
+        replace(good, seconds={"denoise": float("inf")}),
+    ):
+        costs.learn_row(FAMILY, row)
+    assert costs.estimate(FAMILY, "denoise", parameters()) is None
+    costs.learn_row(FAMILY, good)
+    assert 8.0 == costs.estimate(FAMILY, "denoise", parameters(num_frames=32))

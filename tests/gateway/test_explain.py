@@ -17,6 +17,7 @@ from gateway.identity import hash_key
 from gateway.stack.ports import LOOPBACK, free_port
 from gateway.stack.redis import flush
 from reprise.v1 import common_pb2 as pb
+from reprise.v1.inference_pb2 import Finished
 from reprise.v1.media_pb2 import ExplainRequest, ExplainResponse
 from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests.gateway.worker import Refusal, family
@@ -376,6 +377,18 @@ async def test_what_was_had_from_a_tier_was_asked_too(world: World, tmp_path: Pa
     assert not (await bob.explain(ask(seed=3))).report.HasField("nearest")
     assert "hit from L1" == outcome(await bob.animate(ask()))
     assert ["seed"] == list((await bob.explain(ask(seed=3))).report.nearest.differing)
+
+
+async def test_a_stage_that_nobody_asked_for_is_not_reported(world: World) -> None:
+    """Whatever a worker says it did: a report has the stages of its request."""
+    worker = await world.worker()
+
+    def boast(finished: Finished) -> None:
+        finished.stages.add(stage="strange", outcome=pb.STAGE_OUTCOME_RUN, device_seconds=1.0)
+
+    worker.twist = boast
+    media = await (await world.desk(worker)).animate()
+    assert RUN_ALL == stages(media.report.stages)
 
 
 # What is wrong with the question.

@@ -237,7 +237,7 @@ def test_a_row_survives_its_bytes() -> None:
         *({0: 2}, {1: "x"}, {1: 5}, {2: "x"}, {2: float("nan")}, {2: None}, {3: b"m"}, {4: 1}, {5: "yes"}),
         *({6: [1]}, {6: {1: 1}}, {6: {"seed": b"1"}}, {6: {"s": float("inf")}}, {6: {"s" * 65: 1}}, {6: {"s": [1]}}),
         *({6: None}, {7: {"text": "2" * 64}}, {7: {"text": None}}, {7: [b"1"]}, {8: {"text": "1"}}),
-        *({8: {"text": -1.0}}, {8: {str(number): 1.0 for number in range(257)}}),
+        *({2: -1.0}, {2: 1e300}, {8: {"text": -1.0}}, {8: {str(number): 1.0 for number in range(257)}}),
     ],
     ids=str,
 )
@@ -268,6 +268,22 @@ async def test_good_rows_are_found_among_bad_ones(redis_url: str) -> None:
         await raw.set(name, "text")
         async with gateway(redis_url) as other:
             assert differing(await recalled(other, plan())) is None
+
+
+async def test_names_that_are_not_of_the_request_are_not_repeated(redis_url: str) -> None:
+    """A row whose fields have other names differs in all of this request's, and tells none of its own."""
+    async with gateway(redis_url) as history:
+        made(history, plan())
+    async with Redis.from_url(redis_url) as raw:
+        (name,) = await raw.keys("h/*")
+        (row,) = await raw.lrange(name, 0, -1)
+        parts = msgpack.unpackb(row)
+        parts[6] = {"anything at all": "said", "seed": 0}
+        await raw.unlink(name)
+        await raw.lpush(name, msgpack.packb(parts))
+    async with gateway(redis_url) as other:
+        past = await recalled(other, plan())
+        assert differing(past) == sorted(past.fields.keys() - {"seed"})
 
 
 # Why.
