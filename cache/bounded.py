@@ -98,13 +98,9 @@ class Bounded(Generic[K, V]):
     def __contains__(self, key: K) -> bool:
         return key in self._entries
 
-    def keys(self) -> list[K]:
-        return list(self._entries)
-
-    def peek(self, key: K) -> V | None:
-        """The value whatever its age, without that counting as an access."""
-        entry = self._entries.get(key)
-        return None if entry is None else entry.value
+    def items(self) -> list[tuple[K, V]]:
+        """What is held now, whatever its age, without that counting as an access."""
+        return [(key, entry.value) for key, entry in self._entries.items()]
 
     def get(self, key: K, now: float) -> V | None:
         """The value, its age started again; None if there is none or it has expired."""
@@ -118,6 +114,11 @@ class Bounded(Generic[K, V]):
         entry.expires = min(now + entry.ttl, entry.hard_expiry)
         self._policy.accessed(key)
         return entry.value
+
+    def peek(self, key: K, now: float) -> V | None:
+        """What `get` would give, with nothing changed by asking."""
+        entry = self._entries.get(key)
+        return entry.value if entry is not None and now < entry.expires else None
 
     def put(
         self,

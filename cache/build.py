@@ -12,6 +12,7 @@ from cache.channel import RedisChannel
 from cache.encoding import keyed_hash_of
 from cache.guard import Breaker, GuardedStore
 from cache.hierarchy import Hierarchy
+from cache.journal import Journal
 from cache.memory import MemoryTier
 from cache.metered import CacheMetrics, MeteredTier, Tally
 from cache.objects import ObjectsStore
@@ -36,6 +37,7 @@ class Tiers:
     redis: RedisStore | None
     objects: ObjectsStore | None
     writer: WriteBehind
+    journal: Journal | None  # beside L2; None without it
     through_memory: Hierarchy  # L1, L2, L3
     below_memory: Hierarchy  # L2, L3: for those who keep their own form of things in L1
     bans: Bans
@@ -68,10 +70,12 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
     metrics = CacheMetrics(registry)
     breakers: dict[TierName, Breaker] = {}
 
-    def tier(name: TierName, store: Store, budget: float | None, max_payload: int | None) -> MeteredTier:
+    def guard(name: TierName, store: Store, budget: float | None) -> GuardedStore:
         breakers[name] = Breaker(settings.breaker.failures, settings.breaker.rest)
         metrics.watch_breaker(name, breakers[name])
-        guarded = GuardedStore(store, breakers[name], budget=budget)
+        return GuardedStore(store, breakers[name], budget=budget)
+
+    def tier(name: TierName, guarded: GuardedStore, max_payload: int | None) -> MeteredTier:
         return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
 
     memory = MemoryTier(
@@ -82,10 +86,13 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
     redis = _redis(settings)
     objects = _objects(settings)
     shared = []
+    journal = None
     if redis is not None:
-        shared.append(tier(TierName.L2, redis, settings.l2.budget, MAX_PAYLOAD))
+        guarded = guard(TierName.L2, redis, settings.l2.budget)
+        shared.append(tier(TierName.L2, guarded, MAX_PAYLOAD))
+        journal = Journal(redis, guarded)
     if objects is not None:
-        shared.append(tier(TierName.L3, objects, None, None))
+        shared.append(tier(TierName.L3, guard(TierName.L3, objects, None), None))
     used = [SwitchedTier(each, switches) for each in shared]
     writer = WriteBehind(
         used,
@@ -115,6 +122,7 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
         redis=redis,
         objects=objects,
         writer=writer,
+        journal=journal,
         through_memory=Hierarchy([MeteredTier(memory, memory_tally), *used], writer, bans=bans),
         below_memory=Hierarchy(used, writer, bans=bans),
         bans=bans,

@@ -43,6 +43,8 @@ class Parameter(_Data):
     min_length: int = 0  # characters, for text
     max_length: int | None = None
     choices: tuple[str, ...] = ()
+    # Device time grows with it in proportion: of the stages that declare it, or, as with sizes, of all after them too.
+    proportional: Literal["stage", "onward"] | None = None
     extra: bool = False  # travels in the request's `extra` map, because only some families have it
     unit: str = ""
     help: str = ""

@@ -1,4 +1,4 @@
-"""Guard: a budget and a breaker around a store, and protection from callers that leave."""
+"""Guard: a budget and a breaker around a server, and protection from callers that leave."""
 
 from __future__ import annotations
 
@@ -52,38 +52,26 @@ class Breaker:
         self._probing = False
 
 
-class GuardedStore:
-    """A store whose every call ends within the budget, or was not made at all.
+class Guard:
+    """Every call ends within the budget, or was not made at all.
 
     Calls run in tasks of their own: a caller that is cancelled leaves its call to finish, because cutting a command off
-    in the middle costs the connection. `budget` bounds a call in seconds; None leaves timing to the store, which knows
-    better what progress is (an object store that streams a large blob).
+    in the middle costs the connection. `budget` bounds a call in seconds; None leaves timing to the server's driver,
+    which knows better what progress is (an object store that streams a large blob).
     """
 
-    def __init__(self, store: Store, breaker: Breaker, *, budget: float | None) -> None:
-        self._store = store
+    def __init__(self, breaker: Breaker, *, budget: float | None) -> None:
         self._budget = budget
         self._running: set[asyncio.Task[Any]] = set()
         self.breaker = breaker
 
-    async def get(self, name: str, ttl: float) -> bytes | None:
-        return await self._call(self._store.get(name, ttl))
-
-    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
-        return await self._call(self._store.get_many(names, ttl))
-
-    async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
-        return await self._call(self._store.put(name, data, ttl, replace=replace))
-
-    async def delete(self, name: str) -> None:
-        await self._call(self._store.delete(name))
-
-    async def aclose(self) -> None:
+    async def quiet(self) -> None:
+        """Wait until nothing runs any more."""
         if self._running:
             await asyncio.wait(self._running)
-        await self._store.aclose()
 
-    async def _call(self, call: Coroutine[Any, Any, _T]) -> _T:
+    async def call(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """What the call returns. Raises TierResting, TierTimeout, or what the call raises."""
         try:
             self.breaker.admit()
         except TierResting:
@@ -111,3 +99,27 @@ class GuardedStore:
             raise
         self.breaker.succeeded()
         return result
+
+
+class GuardedStore(Guard):
+    """A store behind a guard, which whatever else is asked of its server can share."""
+
+    def __init__(self, store: Store, breaker: Breaker, *, budget: float | None) -> None:
+        super().__init__(breaker, budget=budget)
+        self._store = store
+
+    async def get(self, name: str, ttl: float | None) -> bytes | None:
+        return await self.call(self._store.get(name, ttl))
+
+    async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]:
+        return await self.call(self._store.get_many(names, ttl))
+
+    async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
+        return await self.call(self._store.put(name, data, ttl, replace=replace))
+
+    async def delete(self, name: str) -> None:
+        await self.call(self._store.delete(name))
+
+    async def aclose(self) -> None:
+        await self.quiet()
+        await self._store.aclose()

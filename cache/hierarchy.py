@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cache.bans import Bans
@@ -31,6 +31,7 @@ class Found:
     record: Record | None = None
     data: bytes | None = None
     tier: TierName | None = None  # the tier that gave the bytes
+    lost: bool = False  # there is a record, and its bytes are in no tier
 
 
 class Hierarchy:
@@ -62,7 +63,7 @@ class Hierarchy:
         if data is None:
             if proves_absence(reads):
                 await self._forget(address)
-            return Found(_by_tier([*lookups, *reads]))
+            return Found(_by_tier([*lookups, *reads]), lost=proves_absence(reads))
         blob = Write(Key.of_blob(address.namespace, record.output.digest), data, record.ttl)
         await self._promote(record, holder, blob)
         await self._promote_writes([blob], self.tiers[holder:source])
@@ -70,24 +71,45 @@ class Hierarchy:
 
     async def find_many(self, wanted: Sequence[tuple[Address, float]]) -> dict[Address, tuple[Record, TierName]]:
         """Records at these (address, TTL in seconds) pairs, asked for at once. Their blobs are not read yet."""
+        return known(await self.ask_many(wanted))
+
+    async def ask_many(self, wanted: Sequence[tuple[Address, float]]) -> dict[Address, Found]:
+        """Like `find_many`, with what was found and what was not. `tier` is the one that gave the record; there are no
+        lookups for what was not there a moment ago.
+        """
         now = self._clock()
-        missing = {address: ttl for address, ttl in wanted if self._absent.get(address, 0.0) <= now}
-        found: dict[Address, tuple[Record, TierName]] = {}
-        uncertain: set[Address] = set()
+        ttls = {address: ttl for address, ttl in wanted if self._absent.get(address, 0.0) <= now}
+        asked = await self._ask(list(ttls), max(ttls.values(), default=0.0))
+        missing = (address for address, found in asked.items() if found.record is None)
+        self._remember_absent([address for address in missing if proves_absence(asked[address].lookups)], now)
+        return {address: asked.get(address, Found(())) for address, _ in wanted}
+
+    async def peek_many(self, addresses: Sequence[Address]) -> dict[Address, Found]:
+        """What would be found at these addresses, with nothing changed by asking: nothing is promoted, made younger,
+        removed, remembered or counted, and no blob is read. `tier` is the one that should give the bytes.
+        """
+        asked = await self._ask(addresses, None)
+        return {address: self._with_bytes(found) for address, found in asked.items()}
+
+    async def _ask(self, addresses: Sequence[Address], ttl: float | None) -> dict[Address, Found]:
+        asked: dict[Address, Found] = {address: Found(()) for address in addresses}
         for tier in self.tiers:
+            missing = [address for address, found in asked.items() if found.record is None]
             if not missing:
                 break
-            addresses = list(missing)
-            lookups = await tier.get_many([Key.of_record(address) for address in addresses], max(missing.values()))
-            for address, lookup in zip(addresses, lookups, strict=True):
+            lookups = await tier.get_many([Key.of_record(address) for address in missing], ttl)
+            for address, lookup in zip(missing, lookups, strict=True):
                 record, lookup = self._record(address, lookup)
-                if record is not None:
-                    found[address] = record, lookup.tier
-                    del missing[address]
-                elif not proves_absence([lookup]):
-                    uncertain.add(address)
-        self._remember_absent(missing.keys() - uncertain, now)
-        return found
+                source = lookup.tier if record is not None else None
+                asked[address] = Found((*asked[address].lookups, lookup), record, tier=source)
+        return asked
+
+    def _with_bytes(self, found: Found) -> Found:
+        if found.record is None or found.record.output.inline is not None:
+            return found
+        size, holder = found.record.output.digest.size, [tier.name for tier in self.tiers].index(found.lookups[-1].tier)
+        source = next((tier.name for tier in self.tiers[holder:] if tier.holds(size)), found.tier)
+        return replace(found, tier=source)
 
     async def read(
         self, namespace: str, digest: Digest, ttl: float
@@ -210,6 +232,15 @@ async def _checked(tier: Tier, key: Key, digest: Digest, lookup: Lookup) -> Look
     if found.size != digest.size:  # who asks has the size wrong; what is stored is sound, and stays
         return replace(lookup, outcome=Outcome.MISS, value=None)
     return lookup
+
+
+def known(asked: Mapping[Address, Found]) -> dict[Address, tuple[Record, TierName]]:
+    """Of what was asked for, the records there are and the tiers that gave them."""
+    return {
+        address: (found.record, found.tier)
+        for address, found in asked.items()
+        if found.record is not None and found.tier is not None
+    }
 
 
 def _by_tier(lookups: Sequence[Lookup]) -> tuple[Lookup, ...]:

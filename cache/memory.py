@@ -47,13 +47,13 @@ class MemoryTier:
     def holds(self, size: int) -> bool:
         return self.on and size + _OVERHEAD <= self.entries.max_bytes
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
         started_ns, start = time.time_ns(), time.perf_counter()
-        value = self.held(key)
-        outcome = Outcome.HIT if value is not None else Outcome.MISS if self.on else Outcome.SKIPPED
+        value = self.held(key) if ttl is not None else self.peek(key)
+        outcome = Outcome.HIT if value is not None else Outcome.MISS if self.on else Outcome.OFF
         return Lookup(self.name, outcome, value, started_ns, time.perf_counter() - start)
 
-    async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
+    async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         return [await self.get(key, ttl) for key in keys]
 
     async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
@@ -77,6 +77,10 @@ class MemoryTier:
 
     def held(self, key: Key) -> Any | None:
         return self.entries.get(key, self._clock()) if self.on else None
+
+    def peek(self, key: Key) -> Any | None:
+        """What `held` would give; its age and rank stay as they are."""
+        return self.entries.peek(key, self._clock()) if self.on else None
 
     async def let_go(self, bans: Bans) -> Gone:
         """Let go of what is banned, and of blobs, which do not say what they are of; of everything if switched off."""

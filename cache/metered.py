@@ -74,7 +74,7 @@ class Tally:
     def count(self, lookup: Lookup, size: int = 0) -> None:
         self.outcomes[lookup.outcome] += 1
         self._children[lookup.outcome].inc()
-        if lookup.outcome is not Outcome.SKIPPED:
+        if lookup.outcome not in (Outcome.SKIPPED, Outcome.OFF):
             self._recent.append(lookup.seconds)
             self._seconds.observe(lookup.seconds)
         if lookup.outcome is Outcome.HIT:
@@ -100,14 +100,15 @@ class MeteredTier:
     def holds(self, size: int) -> bool:
         return self._tier.holds(size)
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
         lookup = await self._tier.get(key, ttl)
-        self.tally.count(lookup)
+        if ttl is not None:
+            self.tally.count(lookup)
         return lookup
 
-    async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
+    async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         lookups = await self._tier.get_many(keys, ttl)
-        for lookup in lookups:
+        for lookup in lookups if ttl is not None else ():
             self.tally.count(lookup)
         return lookups
 

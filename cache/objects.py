@@ -69,7 +69,7 @@ class ObjectsStore:
             )
         return cls(store, stall=stall, write_timeout=write_timeout, reads=reads)
 
-    async def get(self, name: str, ttl: float) -> bytes | None:
+    async def get(self, name: str, ttl: float | None) -> bytes | None:
         async with self._turn(), _translated(self._stall) as deadline:
             try:
                 result = await obstore.get_async(self._store, name)
@@ -83,7 +83,7 @@ class ObjectsStore:
                 deadline.reschedule(self._moved + self._stall)
             return b"".join(map(bytes, pieces))
 
-    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
+    async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]:
         return await asyncio.gather(*(self.get(name, ttl) for name in names))
 
     async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:

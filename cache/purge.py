@@ -24,7 +24,6 @@ _T = TypeVar("_T")
 _PAGE = 16  # entries asked for, or told of, at a time
 _DRAIN = 20.0  # seconds that writes already accepted may take to arrive, so that they are seen
 _TELL_EVERY = 256  # records
-_IDLE = 60.0  # seconds; the TTL that being asked after leaves an entry of L2 with, until it is told to go
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ async def records(tiers: Tiers, namespace: str | None) -> AsyncIterator[Record]:
     durable = tiers.shared[-1]
     for page in _pages(addresses):
         for address, lookup in zip(
-            page, await durable.get_many([Key.of_record(address) for address in page], _IDLE), strict=True
+            page, await durable.get_many([Key.of_record(address) for address in page], None), strict=True
         ):
             if lookup.outcome in (Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED):
                 raise TierError(f"{lookup.outcome} when reading what there is")
@@ -170,7 +169,7 @@ async def _look(
     """Where a tier still has an unwanted record, and where it has another one by now."""
     present, replaced = set[Address](), set[Address]()
     for page in _pages(going):
-        lookups = await tier.get_many([Key.of_record(item.address) for item in page], _IDLE)
+        lookups = await tier.get_many([Key.of_record(item.address) for item in page], None)
         for item, lookup in zip(page, lookups, strict=True):
             if lookup.value is not None:
                 (present if _is_unwanted(lookup.value, unwanted) else replaced).add(item.address)

@@ -42,11 +42,11 @@ class RedisStore:
         client, guides = client_of(url, budget, connections)
         return cls(client, connections=connections, guides=guides)
 
-    async def get(self, name: str, ttl: float) -> bytes | None:
+    async def get(self, name: str, ttl: float | None) -> bytes | None:
         value: bytes | None = await self._ask(lambda client: client.getex(name, px=_milliseconds(ttl)))
         return value
 
-    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
+    async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]:
         # A pipeline of GETEX and not MGET: as many round trips, but it refreshes ages and works across cluster slots.
         pipeline = self._client.pipeline(transaction=False)
         for name in names:
@@ -62,6 +62,15 @@ class RedisStore:
 
     async def delete(self, name: str) -> None:
         await self._ask(lambda client: client.unlink(name))
+
+    async def push(self, name: str, data: bytes, keep: int, ttl: float) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.lpush(name, data).ltrim(name, 0, keep - 1).pexpire(name, _milliseconds(ttl))
+        await self._ask(lambda client: pipeline.execute())
+
+    async def head(self, name: str, count: int) -> list[bytes]:
+        rows: list[bytes] = await self._ask(lambda client: client.lrange(name, 0, count - 1))
+        return rows
 
     async def usage(self) -> dict[str, int]:
         """Entries, bytes, capacity and evictions of the whole server."""
@@ -133,5 +142,5 @@ async def translated(command: Awaitable[_T]) -> _T:
         raise TierError(type(error).__name__) from error
 
 
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else max(1, int(seconds * 1000))

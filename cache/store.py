@@ -20,11 +20,14 @@ from cache.tier import Lookup, Outcome, TierName
 
 
 class Store(Protocol):
-    """Named bytes on some server. Every method raises TierError, and nothing else, when the server fails."""
+    """Named bytes on some server. Every method raises TierError, and nothing else, when the server fails.
 
-    async def get(self, name: str, ttl: float) -> bytes | None: ...
+    What is read is young again for `ttl` seconds, where the server forgets by itself; None changes nothing.
+    """
 
-    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]: ...
+    async def get(self, name: str, ttl: float | None) -> bytes | None: ...
+
+    async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]: ...
 
     async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool: ...
 
@@ -45,24 +48,25 @@ class StoredTier:
     def holds(self, size: int) -> bool:
         return self._max_payload is None or size <= self._max_payload
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
         started_ns, start = time.time_ns(), time.perf_counter()
         try:
             data = await self._store.get(str(key), ttl)
         except TierError as error:
             outcome, payload = _outcome_of(error), None
         else:
-            outcome, payload = await self._verified(key, data)
+            outcome, payload = await self._verified(key, data, remove=ttl is not None)
         return Lookup(self.name, outcome, payload, started_ns, time.perf_counter() - start)
 
-    async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
+    async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
         try:
             found = await self._store.get_many([str(key) for key in keys], ttl)
         except TierError as error:
             answers: list[tuple[Outcome, bytes | None]] = [(_outcome_of(error), None)] * len(keys)
         else:
-            answers = [await self._verified(key, data) for key, data in zip(keys, found, strict=True)]
+            remove = ttl is not None
+            answers = [await self._verified(key, data, remove=remove) for key, data in zip(keys, found, strict=True)]
         seconds = time.perf_counter() - start
         return [Lookup(self.name, outcome, payload, started_ns, seconds) for outcome, payload in answers]
 
@@ -75,13 +79,14 @@ class StoredTier:
     async def aclose(self) -> None:
         await self._store.aclose()
 
-    async def _verified(self, key: Key, data: bytes | None) -> tuple[Outcome, bytes | None]:
+    async def _verified(self, key: Key, data: bytes | None, *, remove: bool) -> tuple[Outcome, bytes | None]:
         if data is None:
             return Outcome.MISS, None
         try:
             return Outcome.HIT, await _unsealed(key, data)
         except Damaged:
-            await self._remove_damaged(key)
+            if remove:
+                await self._remove_damaged(key)
             return Outcome.CORRUPT, None
 
     async def _remove_damaged(self, key: Key) -> None:

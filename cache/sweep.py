@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cache.bounded import Bounded, K, V
 
 _SLICE = 64  # entries looked at before others get a turn
+_ALWAYS = float("-inf")  # a time at which nothing has expired yet
 
 
 class Gone(NamedTuple):
@@ -21,9 +22,8 @@ class Gone(NamedTuple):
 async def sweep(entries: Bounded[K, V], unwanted: Callable[[K, V], bool]) -> Gone:
     """Entries that are leased stay. An entry that comes while this runs may or may not be looked at."""
     count = weight = 0
-    for number, key in enumerate(entries.keys(), start=1):
-        value = entries.peek(key)
-        if value is not None and unwanted(key, value):
+    for number, (key, value) in enumerate(entries.items(), start=1):
+        if unwanted(key, value) and entries.peek(key, _ALWAYS) is value:
             before = entries.bytes
             count += entries.delete(key)
             weight += before - entries.bytes

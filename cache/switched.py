@@ -27,11 +27,11 @@ class SwitchedTier:
     def holds(self, size: int) -> bool:
         return self.on and self._tier.holds(size)
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
-        return await self._tier.get(key, ttl) if self.on else self._skipped()
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
+        return await self._tier.get(key, ttl) if self.on else self._off()
 
-    async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
-        return await self._tier.get_many(keys, ttl) if self.on else [self._skipped() for _ in keys]
+    async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
+        return await self._tier.get_many(keys, ttl) if self.on else [self._off() for _ in keys]
 
     async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
         if not self.on:
@@ -44,5 +44,5 @@ class SwitchedTier:
     async def aclose(self) -> None:
         await self._tier.aclose()
 
-    def _skipped(self) -> Lookup:
-        return Lookup(self.name, Outcome.SKIPPED, started_ns=time.time_ns())
+    def _off(self) -> Lookup:
+        return Lookup(self.name, Outcome.OFF, started_ns=time.time_ns())

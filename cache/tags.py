@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from cache.encoding import keyed_hash_of
 
-_MEDIA, _ANCESTOR, _STAGE = "media:", "of:", "via:"
+_MEDIA, _ANCESTOR, _STAGE, _USER = "media:", "of:", "via:", "user:"
 
 
 def of_media(identity: str) -> str:
@@ -31,7 +31,7 @@ def of_tenant(namespace: str) -> str:
 
 
 def of_user(namespace: str) -> str:
-    return f"user:{namespace}"
+    return f"{_USER}{namespace}"
 
 
 def of_label(secret: bytes, label: str) -> str:
@@ -41,6 +41,11 @@ def of_label(secret: bytes, label: str) -> str:
 def ancestor_in(tag: str) -> str:
     """The name in a tag of an ancestor; nothing in any other."""
     return tag.removeprefix(_ANCESTOR) if tag.startswith(_ANCESTOR) else ""
+
+
+def user_in(tag: str) -> str:
+    """The namespace in a user's tag; nothing in any other."""
+    return tag.removeprefix(_USER) if tag.startswith(_USER) else ""
 
 
 def is_lineage(tag: str) -> bool:

@@ -28,6 +28,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     SKIPPED = "skipped"
     INVALIDATED = "invalidated"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,11 @@ class Tier(Protocol):
         """Whether entries of this many payload bytes are ever kept here."""
         ...
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
-        """Look an entry up; a hit starts its TTL (seconds) again."""
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
+        """Look an entry up; a hit starts its TTL (seconds) again. None: look without any effect, and uncounted."""
         ...
 
-    async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
+    async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         """Look several entries up at once, in the cost of about one."""
         ...
 

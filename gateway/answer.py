@@ -12,6 +12,7 @@ from opentelemetry.trace import Span
 
 from cache.description import Stage
 from cache.keys import Address
+from cache.reason import Reason
 from cache.record import Record
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
@@ -32,6 +33,18 @@ _LOOKUPS = {
     LookupOutcome.TIMEOUT: pb.LOOKUP_OUTCOME_TIMEOUT,
     LookupOutcome.SKIPPED: pb.LOOKUP_OUTCOME_SKIPPED,
     LookupOutcome.INVALIDATED: pb.LOOKUP_OUTCOME_INVALIDATED,
+    LookupOutcome.OFF: pb.LOOKUP_OUTCOME_OFF,
+}
+
+_REASONS: dict[Reason, pb.MissReason] = {
+    Reason.NEW: pb.MISS_REASON_NEW,
+    Reason.EXPIRED: pb.MISS_REASON_EXPIRED,
+    Reason.EVICTED: pb.MISS_REASON_EVICTED,
+    Reason.INVALIDATED: pb.MISS_REASON_INVALIDATED,
+    Reason.POLICY: pb.MISS_REASON_POLICY,
+    Reason.TIER_FAILED: pb.MISS_REASON_TIER_FAILED,
+    Reason.DAMAGED: pb.MISS_REASON_DAMAGED,
+    Reason.NEVER_KEPT: pb.MISS_REASON_NEVER_KEPT,
 }
 
 
@@ -60,6 +73,8 @@ class Answer:
     lookups: Sequence[Lookup]
     stages: Sequence[pb.StageReport]
     tier: TierName | None = None  # that gave the bytes, for a hit
+    reason: Reason | None = None  # why this request was not answered from a tier
+    nearest: pb.Nearest | None = None
 
     @property
     def device_seconds_spent(self) -> float:
@@ -75,16 +90,25 @@ class Answer:
         return pb.CacheReport(
             outcome=_OUTCOMES[self.outcome],
             tier=tier_message(self.tier),
-            lookups=[
-                pb.TierLookup(tier=_TIERS[each.tier], outcome=_LOOKUPS[each.outcome], seconds=each.seconds)
-                for each in self.lookups
-            ],
+            lookups=map(lookup_message, self.lookups),
             stages=self.stages,
             device_seconds_spent=self.device_seconds_spent,
             device_seconds_saved=self.device_seconds_saved,
             made_at=Timestamp(seconds=int(self.record.made_at), nanos=int(self.record.made_at % 1 * 1e9)),
             address=str(self.address),
+            reason=reason_message(self.reason),
+            nearest=self.nearest,
         )
+
+    @property
+    def differing(self) -> str:
+        """The one field in which the nearest earlier request differs; for counting."""
+        match list(self.nearest.differing) if self.nearest is not None else []:
+            case []:
+                return "none"
+            case [field]:
+                return field
+        return "several"
 
     def cache_status(self, now: float) -> str:
         """One entry of an RFC 9211 `Cache-Status` field."""
@@ -100,7 +124,8 @@ class Answer:
             case Outcome.BYPASS:
                 return "reprise; fwd=request"
             case Outcome.MISS:
-                return "reprise; fwd=uri-miss"
+                detail = f"; detail={self.reason.value}" if self.reason is not None else ""
+                return f"reprise; fwd=uri-miss{detail}"
 
     def describe(self, span: Span) -> None:
         span.set_attributes(
@@ -111,6 +136,7 @@ class Answer:
                 "reprise.bytes": self.record.output.digest.size,
                 "reprise.device_seconds.spent": self.device_seconds_spent,
                 "reprise.device_seconds.saved": self.device_seconds_saved,
+                "reprise.miss.reason": self.reason.value if self.reason else "",
             }
         )
 
@@ -133,6 +159,10 @@ def tier_message(tier: TierName | None) -> pb.Tier:
     return _TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED
 
 
+def lookup_message(lookup: Lookup) -> pb.TierLookup:
+    return pb.TierLookup(tier=_TIERS[lookup.tier], outcome=_LOOKUPS[lookup.outcome], seconds=lookup.seconds)
+
+
 def lookup_outcome_message(outcome: LookupOutcome) -> pb.LookupOutcome:
     return _LOOKUPS[outcome]
 
@@ -143,3 +173,11 @@ def outcome_message(outcome: Outcome) -> pb.Outcome:
 
 def tier_name(tier: pb.Tier) -> TierName | None:
     return next((name for name, message in _TIERS.items() if message == tier), None)
+
+
+def reason_message(reason: Reason | None) -> pb.MissReason:
+    return _REASONS[reason] if reason is not None else pb.MISS_REASON_UNSPECIFIED
+
+
+def reason_name(message: pb.MissReason) -> Reason | None:
+    return next((reason for reason, other in _REASONS.items() if other == message), None)

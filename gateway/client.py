@@ -140,6 +140,15 @@ class Client:
             raise ConnectionError("the URL gave another file; ask for the media again")
         return data
 
+    async def explain(
+        self, request: media_pb2.AnimateImageRequest, after: media_pb2.AnimateImageRequest | None = None
+    ) -> media_pb2.ExplainResponse:
+        """What a request would be answered with, now or after another one. Nothing is run."""
+        for each in (request, *([after] if after is not None else [])):
+            _refuse_too_large("image", each.image)
+        question = media_pb2.ExplainRequest(animate_image=request, after_animate_image=after)
+        return await self._media.Explain(question, timeout=_LATER, metadata=self._metadata)
+
     async def stats(self) -> cache_pb2.StatsResponse:
         return await self._cache.Stats(cache_pb2.StatsRequest(), timeout=_LATER, metadata=self._metadata)
 

@@ -23,7 +23,6 @@ from gateway.errors import InvalidField, Unavailable
 from reprise.v1 import cache_pb2 as pb
 
 _TELL_EVERY = 0.2  # seconds between two words about a search
-_PEEK = 60.0  # seconds that an entry stays in Redis after we have looked at it, unless it is wanted
 
 
 class Control:
@@ -119,8 +118,7 @@ class Control:
             address = Address.parse(text if "/" in text else f"{'0' * 32}/{text}")
         except ValueError:
             raise InvalidField("digest", "must be 64 lower-case hexadecimal digits, or an address") from None
-        found = await self._tiers.below_memory.find_many([(address, _PEEK)])
-        record = found[address][0] if address in found else None
+        record = (await self._tiers.below_memory.peek_many([address]))[address].record
         return record.canonical.content_id if record and record.canonical else address.content_id
 
     def _namespace(self, scope: Scope, tenant: str, user: str = "") -> str:

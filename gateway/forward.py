@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -14,10 +14,10 @@ import grpc
 import structlog
 from opentelemetry.trace import Span, StatusCode
 
-from cache.description import Description, Scalar
+from cache.description import Scalar
 from cache.digest import Digest
 from cache.flight import Flight
-from cache.hierarchy import Hierarchy
+from cache.hierarchy import Found, Hierarchy
 from cache.keys import Address
 from cache.record import NotARecord, Record
 from cache.telemetry import Tracing
@@ -26,12 +26,13 @@ from gateway.answer import tier_message
 from gateway.darkroom import Source
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Piece, Planned, Settled, Step
-from gateway.plan import Plan
+from gateway.plan import Plan, after_canonical
+from gateway.reasons import Seen, seen
 from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response
 from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.inference_pb2 import Finished, Picture, RunRequest, RunResponse
+from reprise.v1.inference_pb2 import Finished, ForeseeResponse, Picture, RunRequest, RunResponse
 from reprise.v1.media_pb2 import Stored
 
 _NO_WORKER_RETRY = 2.0  # seconds
@@ -79,8 +80,8 @@ class Forwarder:
         `fill` is told of the artifact before anybody else. Raises Refused, or the worker's refusal translated.
         """
         try:
-            records = await self._stage_records(plan)
-            flight.publish(Planned(expected_stages(plan, records)))
+            records, reasons = await self._stage_records(plan)
+            flight.publish(Planned(expected_stages(plan, records), reasons))
             artifact = await self._run_somewhere(flight, plan, records, span, fill)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
@@ -88,18 +89,31 @@ class Forwarder:
         finally:
             self._abandoned.discard(flight)
 
-    async def _stage_records(self, plan: Plan) -> dict[str, tuple[Record, TierName]]:
+    async def foresee(self, plan: Plan, records: Mapping[str, tuple[Record, TierName]]) -> ForeseeResponse | None:
+        """What the plan's home would reuse and run. None: no worker can say. Raises Refused, as a run would."""
+        worker = self._fleet.home(plan.description.model, plan.description.revision, plan.affinity)
+        if worker is None:
+            return None
+        try:
+            foreseen = await worker.foresee(await _run_request(plan, records, with_pixels=False))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise from_upstream(error) from error
+            _log.warning("worker foresees nothing", worker=worker.address, code=error.code().name)
+            return None
+        _name_tiers(foreseen.stages, records)
+        known = {stage.name for stage in plan.stages}
+        if [stage.stage for stage in foreseen.stages] != [stage.name for stage in plan.stages]:
+            raise Internal("WORKER_STAGES_DIFFER")
+        return foreseen if known <= foreseen.addresses.keys() else None
+
+    async def _stage_records(self, plan: Plan) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
+        """Outputs of stages that can be reused; and what the tiers said of those that cannot."""
         if not plan.policy.reuse:
-            return {}
-        description = plan.description
-        reachable = {
-            plan.addresses[stage.name]: stage
-            for stage in plan.stages
-            if stage.cached and stage is not description.final and not _after_canonical(description, stage.name)
-        }
-        found = await self._hierarchy.find_many([(address, stage.ttl) for address, stage in reachable.items()])
-        oldest = 0.0 if plan.policy.max_age is None else self._clock() - plan.policy.max_age
-        return {reachable[address].name: known for address, known in found.items() if known[0].made_at >= oldest}
+            return {}, {}
+        stages = plan.reachable
+        asked = await self._hierarchy.ask_many([(plan.addresses[stage.name], stage.ttl) for stage in stages])
+        return sift(plan, {stage.name: asked[plan.addresses[stage.name]] for stage in stages}, self._clock())
 
     async def _run_somewhere(
         self,
@@ -236,15 +250,24 @@ def expected_stages(plan: Plan, records: Mapping[str, tuple[Record, TierName]]) 
                 tier=tier_message(tier),
                 device_seconds=record.device_seconds,
             )
-        elif not _after_canonical(plan.description, stage.name):
+        elif not after_canonical(plan.description, stage.name):
             report.outcome = pb.STAGE_OUTCOME_RUN
         reports.append(report)
     return reports
 
 
-def _after_canonical(description: Description, name: str) -> bool:
-    upstream = description.stage(name).upstream.values()
-    return any(description.stage(each).canonicalises or _after_canonical(description, each) for each in upstream)
+def sift(
+    plan: Plan, asked: Mapping[str, Found], now: float
+) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
+    """Of what was found for stages, what this plan may reuse; and what the tiers said of the rest."""
+    records: dict[str, tuple[Record, TierName]] = {}
+    reasons: dict[str, Seen] = {}
+    for stage, found in asked.items():
+        if found.record is not None and found.tier is not None and plan.policy.young_enough(found.record, now):
+            records[stage] = found.record, found.tier
+        else:
+            reasons[stage] = seen(plan, found)
+    return records, reasons
 
 
 def _reads_media(plan: Plan, records: Mapping[str, object]) -> bool:
@@ -305,10 +328,15 @@ def _completed(
     artifact: _Artifact, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
 ) -> Completed:
     reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
-    for stage in finished.stages:
+    _name_tiers(finished.stages, records)
+    stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
+    return Completed(reply, stages, finished.joined)
+
+
+def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Record, TierName]]) -> None:
+    for stage in stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED and not stage.tier and stage.stage in records:
             stage.tier = tier_message(records[stage.stage][1])  # it came inside the record that we had found
-    return Completed(reply, list(finished.stages), finished.joined)
 
 
 def _publish(flight: Flight[Step], completed: Completed) -> None:

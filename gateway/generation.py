@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,8 +27,10 @@ from cache.telemetry import trace_id_of
 from cache.tier import Lookup
 from gateway.answer import Answer
 from gateway.errors import Cancelled, NotFound
+from gateway.history import Past
 from gateway.links import Url
 from gateway.plan import Plan
+from gateway.reasons import Seen
 from gateway.wire import Reply, event_response
 from reprise.v1.common_pb2 import Digest, StageReport
 from reprise.v1.media_pb2 import Accepted, GenerationEvent, Result, Stored
@@ -41,6 +43,7 @@ class Planned:
     """The leader knows what to expect of each stage."""
 
     stages: Sequence[StageReport]
+    reasons: Mapping[str, Seen] = field(default_factory=dict)  # of stages that no tier had
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class Generation:
     compose: Callable[[Generation, Completed], Answer]
     name: str
     heartbeat: float  # seconds of silence after which a caller is told that work goes on
+    past: Past  # what this caller asked before
+    missed: Seen  # what the tiers said when they were asked for the result
     url_of: Callable[[Record], Url | None] | None = None  # for a caller who wants a URL instead of chunks
     streams: int = 0
     cancelled: bool = False
@@ -106,6 +111,8 @@ class Generation:
                     ) as steps:
                         async for step in steps:
                             sequence += 1
+                            if isinstance(step, Completed):
+                                await self.past.known()
                             for told, news in self._news(step, sequence, start):
                                 yield self._response(news, told)
                                 if to_result and isinstance(news, Completed | _Linked):

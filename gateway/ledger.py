@@ -33,6 +33,12 @@ class Ledger:
             "reprise_artifact_seconds", "Time until an answer by URL begins", buckets=_BUCKETS, registry=registry
         )
         self._sent = Counter("reprise_artifact_bytes", "Bytes sent by URL", registry=registry)
+        self._misses = Counter(
+            "reprise_misses",
+            "Requests that no tier answered: why, and the one field in which the caller's nearest earlier one differs",
+            ["reason", "field"],
+            registry=registry,
+        )
         self._generations = Counter("reprise_generations", "Generations asked of workers", registry=registry)
 
     def enter(self, method: str, answer: Answer, seconds: float) -> None:
@@ -43,6 +49,9 @@ class Ledger:
         self._seconds.labels(method, answer.outcome.value).observe(seconds)
         self._spent.inc(answer.device_seconds_spent)
         self._saved.inc(answer.device_seconds_saved)
+
+        if answer.reason is not None:
+            self._misses.labels(answer.reason.value, answer.differing).inc()
 
     def generated(self) -> None:
         self.generations += 1

@@ -20,6 +20,7 @@ from cache.switches import Subject
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
+from gateway.explain import Explainer
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
@@ -41,6 +42,7 @@ class MediaServicer:
         self,
         models: Models,
         resolver: Resolver,
+        explainer: Explainer,
         tiers: Tiers,
         darkroom: Darkroom,
         names: Names,
@@ -53,6 +55,7 @@ class MediaServicer:
     ) -> None:
         self._models = models
         self._resolver = resolver
+        self._explainer = explainer
         self._files = tiers.through_memory
         self._darkroom = darkroom
         self._names = names
@@ -118,6 +121,16 @@ class MediaServicer:
             for offset in range(request.offset, max(digest.size, request.offset + 1), CHUNK_BYTES):
                 chunk = media.Chunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
                 yield media.DownloadResponse(chunk=chunk)
+
+    async def Explain(self, request: media.ExplainRequest, context: Context) -> media.ExplainResponse:
+        with self._visit("reprise.v1.MediaService/Explain", context) as visit:
+            if not request.HasField("animate_image"):
+                raise InvalidField("animate_image", "give the request to explain")
+            plan = await self._plan_animation(request.animate_image, visit.principal)
+            after = None
+            if request.HasField("after_animate_image"):
+                after = await self._plan_animation(request.after_animate_image, visit.principal)
+            return await self._explainer.explain(plan, after)
 
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
         policy, by_url = Policy.of(request.cache_policy), _by_url(request.delivery)

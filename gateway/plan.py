@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from cache.description import Description, Scalar, Scope, Stage
 from cache.keys import Address, addresses, content_ids
+from cache.record import Record
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
 from reprise.v1.common_pb2 import CachePolicy
@@ -39,6 +40,9 @@ class Policy:
     def replaces(self) -> bool:
         """What is stored gives way: it is being refreshed, or may be too old for this request."""
         return self.refresh or self.max_age is not None
+
+    def young_enough(self, record: Record, now: float) -> bool:
+        return self.max_age is None or now - record.made_at <= self.max_age
 
     @classmethod
     def of(cls, message: CachePolicy) -> Policy:
@@ -90,12 +94,28 @@ class Plan:
         return self.description.active(self.parameters)
 
     @property
+    def reachable(self) -> tuple[Stage, ...]:
+        """Stages before the result whose outputs can be looked up as the request is written."""
+        description = self.description
+        return tuple(
+            stage
+            for stage in self.stages
+            if stage.cached and stage is not description.final and not after_canonical(description, stage.name)
+        )
+
+    @property
     def seed(self) -> int:
         return int(self.parameters.get("seed", 0))
 
     def without_media(self) -> Plan:
         """The same plan, for those who must not keep pictures alive."""
         return replace(self, media={})
+
+
+def after_canonical(description: Description, name: str) -> bool:
+    """Whether only a worker can name this stage's output: it comes after what a canonicalising stage makes of it."""
+    upstream = description.stage(name).upstream.values()
+    return any(description.stage(each).canonicalises or after_canonical(description, each) for each in upstream)
 
 
 def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar]:

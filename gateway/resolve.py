@@ -25,13 +25,16 @@ from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
 from gateway.answer import Answer, Outcome, hit_stages, tier_name
+from gateway.costs import Costs
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
-from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
+from gateway.generation import Completed, Generation, Generations, Planned, Settled, Step, result_message
+from gateway.history import History
 from gateway.ledger import Ledger
 from gateway.links import Links, Url
 from gateway.peers import Names
 from gateway.plan import Plan
+from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
 from gateway.wire import Reply, event_response
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import GenerationEvent, Stored
@@ -60,6 +63,8 @@ class Resolver:
         names: Names,
         tracing: Tracing,
         ledger: Ledger,
+        history: History,
+        costs: Costs,
         *,
         max_generations: int,
         heartbeat: float,
@@ -81,13 +86,16 @@ class Resolver:
         self._clock = clock
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
         self.ledger = ledger
+        self._history = history
+        self._costs = costs
         tiers.orders.on_order(self._obey)
 
     async def resolve(self, plan: Plan, visit: Visit) -> AsyncGenerator[bytes]:
         """Responses in wire form, the result in the last. Raises Refused."""
         lookups: Sequence[Lookup] = ()
+        missed = Seen()
         if plan.policy.read:
-            reply, lookups = await self._look_up(plan)
+            reply, lookups, missed = await self._look_up(plan)
             if reply is not None and not self._comes_by_url_soon(plan, reply):
                 for message in self._hit(plan, visit, reply, lookups):
                     yield message
@@ -96,7 +104,7 @@ class Resolver:
             raise NotFound("NOT_CACHED")
         span = self._begin_span(plan, visit, lookups)
         try:
-            generation = self._join(plan, visit, lookups, span)
+            generation = self._join(plan, visit, lookups, missed, span)
             plan = generation.plan  # which holds no picture: only the leader's task needs one
             try:
                 async with aclosing(generation.events(to_result=True)) as responses:
@@ -138,28 +146,29 @@ class Resolver:
         """An artifact that was made here lately and may still be on its way to the tiers."""
         return self._generations.artifact(artifact, namespaces)
 
-    async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup]]:
+    async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup], Seen]:
         reply, lookup = self._in_memory(plan)
         if reply is not None:
-            return reply, (lookup,)
+            return reply, (lookup,), Seen()
         final = plan.description.final
         found = await self._hierarchy.fetch(plan.address, final.ttl, max_age=plan.policy.max_age)
         lookups = (lookup, *found.lookups)
         if found.record is not None and found.data is not None:
             reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
             self._hold(plan, reply)
-            return reply, lookups
+            return reply, lookups, Seen()
+        missed = seen(plan, found)
         if self._memory.held(Key.of_wire(plan.address)) is None:
-            return None, lookups
+            return None, lookups, missed
         reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
-        return reply, (*lookups, lookup)
+        return reply, (*lookups, lookup), missed
 
     def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
         reply: Reply | None = self._memory.held(Key.of_wire(plan.address))
         if reply is not None:
             reply = self._still_good(plan, reply)
-        missed = LookupOutcome.MISS if self._memory.on else LookupOutcome.SKIPPED
+        missed = LookupOutcome.MISS if self._memory.on else LookupOutcome.OFF
         outcome = missed if reply is None else LookupOutcome.HIT
         lookup = Lookup(TierName.L1, outcome, None, started_ns, time.perf_counter() - start)
         self._memory_tally.count(lookup, reply.weight if reply is not None else 0)
@@ -201,6 +210,7 @@ class Resolver:
             answer.describe(span)
             span.end()
         self._answered(visit, answer)
+        self._history.hit(plan)
         if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
             result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
             return iter((event_response(GenerationEvent(sequence=1, result=result)),))
@@ -217,7 +227,7 @@ class Resolver:
         """It is still being stored for somebody who is here: whoever wants a URL waits with them."""
         return not reply.durable and self._url_of(plan) is not None and self._flights.get(_flight_key(plan)) is not None
 
-    def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], span: Span) -> Generation:
+    def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], missed: Seen, span: Span) -> Generation:
         key = _flight_key(plan)
         if self._flights.get(key) is None and len(self._flights) >= self._max_generations:
             raise Overloaded("GATEWAY_BUSY")
@@ -253,6 +263,8 @@ class Resolver:
             compose=self._completed,
             name=self._names.make(),
             heartbeat=self._heartbeat,
+            past=self._history.recall(plan),
+            missed=missed,
             url_of=self._url_of(plan) if plan.policy.store else None,
         )
         self._generations.add(generation)
@@ -263,6 +275,7 @@ class Resolver:
             self._hold(plan, done.reply)
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
             self.ledger.generated()
+        self._costs.learn_all(plan.description, plan.parameters, done.stages)
 
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
@@ -282,7 +295,16 @@ class Resolver:
         else:
             outcome = Outcome.MISS
         tier = tier_name(final.tier) if outcome is Outcome.HIT else None
-        return Answer(outcome, done.reply.record, plan.address, generation.lookups, done.stages, tier)
+        past, now = generation.past, self._clock()
+        reason = why_not_served(plan, generation.missed, past, now)
+        planned = [step.reasons for step in generation.flight.events if isinstance(step, Planned)]
+        hints = Hints(reason, planned[0] if planned else {})
+        stages = with_reasons(plan, done.stages, hints, past, now)
+        nearest = past.nearest()
+        self._history.answered(plan, past, done.stages, ran=outcome in (Outcome.MISS, Outcome.BYPASS))
+        return Answer(
+            outcome, done.reply.record, plan.address, generation.lookups, stages, tier, reason=reason, nearest=nearest
+        )
 
     def _answered(self, visit: Visit, answer: Answer, span: Span | None = None) -> None:
         visit.set_cache_status(answer.cache_status(self._clock()))

@@ -28,10 +28,13 @@ from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from gateway.artifacts import Artifacts
 from gateway.control import Control
+from gateway.costs import Costs
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField
+from gateway.explain import Explainer
 from gateway.forward import Forwarder
 from gateway.generation import Generations, Step
+from gateway.history import History
 from gateway.http_server import HttpServer
 from gateway.identity import IdentityInterceptor, identifier
 from gateway.ledger import Ledger
@@ -118,6 +121,9 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         )
         models = Models(fleet, catalogue, revisions=section.revisions, defaults=section.default_models)
         await models.recall()
+        history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry))
+        tiers.orders.on_order(history.obey)
+        costs = Costs()
         flights: Flights[object, Step] = Flights(grace=section.grace)
         stack.push_async_callback(flights.drain, section.drain)
         forwarder = Forwarder(
@@ -139,6 +145,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             names,
             telemetry.tracing,
             ledger,
+            history,
+            costs,
             max_generations=section.max_generations,
             heartbeat=section.heartbeat,
             links=links,
@@ -149,6 +157,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             MediaServicer(
                 models,
                 resolver,
+                Explainer(tiers, forwarder, history, costs),
                 tiers,
                 darkroom,
                 names,

@@ -26,6 +26,8 @@ from reprise.v1.inference_pb2 import (
     AbandonRequest,
     DescribeRequest,
     DescribeResponse,
+    ForeseeRequest,
+    ForeseeResponse,
     RunRequest,
     RunResponse,
     StatusRequest,
@@ -34,6 +36,7 @@ from reprise.v1.inference_pb2 import (
 from reprise.v1.inference_pb2_grpc import InferenceServiceStub
 
 _MAX_MESSAGE = 64 * 1024 * 1024
+_FORESEE_TIMEOUT = 2.0  # seconds
 _CALL_TIMEOUT = 5.0  # seconds, for calls that answer at once
 _SIGN_OF_LIFE = 15.0  # a Status stream silent for longer is dead; workers speak every 5 seconds
 _RESOLVE_EVERY = 5.0
@@ -87,6 +90,11 @@ class Worker:
         self._runs.add(call)
         call.add_done_callback(self._ended)
         return call
+
+    async def foresee(self, request: RunRequest) -> ForeseeResponse:
+        """What a run would do, without running it. Raises AioRpcError."""
+        response: ForeseeResponse = await self._stub.Foresee(ForeseeRequest(run=request), timeout=_FORESEE_TIMEOUT)
+        return response
 
     async def abandon(self, follower: str) -> None:
         """Say that a follower is not coming back. It may be too late for that, which is fine."""

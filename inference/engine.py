@@ -33,12 +33,13 @@ from inference import tensors
 from inference.device import DeviceThread
 from inference.errors import Abandoned, Fault, NoSuchRun, NotReady, Refused
 from inference.events import Event, Outcome
+from inference.foresight import foresee
 from inference.job import Job
 from inference.models.base import Artifact, Model, Tensors
 from inference.plan import Meaning, Plan, call_for, canonical_first, meaning_of, read_plan
 from inference.status import report_fault
 from inference.workshop import Workshop
-from reprise.v1.inference_pb2 import RunRequest, RunResponse, StatusResponse
+from reprise.v1.inference_pb2 import ForeseeResponse, RunRequest, RunResponse, StatusResponse
 
 _Key: TypeAlias = "tuple[Address, bool, bool, float | None]"
 
@@ -92,6 +93,14 @@ class Engine:
             raise
         finally:
             span.end()
+
+    async def foresee(self, plan: Plan) -> ForeseeResponse:
+        """What a run of this plan would reuse and compute, without running it. Raises Fault."""
+        meaning = await self._understand(plan)
+        reports = await foresee(self.shop, plan, meaning)
+        return ForeseeResponse(
+            stages=reports, addresses={stage: str(address) for stage, address in meaning.addresses.items()}
+        )
 
     def abandon(self, follower: str) -> None:
         """End a follower's stream; if nobody else follows its run, end that too. Raises NoSuchRun."""

@@ -16,13 +16,15 @@ from typing import Self
 from opentelemetry.trace import Span
 
 from cache.description import Stage
+from cache.reason import Reason, reason_of
 from cache.record import Record
 from cache.tier import TierName, proves_absence
+from cache.work import Work, divide
 from inference import tensors
 from inference.device import out_of_memory
 from inference.errors import MediaNeeded
 from inference.models.base import Tensors
-from inference.plan import Meaning, Plan, Work, divide, lacks_media
+from inference.plan import Meaning, Plan, lacks_media
 from inference.pool import Hot, compact
 from inference.workshop import Workshop
 
@@ -41,6 +43,7 @@ class Inputs:
         self.records: dict[str, Record] = {}  # by stage
         self.tiers: dict[str, TierName] = {}  # where each output came from; unknown for those inside a plan's records
         self.gone: set[str] = set()  # stages whose record is known to point at nothing
+        self.reasons: dict[str, Reason] = {}  # why there is none of a stage, where more is known than that
 
     def __enter__(self) -> Self:
         return self
@@ -108,19 +111,25 @@ class Inputs:
 
     def _believe_plan(self, wanted: Sequence[Stage]) -> None:
         for stage in wanted:
-            record = self._plan.records.get(stage.name)
-            if record is None or stage.name in self._lost:
-                continue
-            same_meaning = record.canonical in (None, self._meaning.addresses[stage.name])
-            if same_meaning and not record.expired(self._shop.clock()) and self._may_use(record):
+            record = self._plan.brought(stage.name, self._meaning.addresses[stage.name], self._shop.clock())
+            if record is not None and stage.name not in self._lost and not self._shop.bans.forbid(record):
                 self.records[stage.name] = record
 
     async def _find_in_tiers(self, wanted: Sequence[Stage]) -> None:
         addresses = {self._meaning.addresses[stage.name]: stage for stage in wanted}
-        found = await self._shop.hierarchy.find_many([(address, stage.ttl) for address, stage in addresses.items()])
-        for address, (record, tier) in found.items():
-            if self._may_use(record):
-                self._know(addresses[address].name, record, tier)
+        asked = await self._shop.hierarchy.ask_many([(address, stage.ttl) for address, stage in addresses.items()])
+        for address, found in asked.items():
+            stage = addresses[address].name
+            if found.record is None or found.tier is None:
+                self._doubt(stage, reason_of(found.lookups))
+            elif self._may_use(found.record):
+                self._know(stage, found.record, found.tier)
+            else:
+                self._doubt(stage, Reason.POLICY)
+
+    def _doubt(self, stage: str, reason: Reason | None) -> None:
+        if reason is not None:
+            self.reasons.setdefault(stage, reason)
 
     def _know(self, stage: str, record: Record, tier: TierName) -> None:
         self.records[stage], self.tiers[stage] = record, tier
@@ -193,6 +202,7 @@ class Inputs:
 
     def _lose(self, stage: Stage, *, for_good: bool) -> None:
         self._lost.add(stage.name)
+        self.reasons[stage.name] = Reason.EVICTED if for_good else Reason.TIER_FAILED
         if for_good:
             self.gone.add(stage.name)
 

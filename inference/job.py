@@ -33,17 +33,12 @@ from inference.inputs import Inputs
 from inference.models.base import Artifact, Cancelled, Tensors
 from inference.plan import Meaning, Plan, call_for
 from inference.pool import Hot, compact
+from inference.reports import reason_message, reused_report
 from inference.status import report_fault
 from inference.workshop import Workshop
 from reprise.v1 import common_pb2 as pb
 
 TENSORS_TYPE = "application/vnd.safetensors"
-_TIERS = {
-    TierName.L1: pb.TIER_L1,
-    TierName.L2: pb.TIER_L2,
-    TierName.L3: pb.TIER_L3,
-    TierName.POOL: pb.TIER_POOL,
-}
 _T = TypeVar("_T")
 
 
@@ -289,8 +284,9 @@ class Job:
             if stage.name in self._spent or (stage.name in self._meaning.outputs and stage.name in read):
                 report.outcome = pb.STAGE_OUTCOME_RUN
                 report.device_seconds = self._spent.get(stage.name, 0.0)
+                report.reason = reason_message(inputs.reasons.get(stage.name))
             elif stage.name in reused:
-                report = _reused(stage, inputs.records[stage.name], inputs.tiers.get(stage.name))
+                report = reused_report(stage, inputs.records[stage.name], inputs.tiers.get(stage.name))
             reports.append(report)
         return tuple(reports)
 
@@ -299,16 +295,7 @@ class Job:
         before = [
             pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED) for stage in self._plan.stages[:-1]
         ]
-        return (*before, _reused(self._final, found.record, found.tier))
-
-
-def _reused(stage: Stage, record: Record, tier: TierName | None) -> pb.StageReport:
-    return pb.StageReport(
-        stage=stage.name,
-        outcome=pb.STAGE_OUTCOME_REUSED,
-        tier=_TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED,
-        device_seconds=record.device_seconds,
-    )
+        return (*before, reused_report(self._final, found.record, found.tier))
 
 
 async def _finish(work: Coroutine[Any, Any, _T]) -> _T:

@@ -7,7 +7,7 @@ have another name, which all spellings of one meaning share: the canonical one. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
@@ -19,6 +19,7 @@ from cache.digest import Digest
 from cache.keys import Address, addresses, content_ids
 from cache.picture import picture_identity
 from cache.record import NotARecord, Record
+from cache.work import Work
 from inference.errors import InvalidInput, PlanDiffers
 from inference.models.base import Call, Model, Tensors
 from reprise.v1 import inference_pb2
@@ -68,6 +69,13 @@ class Plan:
         """Of the result, as the request was written."""
         return self.addresses[self.description.final.name]
 
+    def brought(self, stage: str, canonical: Address, now: float) -> Record | None:
+        """The record that the gateway found for a stage, if it is of this canonical address and can be used."""
+        record = self.records.get(stage)
+        if record is None or record.canonical not in (None, canonical) or record.expired(now):
+            return None
+        return record if self.young_enough(record, now) else None
+
     def young_enough(self, record: Record, now: float) -> bool:
         return self.max_age is None or now - record.made_at <= self.max_age
 
@@ -80,14 +88,6 @@ class Meaning:
     digests: Mapping[str, Digest]  # likewise
     ids: Mapping[str, str]  # canonical content id of every stage
     addresses: Mapping[str, Address]  # canonical
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a run comes down to: the stages to run, in order, and those whose outputs they read."""
-
-    run: tuple[Stage, ...]
-    reuse: tuple[Stage, ...]
 
 
 def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], parent: Context | None = None) -> Plan:
@@ -133,25 +133,6 @@ def meaning_of(plan: Plan, outputs: Mapping[str, Tensors], digests: Mapping[str,
     media = {name: picture.identity for name, picture in plan.pictures.items()}
     ids = content_ids(plan.description, plan.parameters, media, digests)
     return Meaning(outputs, digests, ids, addresses(plan.description, ids, plan.namespaces))
-
-
-def divide(stages: Sequence[Stage], given: Collection[str], readable: Collection[str]) -> Work:
-    """Walk back from the result: what is needed is read where it can be, else it runs and its upstream is needed.
-
-    `given` are stages whose outputs are at hand already; they appear in neither part. The result always runs.
-    """
-    needed = {stages[-1].name}
-    run: list[Stage] = []
-    reuse: list[Stage] = []
-    for stage in reversed(stages):
-        if stage.name not in needed or stage.name in given:
-            continue
-        if stage.name in readable and stage is not stages[-1]:
-            reuse.append(stage)
-        else:
-            run.append(stage)
-            needed.update(stage.upstream.values())
-    return Work(tuple(reversed(run)), tuple(reversed(reuse)))
 
 
 def lacks_media(work: Work, pictures: Mapping[str, Picture]) -> bool:

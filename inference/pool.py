@@ -68,6 +68,10 @@ class Pool:
             cost=record.total_device_seconds,
         )
 
+    def peek(self, address: Address) -> Hot | None:
+        """The output at an address; nothing is leased, and it gets no younger."""
+        return self._entries.peek(address, self._clock())
+
     def lease(self, address: Address) -> Hot | None:
         """The output at an address, which stays until it is released as often as it was leased."""
         return self._entries.lease(address, self._clock())

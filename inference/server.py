@@ -86,6 +86,10 @@ class InferenceServicer(InferenceServiceServicer):
         self._ready().abandon(request.follower)
         return pb.AbandonResponse()
 
+    async def Foresee(self, request: pb.ForeseeRequest, context: Context) -> pb.ForeseeResponse:
+        engine = self._ready()
+        return await engine.foresee(await engine.plan(request.run))
+
     async def Status(self, request: pb.StatusRequest, context: Context) -> None:  # type: ignore[override]  # see above
         while not self._over:
             told = self._status()

@@ -2,7 +2,7 @@
 
 import click
 
-from gateway.cli import animate, control, follow, stack, stats, trace
+from gateway.cli import animate, control, explain, follow, stack, stats, trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -11,14 +11,8 @@ def main() -> None:
 
 
 for command in (
-    stack.up,
-    stack.down,
-    animate.animate,
-    follow.watch,
-    follow.cancel,
-    stats.stats,
-    trace.trace,
-    control.invalidate,
-    control.switch,
+    *(stack.up, stack.down, animate.animate, explain.explain),
+    *(follow.watch, follow.cancel, stats.stats, trace.trace),
+    *(control.invalidate, control.switch),
 ):
     main.add_command(command)

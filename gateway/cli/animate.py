@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from gateway.cli.options import call, console, gateway_options, read_file, refuse_unwritable, typed, write
+from gateway.cli.options import call, console, gateway_options, refuse_unwritable, typed, write
+from gateway.cli.reports import nearest_line, reason_word, tier_word
+from gateway.cli.requests import picture_of, read_picture, read_request, request_file, write_request
 from gateway.client import Client, Media
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import DELIVERY_URL, AnimateImageRequest, GenerationEvent, Stored
@@ -36,11 +38,11 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 
 
 @click.command()
-@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--prompt", "-p", required=True, help="What should happen.")
-@click.option("--negative-prompt", default="", help="What should not.")
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--prompt", "-p", help="What should happen.")
+@click.option("--negative-prompt", help="What should not.")
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The video. [default: PICTURE.mp4]")
-@click.option("--model", default="", help="Name of the model. [default: the deployment's]")
+@click.option("--model", help="Name of the model. [default: the deployment's]")
 @click.option("--width", type=int, help="Pixels.")
 @click.option("--height", type=int, help="Pixels.")
 @click.option("--frames", "num_frames", type=int, help="Frames of the video.")
@@ -51,22 +53,41 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @click.option("--format", "container", type=click.Choice(["mp4", "webm"]), help="Container of the file.")
 @click.option("--seed", type=int, help="Same seed, same video. [default: the deployment's]")
 @click.option("--extra", multiple=True, metavar="NAME=VALUE", help="A parameter only this model has. Repeatable.")
-@click.option("--cache", "mode", type=click.Choice(list(_MODES)), default="use", show_default=True, help="Policy.")
+@click.option("--cache", "mode", type=click.Choice(list(_MODES)), help="Policy. [default: use]")
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--label", "labels", multiple=True, help="Mark what is made, to invalidate it by. Repeatable.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
 @click.option("--url", is_flag=True, help="Print a URL of the video, and write a file only with --out.")
+@click.option(
+    "--request", "saved", type=request_file, help="Run the request in this file; what else is said changes it."
+)
+@click.option("--save-request", "save", type=click.Path(dir_okay=False, path_type=Path), help="Write the request here.")
 @gateway_options
 def animate(
-    picture: Path, address: str, api_key: str, out: Path | None, durable: bool, url: bool, **options: Any
+    picture: Path | None,
+    saved: Path | None,
+    save: Path | None,
+    address: str,
+    api_key: str,
+    out: Path | None,
+    durable: bool,
+    url: bool,
+    **options: Any,
 ) -> None:
     """Animate PICTURE, and say where the answer came from."""
-    refuse_unwritable(out or Path(f"{picture.stem}.mp4"))
-    request = _request(read_file(picture), **options)
+    named_after = picture or saved
+    if named_after is None:
+        raise click.UsageError("give PICTURE, or a file with --request")
+    refuse_unwritable(out or Path(f"{named_after.stem}.mp4"))
+    request = read_request(saved) if saved is not None else AnimateImageRequest()
+    _change(request, picture, **options)
     if url:
         request.delivery = DELIVERY_URL
+    if save is not None:
+        refuse_unwritable(save)
+        write_request(save, request, picture or (picture_of(saved) if saved is not None else None))
     out_to = console()
 
     async def converse(client: Client) -> tuple[Media, bytes | None, Stored.State]:
@@ -81,7 +102,7 @@ def animate(
 
     media, data, stored = call(address, api_key, converse)
     suffix = media.result.media_type.rpartition("/")[2]
-    file = None if data is None else out or Path(f"{picture.stem}.{suffix}")
+    file = None if data is None else out or Path(f"{named_after.stem}.{suffix}")
     if file is not None and data is not None:
         write(file, data)
     tell(out_to, media, stored, file)
@@ -100,26 +121,29 @@ async def _give_up(client: Client, name: str) -> str:
     return f"cancelled generation {name}"
 
 
-def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **options: Any) -> AnimateImageRequest:
-    policy = pb.CachePolicy(
-        mode=_MODES[options.pop("mode")],
-        no_store=options.pop("no_store"),
-        fresh=options.pop("fresh"),
-        labels=options.pop("labels"),
-    )
+def _change(request: AnimateImageRequest, picture: Path | None, **options: Any) -> None:
+    """Write what was said on the command line into the request."""
+    if picture is not None:
+        request.image = read_picture(picture)
+    policy = request.cache_policy
+    if (mode := options.pop("mode")) is not None:
+        policy.mode = _MODES[mode]
+    for flag in ("no_store", "fresh"):
+        if options.pop(flag):
+            setattr(policy, flag, True)
+    policy.labels.extend(options.pop("labels"))
     if (max_age := options.pop("max_age")) is not None:
         policy.max_age.FromMilliseconds(max_age)
-    extra = dict(_extra(entry) for entry in options.pop("extra"))
+    for name, value in map(_extra, options.pop("extra")):
+        request.extra[name].CopyFrom(value)
     given = {name: value for name, value in options.items() if value is not None}
     if container := given.pop("container", None):
         given["format"] = container
-    request = AnimateImageRequest(model=model, image=image, extra=extra, cache_policy=policy)
-    for name, value in {"prompt": prompt, "negative_prompt": negative_prompt, **given}.items():
+    for name, value in given.items():
         try:
             setattr(request, name, value)
         except ValueError:  # what the message cannot even hold; whatever it can, the gateway judges
             raise click.BadParameter("this value is out of any range", param_hint=typed(name)) from None
-    return request
 
 
 def _extra(entry: str) -> tuple[str, pb.ParameterValue]:
@@ -181,18 +205,21 @@ class Live:
 def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) -> None:
     report = media.report
     outcome = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
-    tier = f" from {_tier(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
+    tier = f" from {tier_word(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
     about = escape(f"{file or 'not written'} ({media.result.artifact.size:,} bytes, {media.result.media_type})")
     out.print(f"[bold]{outcome}{tier}[/]: {about}")
     for stage in report.stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED:
-            out.print(f"  {stage.stage:<16} reused from {_tier(stage.tier)}, {stage.device_seconds:.3f} s saved")
+            out.print(f"  {stage.stage:<16} reused from {tier_word(stage.tier)}, {stage.device_seconds:.3f} s saved")
         elif stage.outcome == pb.STAGE_OUTCOME_RUN:
-            out.print(f"  {stage.stage:<16} run, {stage.device_seconds:.3f} s")
+            why = f"; {reason_word(stage.reason)}" if stage.reason else ""
+            out.print(f"  {stage.stage:<16} run, {stage.device_seconds:.3f} s{why}")
     out.print(
         f"device time: {report.device_seconds_spent:.3f} s spent, {report.device_seconds_saved:.3f} s saved; "
         f"seed {media.result.seed}; stored: {Stored.State.Name(stored).removeprefix('STATE_').lower()}"
     )
+    if (line := nearest_line(report)) is not None:
+        out.print(line)
     if media.cache_status:
         out.print(f"cache-status: {media.cache_status}")
     if media.url:
@@ -201,7 +228,3 @@ def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) ->
         out.print(f"trace {media.result.trace_id}")
     if media.result.random_weights:
         out.print("The model has random weights, made for trying things out: the video means nothing.")
-
-
-def _tier(tier: pb.Tier) -> str:
-    return pb.Tier.Name(tier).removeprefix("TIER_").lower()

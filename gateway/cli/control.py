@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from gateway.cli.options import call, console, gateway_options, read_file
+from gateway.cli.options import call, console, gateway_options
+from gateway.cli.requests import read_picture
 from gateway.client import Client
 from reprise.v1 import cache_pb2 as pb
 from reprise.v1 import common_pb2
@@ -31,7 +32,7 @@ def invalidate(
     address: str, api_key: str, picture: Path | None, older_than: float | None, dry_run: bool, **said: str
 ) -> None:
     """Invalidate the entries for which all of this holds, everywhere, and what was made of them."""
-    request = pb.InvalidateRequest(picture=read_file(picture) if picture else b"", dry_run=dry_run)
+    request = pb.InvalidateRequest(picture=read_picture(picture) if picture else b"", dry_run=dry_run)
     for field, text in said.items():
         setattr(request, field, text)
     if older_than is not None:

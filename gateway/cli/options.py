@@ -13,7 +13,6 @@ import grpc
 from rich.console import Console
 
 from gateway.client import Client
-from gateway.picture_files import LARGEST_FILE
 from gateway.status import explain_error
 
 _WIDE = 200  # characters
@@ -74,16 +73,6 @@ def typed(field: str) -> str:
             option = isinstance(parameter, click.Option)
             return f"{parameter.opts[0] if option else parameter.human_readable_name} {rest}".rstrip()
     return field
-
-
-def read_file(picture: Path) -> bytes:
-    """A picture's file. Raises ClickException, also for one that is larger than any gateway takes."""
-    try:
-        if (size := picture.stat().st_size) > LARGEST_FILE:
-            raise click.ClickException(f"{picture}: must have at most {LARGEST_FILE:,} bytes; it has {size:,}")
-        return picture.read_bytes()
-    except OSError as error:
-        raise click.ClickException(f"{picture}: cannot be read: {error.strerror}") from None
 
 
 def refuse_unwritable(file: Path) -> None:

@@ -214,6 +214,7 @@ def _parameters(pipeline: I2VGenXLPipeline, *, small: bool) -> tuple[Parameter, 
             minimum=1,
             maximum=32,
             unit="frames",
+            proportional="onward",
             help="Length of the video.",
         ),
         Parameter(
@@ -223,6 +224,7 @@ def _parameters(pipeline: I2VGenXLPipeline, *, small: bool) -> tuple[Parameter, 
             minimum=1,
             maximum=200,
             unit="steps",
+            proportional="stage",
             help="Steps of denoising: more are slower and finer.",
         ),
         Parameter(
@@ -301,6 +303,7 @@ def _side(name: str, default: int, multiple_of: int) -> Parameter:
         maximum=1280,
         multiple_of=multiple_of,
         unit="px",
+        proportional="onward",
         help=f"The video's {name}; the picture is scaled, and cropped around its middle, to fit.",
     )
 

@@ -97,12 +97,12 @@ class ScriptedTier:
     tries: int = 0
     deletes: list[Key] = field(default_factory=list)
     gets: list[Key] = field(default_factory=list)
-    ttls: list[float] = field(default_factory=list)
+    ttls: list[float | None] = field(default_factory=list)
 
     def holds(self, size: int) -> bool:
         return self.max_payload is None or size <= self.max_payload
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
         self.gets.append(key)
         self.ttls.append(ttl)
         if self.fault is not None:
@@ -110,7 +110,7 @@ class ScriptedTier:
         value = self.entries.get(key)
         return Lookup(self.name, Outcome.MISS if value is None else Outcome.HIT, value)
 
-    async def get_many(self, keys: Sequence[Key], ttl: float) -> list[Lookup]:
+    async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         return [await self.get(key, ttl) for key in keys]
 
     async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:

@@ -733,7 +733,7 @@ class SlowTier(ScriptedTier):
         super().__init__(name)
         self.answers = asyncio.Event()
 
-    async def get(self, key: Key, ttl: float) -> Lookup:
+    async def get(self, key: Key, ttl: float | None) -> Lookup:
         lookup = await super().get(key, ttl)
         await self.answers.wait()
         return lookup

@@ -119,6 +119,7 @@ def test_each_tier_can_be_turned_off(off: tuple[str, ...], left: list[TierName])
     assert left == [tier.name for tier in tiers.below_memory.tiers]
     assert ("l1" in off) == (not tiers.memory.holds(0))
     assert ("l2" not in off, "l3" not in off) == (tiers.redis is not None, tiers.objects is not None)
+    assert ("l2" not in off) == (tiers.journal is not None)
 
 
 async def test_without_shared_tiers_memory_serves_and_nothing_is_durable() -> None:

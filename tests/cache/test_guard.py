@@ -86,11 +86,11 @@ class ScriptedStore:
     def __post_init__(self) -> None:
         self.answers.set()
 
-    async def get(self, name: str, ttl: float) -> bytes | None:
+    async def get(self, name: str, ttl: float | None) -> bytes | None:
         await self._act()
         return b"value"
 
-    async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
+    async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]:
         await self._act()
         return [b"value"] * len(names)
 

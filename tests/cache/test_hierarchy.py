@@ -9,7 +9,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from cache.digest import Digest
-from cache.hierarchy import Found, Hierarchy
+from cache.hierarchy import Found, Hierarchy, known
 from cache.keys import Key
 from cache.memory import MemoryTier
 from cache.objects import ObjectsStore
@@ -360,7 +360,7 @@ async def test_a_tier_that_failed_proves_nothing(shared: Bench, fault: Outcome, 
     """When a tier could not be asked for the blob, the request misses, but the record stays where it is."""
 
     class FailsForBlobs(ScriptedTier):
-        async def get(self, key: Key, ttl: float):  # type: ignore[no-untyped-def]
+        async def get(self, key: Key, ttl: float | None):  # type: ignore[no-untyped-def]
             self.fault = fault if key.kind == "b" else None
             try:
                 return await super().get(key, ttl)
@@ -527,6 +527,75 @@ async def test_records_that_are_no_good_are_not_found(bench: Bench, stale: bytes
     found = await bench.hierarchy.find_many([(address_of("clip"), TTL)])
 
     assert {address_of("clip"): (record_of(DATA), TierName.L3)} == found
+
+
+async def test_what_was_asked_for_says_why_it_is_not_there(bench: Bench) -> None:
+    """Each tier's answer is told per entry, also of those not found; what is remembered as absent is not asked for."""
+    bench.l2.entries[_record_key("damaged")] = b"not a record"
+    _plant(bench.l3, record_of(DATA, name="old", now=0), DATA)
+    _plant(bench.l3, record_of(DATA), DATA)
+    names = ["clip", "damaged", "old", "none"]
+
+    asked = await bench.hierarchy.ask_many([(address_of(name), TTL) for name in names])
+
+    said = {name: [lookup.outcome.value for lookup in asked[address_of(name)].lookups] for name in names}
+    assert {
+        "clip": ["miss", "miss", "hit"],
+        "damaged": ["miss", "corrupt", "miss"],
+        "old": ["miss", "miss", "expired"],
+        "none": ["miss", "miss", "miss"],
+    } == said
+    assert [address_of("clip")] == list(known(asked))
+    assert () == (await bench.hierarchy.ask_many([(address_of("none"), TTL)]))[address_of("none")].lookups
+
+
+async def test_a_record_without_its_bytes_is_told_apart(bench: Bench) -> None:
+    """What is lost is not the same as what never was, unless a tier failed and may have it."""
+    _plant(bench.l3, record_of(DATA), None)
+    assert (await bench.fetch()).lost
+    assert not (await bench.fetch()).lost  # its record is gone too by now
+
+    _plant(bench.l2, record_of(bytes(SMALL + 1), name="large"), None)
+    bench.l3.fault = Outcome.ERROR
+    assert not (await bench.fetch("large")).lost
+
+
+async def test_a_peek_changes_nothing(bench: Bench) -> None:
+    """Nothing is promoted, made younger, removed, remembered as absent, or read but records."""
+    late = record_of(DATA, ttl=4 * TTL)
+    _plant(bench.l3, late, DATA)
+    bench.l2.entries[_record_key("damaged")] = b"not a record"
+    bench.clock.advance(3 * TTL)  # an access would be noted
+    names = ["clip", "damaged", "none"]
+    before = dict(bench.l2.entries), dict(bench.l3.entries)
+
+    for _ in range(2):
+        peeked = await bench.hierarchy.peek_many([address_of(name) for name in names])
+        assert (late, TierName.L3, None) == (
+            peeked[address_of("clip")].record,
+            peeked[address_of("clip")].tier,
+            peeked[address_of("clip")].data,
+        )
+    assert await bench.writer.drain(5.0)
+
+    assert before == (bench.l2.entries, bench.l3.entries)
+    assert ([], [], []) == (bench.l2.puts, bench.l3.puts, bench.l2.deletes)
+    assert {None} == set(bench.l2.ttls) | set(bench.l3.ttls)
+    assert 6 == len(bench.l2.gets)  # nothing absent was remembered
+    assert {"r"} == {key.kind for key in bench.l3.gets}
+    assert 0 == len(bench.memory.entries)
+
+
+async def test_a_peek_says_which_tier_should_give_the_bytes(bench: Bench) -> None:
+    """The record's, where it has them inside or may hold them; else the first one further down that may."""
+    large = bytes(SMALL + 1)
+    for name, data, inline in (("inline", DATA, True), ("small", DATA, False), ("large", large, False)):
+        _plant(bench.l2, record_of(data, name=name, inline=inline), None)
+
+    peeked = await bench.hierarchy.peek_many([address_of(name) for name in ("inline", "small", "large")])
+
+    tiers = {"inline": TierName.L2, "small": TierName.L2, "large": TierName.L3}
+    assert tiers == {name: peeked[address_of(name)].tier for name in tiers}
 
 
 async def test_the_memo_of_what_is_absent_is_bounded(bench: Bench) -> None:

@@ -39,6 +39,8 @@ async def test_every_answer_is_counted_once() -> None:
     await tier.get(_KEY, 600.0)
     scripted.fault = Outcome.SKIPPED
     await tier.get_many([_KEY, other], 600.0)
+    await tier.get(_KEY, None)  # a look without effect
+    await tier.get_many([_KEY, other], None)
 
     expected = {Outcome.HIT: 2, Outcome.MISS: 2, Outcome.TIMEOUT: 1, Outcome.SKIPPED: 2}
     assert expected == tier.tally.outcomes

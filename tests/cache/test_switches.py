@@ -32,8 +32,8 @@ async def test_a_tier_that_is_off_is_neither_read_nor_written() -> None:
     tier = SwitchedTier(inner, switches)
     switches.turn(Switch(1.0, Subject.TIER, "l2", on=False))
 
-    assert Outcome.SKIPPED == (await tier.get(KEY, 1.0)).outcome
-    assert [Outcome.SKIPPED] * 2 == [lookup.outcome for lookup in await tier.get_many([KEY, KEY], 1.0)]
+    assert Outcome.OFF == (await tier.get(KEY, 1.0)).outcome
+    assert [Outcome.OFF] * 2 == [lookup.outcome for lookup in await tier.get_many([KEY, KEY], 1.0)]
     assert not tier.holds(1)
     with pytest.raises(TierResting):
         await tier.put(KEY, b"new", 1.0, replace=True)
@@ -52,7 +52,7 @@ async def test_memory_that_is_off_holds_nothing() -> None:
     await memory.put(KEY, b"kept", 60.0)
     switches.turn(Switch(1.0, Subject.TIER, "l1", on=False))
 
-    assert Outcome.SKIPPED == (await memory.get(KEY, 60.0)).outcome
+    assert Outcome.OFF == (await memory.get(KEY, 60.0)).outcome
     assert not await memory.put(KEY, b"new", 60.0, replace=True)
     assert memory.held(KEY) is None
     assert not memory.holds(1)

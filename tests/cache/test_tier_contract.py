@@ -300,6 +300,10 @@ async def test_one_damaged_entry_among_many(bench: Bench) -> None:
     await bench.tier.put(_key(b"good"), b"good", TTL)
     await bench.plant(str(_RECORD), b"bad")
 
+    peeked = [await bench.tier.get(_RECORD, None), *await bench.tier.get_many([_RECORD], None)]
+    assert [Outcome.CORRUPT, Outcome.CORRUPT] == [lookup.outcome for lookup in peeked]
+    assert await bench.peek(str(_RECORD)) is not None  # a look without effect
+
     lookups = await bench.tier.get_many([_RECORD, _key(b"good"), _key(b"none")], TTL)
 
     assert [Outcome.CORRUPT, Outcome.HIT, Outcome.MISS] == [lookup.outcome for lookup in lookups]
@@ -335,6 +339,10 @@ async def test_redis_forgets_by_itself(bench: Bench) -> None:
     await bench.tier.put(_RECORD, b"clip", 50.0, replace=True)
     assert await bench.ttl_left(str(_RECORD)) <= 50.0
 
+    lookups = [await bench.tier.get(_RECORD, None), *await bench.tier.get_many([_RECORD], None)]  # changes nothing
+    assert [Outcome.HIT, Outcome.HIT] == [lookup.outcome for lookup in lookups]
+    assert await bench.ttl_left(str(_RECORD)) <= 50.0
+
 
 @pytest.mark.parametrize("bench", _ALL[2:4], indirect=True)
 async def test_the_shortest_ttl_is_a_millisecond(bench: Bench) -> None:
@@ -350,7 +358,9 @@ async def test_memory_forgets_by_its_clock(bench: Bench) -> None:
     assert b"clip" == await _value(bench.tier, _RECORD)
     bench.clock.advance(9.0)
     assert b"clip" == await _value(bench.tier, _RECORD)
-    bench.clock.advance(10.0)
+    bench.clock.advance(5.0)
+    assert b"clip" == (await bench.tier.get(_RECORD, None)).value  # which changes nothing
+    bench.clock.advance(5.0)
     assert await _value(bench.tier, _RECORD) is None
     assert await bench.tier.put(_RECORD, b"new", 10.0)
 

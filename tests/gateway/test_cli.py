@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import sys
@@ -55,9 +56,9 @@ async def test_animate_writes_the_video_and_says_where_it_came_from(world: World
     for line in (
         f"miss: {out} (5,000 bytes, video/mp4)",
         "denoise, 3 steps",
-        "  denoise          run, 4.000 s",
+        "  denoise          run, 4.000 s; new",
         "device time: 5.000 s spent, 0.000 s saved; seed 42; stored: durable",
-        "cache-status: reprise; fwd=uri-miss",
+        "cache-status: reprise; fwd=uri-miss; detail=new",
         "The model has random weights, made for trying things out: the video means nothing.",
     ):
         assert line in cold.stdout.splitlines()
@@ -164,6 +165,78 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         assert isinstance(done.exception, SystemExit), words
         assert said in " ".join(done.stderr.split()), words
         assert "Traceback" not in done.output
+
+
+async def test_a_request_is_saved_and_run_again(world: World, file: Path, tmp_path: Path) -> None:
+    """The file names the picture by its path and holds all that was said; what is said beside it changes it."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    (tmp_path / "requests").mkdir()
+    saved, changed = tmp_path / "requests" / "a.json", tmp_path / "b.json"
+    out = ("-o", tmp_path / "out")
+    options = "--frames 8 --guidance 7.5 --seed 9 --extra eta=0.5 --extra size=2000 --max-age 60 --cache refresh"
+    first = await run("animate", file, "-p", "ein Kätzchen", *options.split(), *out, "--save-request", saved, desk=desk)
+    again = await run("animate", "--request", saved, "--cache", "use", "--durable", *out, desk=desk)
+    words = ("--request", saved, "--seed", 10, "--cache", "use", "--save-request", changed)
+    other = await run("animate", *words, *out, desk=desk)
+
+    assert (0, 0, 0) == (first.exit_code, again.exit_code, other.exit_code)
+    assert "@../cat.png" == json.loads(saved.read_text())["image"]
+    assert "@cat.png" == json.loads(changed.read_text())["image"]
+    assert "hit from l1" in again.stdout
+    assert "  denoise          run, 4.000 s; new" in other.stdout.splitlines()
+    assert re.search(r"^nearest earlier request: 20.*, differs in seed$", other.stdout, re.M)
+    one, two = (dict(request.parameters) for request in worker.requests)
+    assert {"seed"} == {name for name in one if one[name] != two[name]}
+    assert "ein Kätzchen" == one["prompt"].text_value
+
+
+async def test_explain_tells_what_is_computed_again(world: World, file: Path, tmp_path: Path) -> None:
+    """Per stage, from where, why and how long; after another request what differs; nothing is generated for it."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    words = ("animate", file, "-p", "a cat", "-o", tmp_path / "out", "--durable", "--save-request")
+    await run(*words, first, desk=desk)
+    second.write_text(json.dumps(json.loads(first.read_text()) | {"num_frames": 8, "format": ""}))
+    alone, unmade = await run("explain", second, desk=desk), tmp_path / "c.json"
+    unmade.write_text(json.dumps({"image": "@cat.png", "prompt": "a dog", "playbackFps": 9}))
+    after = await run("explain", second, unmade, desk=desk)
+    first.write_text(json.dumps({"image": "@cat.png", "prompt": "a dog", "cache_policy": {"mode": 4}}))
+    refused = await run("explain", first, desk=desk)
+
+    assert (0, 0, 0) == (alone.exit_code, after.exit_code, refused.exit_code)
+    lines = [re.sub(" +", " ", line).strip() for line in alone.stdout.splitlines()]
+    assert f"{second}: would be a miss (new)" in lines
+    assert {"text reused l2 0.250", "picture reused l2 0.500", "denoise run new about 4.000"} <= set(lines)
+    assert "device time: about 4.250 s to spend, 0.750 s saved" in lines
+    assert any(re.fullmatch(r"nearest earlier request: .*, differs in num_frames", line) for line in lines)
+    lines = [re.sub(" +", " ", line).strip() for line in after.stdout.splitlines()]
+    assert f"{unmade} after {second}: would be a miss (new)" in lines
+    assert {"picture reused l2 0.500", "text run new about 0.250"} <= set(lines)
+    assert any(line.endswith("differs in playback_fps, prompt") for line in lines)
+    assert f"{first}: would be refused: not cached (new), and its policy forbids to generate" in refused.stdout
+    assert 1 == worker.generations
+
+
+async def test_a_file_that_is_no_request_is_told_so(world: World, tmp_path: Path) -> None:
+    """What is wrong with it, and no traceback."""
+    desk = await world.desk(await world.worker())
+    cases = {
+        "{": "is not JSON",
+        "[]": "must be an object with the fields of a request",
+        '{"frames": 3}': "is no request",
+        '{"image": "@none.png"}': "none.png: cannot be read",
+        '{"prompt": "a cat"}': "image: give a picture",
+    }
+    for number, (content, said) in enumerate(cases.items()):
+        wrong = tmp_path / f"{number}.json"
+        wrong.write_text(content)
+        done = await run("explain", wrong, desk=desk)
+        assert (1, True) == (done.exit_code, said in done.stderr), (content, done.stderr)
+        assert "Traceback" not in done.output
+    done = await run("animate", "-p", "a cat", desk=desk)
+    assert (2, True) == (done.exit_code, "give PICTURE, or a file with --request" in done.stderr)
 
 
 async def test_nothing_is_generated_for_a_file_that_cannot_be_written(world: World, file: Path, tmp_path: Path) -> None:

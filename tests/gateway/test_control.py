@@ -140,6 +140,19 @@ def _everything_in(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file())
 
 
+async def test_what_a_user_asked_is_forgotten_with_what_was_made_for_them(desks: tuple[Desk, Desk]) -> None:
+    """Why something had to be made is then told as to somebody new; to a purge of less, as it is."""
+    first, second = desks
+    await invalidate(first.client, model="small")
+    assert common.MISS_REASON_INVALIDATED == (await second.animate()).report.reason
+    assert (await second.animate("a dog")).report.nearest.differing == ["prompt"]
+
+    await invalidate(first.client, tenant="local", user="local")
+
+    report = (await second.animate("a cow")).report
+    assert (common.MISS_REASON_NEW, False) == (report.reason, report.HasField("nearest"))
+
+
 async def test_an_artifact_that_was_purged_cannot_be_downloaded(desks: tuple[Desk, Desk]) -> None:
     """Neither from where it was made, nor from where it was only read."""
     first, second = desks
@@ -180,7 +193,7 @@ async def test_a_tier_is_switched_off_and_on(desks: tuple[Desk, Desk], worker: S
     assert ["tier l1"] == await switch(first.client, tier=common.TIER_L1)
     media = await second.animate()
     assert "hit from L2" == outcome(media)
-    assert common.LOOKUP_OUTCOME_SKIPPED == media.report.lookups[0].outcome
+    assert common.LOOKUP_OUTCOME_OFF == media.report.lookups[0].outcome
     assert ["tier l1", "tier l2"] == await switch(second.client, tier=common.TIER_L2)
     assert "hit from L3" == outcome(await first.animate())
     assert ["tier l1", "tier l2"] == list((await first.client.stats()).switched_off)

@@ -74,7 +74,7 @@ async def test_a_cold_request_is_generated_and_told_step_by_step(world: World) -
     assert EVERYTHING_RAN == stages(media.report.stages)
     assert (WHOLE_COST, 0.0) == (media.report.device_seconds_spent, media.report.device_seconds_saved)
     assert [pb.TIER_L1, pb.TIER_L2, pb.TIER_L3] == [lookup.tier for lookup in media.report.lookups]
-    assert "reprise; fwd=uri-miss" == media.cache_status
+    assert "reprise; fwd=uri-miss; detail=new" == media.cache_status
     assert (True, 42, "video/mp4") == (media.result.random_weights, media.result.seed, media.result.media_type)
     assert "durable" == await desk.stored(media)
 

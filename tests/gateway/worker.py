@@ -9,6 +9,7 @@ makes it stop at a point with `hold`, waits until it is there, and lets it go on
     finished    everything was computed and stored behind; chunks have not been sent
     stored      the result was sent; whether it is durable has not
     refuse      a plan is about to be refused as `refusals` says
+    foresee     a question what a run would do has come
     abandon     a follower has said that it is not coming back
 """
 
@@ -43,6 +44,7 @@ from cache.record import Output, Record
 from cache.settings import CacheSettings
 from cache.sweep import Gone
 from cache.tier import TierName
+from cache.work import Work, divide
 from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1 import media_pb2 as media
@@ -160,6 +162,8 @@ class ScriptedWorker(InferenceServiceServicer):
         self.ended = News()  # announced whenever a run ends, however
         self.cancelled = 0  # runs that were ended before they were done
         self.described = 0
+        self.foreseen = 0  # questions what a run would do
+        self.blind: Refusal | None = None  # the answer to all of them
         self.refusals: list[Refusal] = []  # of the next plans, one each
         self.twist: Callable[[pb.Finished], None] = lambda finished: None  # to lie about a result
         self.twist_bytes: Callable[[bytes], bytes] = lambda data: data
@@ -242,6 +246,17 @@ class ScriptedWorker(InferenceServiceServicer):
         elif flight.followers <= 1:
             self._flights.cancel(flight)
         return pb.AbandonResponse()
+
+    async def Foresee(self, request: pb.ForeseeRequest, context: Context) -> pb.ForeseeResponse:
+        self.foreseen += 1
+        await self.at("foresee")
+        try:
+            if self.blind is not None:
+                raise self.blind
+            return await _Job(self, request.run).foresee()
+        except Refusal as refusal:
+            await _abort(context, refusal)
+            raise AssertionError("abort raises") from refusal
 
     async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:
         self.requests.append(request)
@@ -345,6 +360,32 @@ class _Job:
             raise
         finally:
             worker.ended.announce()
+
+    async def foresee(self) -> pb.ForeseeResponse:
+        known: dict[str, common.StageReport] = {}
+        if not self.request.reuse_nothing:
+            names = {address: name for name, address in self.addresses.items()}
+            for address, found in (await self.worker.hierarchy.peek_many(list(names))).items():
+                too_old = self.request.HasField("max_age") and found.record is not None
+                if found.record is None or found.tier is None:
+                    continue
+                if too_old and time.time() - found.record.made_at > self.request.max_age:
+                    continue
+                known[names[address]] = common.StageReport(
+                    stage=names[address],
+                    outcome=common.STAGE_OUTCOME_REUSED,
+                    tier=_TIERS[found.tier],
+                    device_seconds=found.record.device_seconds,
+                )
+        final = self.description.final.name
+        work = Work((), (self.description.final,)) if final in known else divide(self.stages, (), known)
+        for stage in work.run:
+            self.reports[stage.name] = common.StageReport(stage=stage.name, outcome=common.STAGE_OUTCOME_RUN)
+        self.reports |= {stage.name: known[stage.name] for stage in work.reuse}
+        return pb.ForeseeResponse(
+            stages=[self._report_of(stage) for stage in self.stages],
+            addresses={name: str(address) for name, address in self.addresses.items()},
+        )
 
     def told(self, finished: pb.Finished, *, joined: bool) -> pb.Finished:
         """The end of a run as the follower with this plan hears of it: its own spelling has an address of its own."""

@@ -23,6 +23,7 @@ from inference import tensors
 from inference.errors import Abandoned, DeviceMemory, Fault, MediaNeeded, NoSuchRun, NotReady, QueueFull
 from inference.models.base import Artifact, Call, Output
 from inference.models.i2vgen_xl import I2VGenXL
+from reprise.v1.common_pb2 import MISS_REASON_EVICTED
 from reprise.v1.inference_pb2 import RunRequest, RunResponse, StatusResponse
 from tests.inference.worker_fixtures import (
     PATIENCE,
@@ -312,6 +313,8 @@ async def test_a_lost_blob_is_made_again(tmp_path: Path) -> None:
         bench.lose_blob(moments.output.digest)
         heard = await bench.begin_request(request).end()
         assert heard.stages["moments"] == ("RUN", "UNSPECIFIED")
+        reasons = {report.stage: report.reason for report in heard.finished.stages if report.reason}
+        assert reasons == {"moments": MISS_REASON_EVICTED}
         bench.forget_memory()
         heard = await bench.run(seed=2, picture=picture, with_pixels=False)
         assert heard.stages["moments"] == ("REUSED", "L3")

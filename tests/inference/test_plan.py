@@ -9,10 +9,11 @@ from cache.description import HOUR, Scope, Stage
 from cache.digest import Digest
 from cache.keys import Principal
 from cache.record import Output, Record
+from cache.work import Work, divide
 from inference.errors import InvalidInput, PlanDiffers
 from inference.models.base import Artifact
 from inference.models.i2vgen_xl import I2VGenXL
-from inference.plan import Plan, Work, call_for, canonical_first, divide, lacks_media, meaning_of, read_plan
+from inference.plan import Plan, call_for, canonical_first, lacks_media, meaning_of, read_plan
 from reprise.v1.common_pb2 import ParameterValue
 from reprise.v1.inference_pb2 import RunRequest
 from tests.inference.worker_fixtures import GatedModel, Pixels, ask

@@ -215,6 +215,19 @@ async def test_a_fault_is_one_neutral_sentence(wire: Wire, bench: Bench) -> None
     assert "secret" not in str(error.details()) + str(error.trailing_metadata())
 
 
+async def test_a_run_is_foreseen(wire: Wire, bench: Bench) -> None:
+    """The answer names every stage and its address; a plan that differs is refused as it would be to run."""
+    await wire.run(bench.ask())
+    foreseen = await wire.inference.Foresee(pb.ForeseeRequest(run=bench.ask(seed=1, with_pixels=False)))
+    assert [stage.name for stage in bench.model.description.stages] == [report.stage for report in foreseen.stages]
+    assert {report.stage for report in foreseen.stages} == set(foreseen.addresses)
+    assert bench.shop.generations == 1
+    wrong = bench.ask(seed=1)
+    wrong.addresses["video"] = "0" * 32 + "/" + "0" * 64
+    error = await wire.error(wire.inference.Foresee(pb.ForeseeRequest(run=wrong)))
+    assert (error.code().name, details(error)["ErrorInfo"].reason) == ("FAILED_PRECONDITION", "PLAN_DIFFERS")
+
+
 async def test_a_client_that_hangs_up_leaves(wire: Wire, bench: Bench) -> None:
     """A cancelled call is a follower less at once; what runs is finished."""
     bench.model.step_gate.close()

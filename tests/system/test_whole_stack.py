@@ -131,6 +131,45 @@ async def test_two_spellings_with_one_meaning_are_one_result(client: Client, pho
     assert first.data == second.data
 
 
+async def test_what_is_explained_is_what_happens(client: Client, photo: Path) -> None:
+    """Change by change: the stages, reasons and differing fields told beforehand are those of the report; for all the
+    asking nothing is generated. After a few runs the cost of the next one is known within a factor.
+    """
+    base = {"seed": 31, "prompt": "a bird sings"}
+    await durable(client, await client.animate(request(photo, **base)))
+    changes: list[dict[str, Any]] = [
+        {},
+        {"prompt": "A  Bird SINGS"},
+        {"prompt": "a bird sleeps"},
+        {"seed": 32},
+        {"num_frames": 3},
+        {"guidance_scale": 7.0},
+        {"playback_fps": 12},
+        {"format": "webm"},
+        {"width": 96},
+        {"prompt": "a bird flies", "num_inference_steps": 4},
+    ]
+    for change in changes:
+        asked = request(photo, **{**base, **change})
+        generations = (await client.stats()).generations
+        explained = await client.explain(asked)
+        assert generations == (await client.stats()).generations
+        media = await durable(client, await client.animate(asked))
+
+        def told(report: pb.CacheReport) -> list[tuple[str, int, int]]:
+            return [(stage.stage, stage.outcome, stage.reason) for stage in report.stages]
+
+        assert told(explained.report) == told(media.report), change
+        assert explained.report.outcome == media.report.outcome, change
+        if media.report.reason:
+            assert explained.report.nearest == media.report.nearest
+            assert sorted(change) == list(media.report.nearest.differing)
+        if "denoise" in ran(media):
+            (estimate,) = (stage for stage in explained.report.stages if stage.stage == "denoise")
+            assert estimate.estimated
+            assert estimate.device_seconds > 0
+
+
 async def test_sixteen_at_once_cost_one_generation(client: Client, photo: Path) -> None:
     """Identical requests that arrive together share one generation, and all get the same video."""
     before = (await client.stats()).generations

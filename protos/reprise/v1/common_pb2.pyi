@@ -30,6 +30,7 @@ class LookupOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOOKUP_OUTCOME_TIMEOUT: _ClassVar[LookupOutcome]
     LOOKUP_OUTCOME_SKIPPED: _ClassVar[LookupOutcome]
     LOOKUP_OUTCOME_INVALIDATED: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_OFF: _ClassVar[LookupOutcome]
 
 class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -45,6 +46,18 @@ class StageOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STAGE_OUTCOME_REUSED: _ClassVar[StageOutcome]
     STAGE_OUTCOME_RUN: _ClassVar[StageOutcome]
     STAGE_OUTCOME_NOT_NEEDED: _ClassVar[StageOutcome]
+
+class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MISS_REASON_UNSPECIFIED: _ClassVar[MissReason]
+    MISS_REASON_NEW: _ClassVar[MissReason]
+    MISS_REASON_EXPIRED: _ClassVar[MissReason]
+    MISS_REASON_EVICTED: _ClassVar[MissReason]
+    MISS_REASON_INVALIDATED: _ClassVar[MissReason]
+    MISS_REASON_POLICY: _ClassVar[MissReason]
+    MISS_REASON_TIER_FAILED: _ClassVar[MissReason]
+    MISS_REASON_DAMAGED: _ClassVar[MissReason]
+    MISS_REASON_NEVER_KEPT: _ClassVar[MissReason]
 TIER_UNSPECIFIED: Tier
 TIER_L1: Tier
 TIER_L2: Tier
@@ -59,6 +72,7 @@ LOOKUP_OUTCOME_ERROR: LookupOutcome
 LOOKUP_OUTCOME_TIMEOUT: LookupOutcome
 LOOKUP_OUTCOME_SKIPPED: LookupOutcome
 LOOKUP_OUTCOME_INVALIDATED: LookupOutcome
+LOOKUP_OUTCOME_OFF: LookupOutcome
 OUTCOME_UNSPECIFIED: Outcome
 OUTCOME_HIT: Outcome
 OUTCOME_MISS: Outcome
@@ -68,6 +82,15 @@ STAGE_OUTCOME_UNSPECIFIED: StageOutcome
 STAGE_OUTCOME_REUSED: StageOutcome
 STAGE_OUTCOME_RUN: StageOutcome
 STAGE_OUTCOME_NOT_NEEDED: StageOutcome
+MISS_REASON_UNSPECIFIED: MissReason
+MISS_REASON_NEW: MissReason
+MISS_REASON_EXPIRED: MissReason
+MISS_REASON_EVICTED: MissReason
+MISS_REASON_INVALIDATED: MissReason
+MISS_REASON_POLICY: MissReason
+MISS_REASON_TIER_FAILED: MissReason
+MISS_REASON_DAMAGED: MissReason
+MISS_REASON_NEVER_KEPT: MissReason
 
 class Digest(_message.Message):
     __slots__ = ("hex", "size")
@@ -98,19 +121,33 @@ class TierLookup(_message.Message):
     def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., outcome: _Optional[_Union[LookupOutcome, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("stage", "outcome", "tier", "device_seconds")
+    __slots__ = ("stage", "outcome", "tier", "device_seconds", "reason", "estimated")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_FIELD_NUMBER: _ClassVar[int]
     stage: str
     outcome: StageOutcome
     tier: Tier
     device_seconds: float
-    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ...) -> None: ...
+    reason: MissReason
+    estimated: bool
+    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ..., estimated: _Optional[bool] = ...) -> None: ...
+
+class Nearest(_message.Message):
+    __slots__ = ("address", "asked_at", "differing")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_AT_FIELD_NUMBER: _ClassVar[int]
+    DIFFERING_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    asked_at: _timestamp_pb2.Timestamp
+    differing: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, address: _Optional[str] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., differing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CacheReport(_message.Message):
-    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address")
+    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address", "reason", "nearest")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     LOOKUPS_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +156,8 @@ class CacheReport(_message.Message):
     DEVICE_SECONDS_SAVED_FIELD_NUMBER: _ClassVar[int]
     MADE_AT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     tier: Tier
     lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
@@ -127,7 +166,9 @@ class CacheReport(_message.Message):
     device_seconds_saved: float
     made_at: _timestamp_pb2.Timestamp
     address: str
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
+    reason: MissReason
+    nearest: Nearest
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ..., reason: _Optional[_Union[MissReason, str]] = ..., nearest: _Optional[_Union[Nearest, _Mapping]] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
     __slots__ = ("mode", "no_store", "max_age", "fresh", "labels")

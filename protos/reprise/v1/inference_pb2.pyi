@@ -124,6 +124,27 @@ class Finished(_message.Message):
     joined: bool
     def __init__(self, record: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.StageReport, _Mapping]]] = ..., canonical_address: _Optional[str] = ..., alias: _Optional[bytes] = ..., joined: _Optional[bool] = ...) -> None: ...
 
+class ForeseeRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: RunRequest
+    def __init__(self, run: _Optional[_Union[RunRequest, _Mapping]] = ...) -> None: ...
+
+class ForeseeResponse(_message.Message):
+    __slots__ = ("stages", "addresses")
+    class AddressesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    stages: _containers.RepeatedCompositeFieldContainer[_common_pb2.StageReport]
+    addresses: _containers.ScalarMap[str, str]
+    def __init__(self, stages: _Optional[_Iterable[_Union[_common_pb2.StageReport, _Mapping]]] = ..., addresses: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class AbandonRequest(_message.Message):
     __slots__ = ("follower",)
     FOLLOWER_FIELD_NUMBER: _ClassVar[int]

@@ -49,6 +49,11 @@ class InferenceServiceStub:
                 request_serializer=reprise_dot_v1_dot_inference__pb2.AbandonRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_inference__pb2.AbandonResponse.FromString,
                 _registered_method=True)
+        self.Foresee = channel.unary_unary(
+                '/reprise.v1.InferenceService/Foresee',
+                request_serializer=reprise_dot_v1_dot_inference__pb2.ForeseeRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_inference__pb2.ForeseeResponse.FromString,
+                _registered_method=True)
         self.Status = channel.unary_stream(
                 '/reprise.v1.InferenceService/Status',
                 request_serializer=reprise_dot_v1_dot_inference__pb2.StatusRequest.SerializeToString,
@@ -97,6 +102,19 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Foresee(self, request, context):
+        """Says what running a plan would reuse and what it would compute, without doing it: nothing is computed but what the
+        request means, and nothing is stored, promoted, leased or made younger.
+
+        Errors:
+        - INVALID_ARGUMENT: as for Run. Do not retry.
+        - FAILED_PRECONDITION, reason PLAN_DIFFERS: as for Run. Describe again, plan again.
+        - UNAVAILABLE: loading. Ask another worker, or judge by the tiers alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """How this worker does: once at once, then on every change, and at least every few seconds as a sign of life.
 
@@ -124,6 +142,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Abandon,
                     request_deserializer=reprise_dot_v1_dot_inference__pb2.AbandonRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_inference__pb2.AbandonResponse.SerializeToString,
+            ),
+            'Foresee': grpc.unary_unary_rpc_method_handler(
+                    servicer.Foresee,
+                    request_deserializer=reprise_dot_v1_dot_inference__pb2.ForeseeRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_inference__pb2.ForeseeResponse.SerializeToString,
             ),
             'Status': grpc.unary_stream_rpc_method_handler(
                     servicer.Status,
@@ -212,6 +235,33 @@ class InferenceService:
             '/reprise.v1.InferenceService/Abandon',
             reprise_dot_v1_dot_inference__pb2.AbandonRequest.SerializeToString,
             reprise_dot_v1_dot_inference__pb2.AbandonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Foresee(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reprise.v1.InferenceService/Foresee',
+            reprise_dot_v1_dot_inference__pb2.ForeseeRequest.SerializeToString,
+            reprise_dot_v1_dot_inference__pb2.ForeseeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,15 @@ class InferenceServiceStub:
     Errors:
     - NOT_FOUND: no such run. Nothing to do.
     """
+    Foresee: _aio.UnaryUnaryMultiCallable[_inference_pb2.ForeseeRequest, _inference_pb2.ForeseeResponse]
+    """Says what running a plan would reuse and what it would compute, without doing it: nothing is computed but what the
+    request means, and nothing is stored, promoted, leased or made younger.
+
+    Errors:
+    - INVALID_ARGUMENT: as for Run. Do not retry.
+    - FAILED_PRECONDITION, reason PLAN_DIFFERS: as for Run. Describe again, plan again.
+    - UNAVAILABLE: loading. Ask another worker, or judge by the tiers alone.
+    """
     Status: _aio.UnaryStreamMultiCallable[_inference_pb2.StatusRequest, _inference_pb2.StatusResponse]
     """How this worker does: once at once, then on every change, and at least every few seconds as a sign of life.
 
@@ -90,6 +99,21 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - NOT_FOUND: no such run. Nothing to do.
+        """
+
+    @_abc_1.abstractmethod
+    def Foresee(
+        self,
+        request: _inference_pb2.ForeseeRequest,
+        context: _aio.ServicerContext[_inference_pb2.ForeseeRequest, _abc.Awaitable[_inference_pb2.ForeseeResponse]],
+    ) -> _abc.Awaitable[_inference_pb2.ForeseeResponse]:
+        """Says what running a plan would reuse and what it would compute, without doing it: nothing is computed but what the
+        request means, and nothing is stored, promoted, leased or made younger.
+
+        Errors:
+        - INVALID_ARGUMENT: as for Run. Do not retry.
+        - FAILED_PRECONDITION, reason PLAN_DIFFERS: as for Run. Describe again, plan again.
+        - UNAVAILABLE: loading. Ask another worker, or judge by the tiers alone.
         """
 
     @_abc_1.abstractmethod

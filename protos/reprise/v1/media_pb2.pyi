@@ -224,3 +224,19 @@ class DownloadResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     chunk: Chunk
     def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("animate_image", "after_animate_image")
+    ANIMATE_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ANIMATE_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    animate_image: AnimateImageRequest
+    after_animate_image: AnimateImageRequest
+    def __init__(self, animate_image: _Optional[_Union[AnimateImageRequest, _Mapping]] = ..., after_animate_image: _Optional[_Union[AnimateImageRequest, _Mapping]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("report", "worker_asked")
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ASKED_FIELD_NUMBER: _ClassVar[int]
+    report: _common_pb2.CacheReport
+    worker_asked: bool
+    def __init__(self, report: _Optional[_Union[_common_pb2.CacheReport, _Mapping]] = ..., worker_asked: _Optional[bool] = ...) -> None: ...

@@ -59,6 +59,11 @@ class MediaServiceStub:
                 request_serializer=reprise_dot_v1_dot_media__pb2.DownloadRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_media__pb2.DownloadResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/reprise.v1.MediaService/Explain',
+                request_serializer=reprise_dot_v1_dot_media__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_media__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class MediaServiceServicer:
@@ -130,6 +135,18 @@ class MediaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Says what a request would be answered with, now or after another one, without running anything: nothing is
+        generated, stored, promoted or made younger by asking.
+
+        Errors:
+        - those of the request itself for a field that is wrong, a model or picture that is unknown. Change it.
+        - INVALID_ARGUMENT: no request. Give one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MediaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +174,11 @@ def add_MediaServiceServicer_to_server(servicer, server):
                     servicer.Download,
                     request_deserializer=reprise_dot_v1_dot_media__pb2.DownloadRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_media__pb2.DownloadResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=reprise_dot_v1_dot_media__pb2.ExplainRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_media__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -294,6 +316,33 @@ class MediaService:
             '/reprise.v1.MediaService/Download',
             reprise_dot_v1_dot_media__pb2.DownloadRequest.SerializeToString,
             reprise_dot_v1_dot_media__pb2.DownloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reprise.v1.MediaService/Explain',
+            reprise_dot_v1_dot_media__pb2.ExplainRequest.SerializeToString,
+            reprise_dot_v1_dot_media__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

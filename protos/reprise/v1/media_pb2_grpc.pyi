@@ -66,6 +66,14 @@ class MediaServiceStub:
     - NOT_FOUND: no such artifact among the caller's. Ask for the media itself again.
     - OUT_OF_RANGE: the offset lies beyond the end.
     """
+    Explain: _aio.UnaryUnaryMultiCallable[_media_pb2.ExplainRequest, _media_pb2.ExplainResponse]
+    """Says what a request would be answered with, now or after another one, without running anything: nothing is
+    generated, stored, promoted or made younger by asking.
+
+    Errors:
+    - those of the request itself for a field that is wrong, a model or picture that is unknown. Change it.
+    - INVALID_ARGUMENT: no request. Give one.
+    """
 
 class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -142,6 +150,20 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - NOT_FOUND: no such artifact among the caller's. Ask for the media itself again.
         - OUT_OF_RANGE: the offset lies beyond the end.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _media_pb2.ExplainRequest,
+        context: _aio.ServicerContext[_media_pb2.ExplainRequest, _abc.Awaitable[_media_pb2.ExplainResponse]],
+    ) -> _abc.Awaitable[_media_pb2.ExplainResponse]:
+        """Says what a request would be answered with, now or after another one, without running anything: nothing is
+        generated, stored, promoted or made younger by asking.
+
+        Errors:
+        - those of the request itself for a field that is wrong, a model or picture that is unknown. Change it.
+        - INVALID_ARGUMENT: no request. Give one.
         """
 
 def add_MediaServiceServicer_to_server(servicer: MediaServiceServicer, server: _aio.Server) -> None: ...

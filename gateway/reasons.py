@@ -1,0 +1,91 @@
+"""Reasons: why a request had to be generated, and each of its stages run. The same for a report and for an explanation.
+
+What is certain goes first: the request's policy, what is never kept, what the tiers or the worker saw. Only then does
+the history of the caller tell what is new from what is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cache.hierarchy import Found
+from cache.reason import Reason, any_failed, reason_of
+from cache.tier import Lookup, Outcome
+from gateway.answer import reason_message, reason_name
+from gateway.history import Past
+from gateway.plan import Plan
+from reprise.v1 import common_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the tiers said when they were asked for a result, or for a stage's output, and had none to give."""
+
+    reason: Reason | None = None  # None: they have none, and say no more
+    failed: bool = False  # one could not be asked
+    asked: bool = False  # they were asked at all; not about what only a worker can name, or was missing just now
+
+
+def seen(plan: Plan, found: Found, before: Sequence[Lookup] = ()) -> Seen:
+    """Of a lookup that gave nothing; `before` are those of tiers that were asked first."""
+    lookups = [*before, *found.lookups]
+    reason = reason_of(lookups)
+    if reason is None and found.lost:
+        reason = Reason.EVICTED
+    if reason is None and plan.policy.max_age is not None and any(each.outcome is Outcome.HIT for each in lookups):
+        reason = Reason.POLICY  # there is one, too old for this request
+    return Seen(reason, any_failed(lookups), bool(lookups))
+
+
+def why_not_served(plan: Plan, told: Seen, past: Past, now: float) -> Reason:
+    """Why the result was not served from a tier."""
+    final = plan.description.final
+    if not plan.policy.read:
+        return Reason.POLICY
+    if not final.cached:
+        return Reason.NEVER_KEPT
+    return told.reason or _by_history(plan, final.name, told, past, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What is known of single stages beside the history."""
+
+    result: Reason  # why the result was not served
+    stages: Mapping[str, Seen] = field(default_factory=dict)
+
+
+def with_reasons(
+    plan: Plan, reports: Sequence[pb.StageReport], hints: Hints, past: Past, now: float
+) -> list[pb.StageReport]:
+    """Copies of these reports (others may see them too) in which each stage that runs says why."""
+    told = []
+    for report in reports:
+        mine = pb.StageReport()
+        mine.CopyFrom(report)
+        if mine.outcome == pb.STAGE_OUTCOME_RUN:
+            mine.reason = reason_message(_why_run(plan, mine, hints, past, now))
+        told.append(mine)
+    return told
+
+
+def _why_run(plan: Plan, report: pb.StageReport, hints: Hints, past: Past, now: float) -> Reason:
+    stage = plan.description.stage(report.stage)
+    if stage is plan.description.final:
+        return hints.result
+    if not plan.policy.reuse:
+        return Reason.POLICY
+    if not stage.cached:
+        return Reason.NEVER_KEPT
+    told = hints.stages.get(stage.name, Seen())
+    return told.reason or reason_name(report.reason) or _by_history(plan, stage.name, told, past, now)
+
+
+def _by_history(plan: Plan, stage: str, told: Seen, past: Past, now: float) -> Reason:
+    why = past.why(plan.addresses[stage].content_id, plan.description.stage(stage).ttl, now)
+    if why is Reason.EVICTED and told.failed:
+        return Reason.TIER_FAILED
+    if why is Reason.EVICTED and plan.policy.max_age is not None and not told.asked:
+        return Reason.POLICY  # it should be there, and nobody had to look whether it is young enough
+    return why

@@ -1,0 +1,75 @@
+"""Foresight: what a run would find and what it would do, told without doing it and without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cache.description import Stage
+from cache.reason import Reason, reason_of
+from cache.record import Record
+from cache.tier import TierName
+from cache.work import divide, read_by
+from inference.plan import Meaning, Plan
+from inference.reports import reason_message, reused_report
+from inference.workshop import Workshop
+from reprise.v1 import common_pb2 as pb
+
+
+class _Sight:
+    """What is there of each stage, as far as looking alone can tell."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.tiers: dict[str, TierName | None] = {}
+        self.reasons: dict[str, Reason | None] = {}
+
+
+async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> list[pb.StageReport]:
+    """A report for every stage, as a run of this plan would give it now. Device seconds only of what is reused."""
+    final = plan.description.final
+    sight = _Sight()
+    if not plan.reuse_nothing:
+        await _look(shop, plan, meaning, sight, [stage for stage in plan.stages if stage.cached])
+    if final.name in sight.records:
+        return [*map(_not_needed, plan.stages[:-1]), _reused(final, sight)]
+    work = divide(plan.stages, meaning.outputs, sight.records)
+    read = read_by(work)
+    reports = []
+    for stage in plan.stages:
+        if stage in work.run or (stage.name in meaning.outputs and stage.name in read):
+            reason = sight.reasons.get(stage.name) if stage is not final else None  # which a gateway knows better
+            reports.append(
+                pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_RUN, reason=reason_message(reason))
+            )
+        else:
+            reports.append(_reused(stage, sight) if stage in work.reuse else _not_needed(stage))
+    return reports
+
+
+async def _look(shop: Workshop, plan: Plan, meaning: Meaning, sight: _Sight, stages: Sequence[Stage]) -> None:
+    """In the order of a run: the pool, what the plan brought, the tiers."""
+    now = shop.clock()
+    for stage in stages:
+        address = meaning.addresses[stage.name]
+        hot = shop.pool.peek(address)
+        if hot is not None and plan.young_enough(hot.record, now) and not shop.bans.forbid(hot.record):
+            sight.records[stage.name], sight.tiers[stage.name] = hot.record, TierName.POOL
+        elif (record := plan.brought(stage.name, address, now)) is not None and not shop.bans.forbid(record):
+            sight.records[stage.name], sight.tiers[stage.name] = record, None
+    addresses = {meaning.addresses[stage.name]: stage.name for stage in stages if stage.name not in sight.records}
+    for address, found in (await shop.hierarchy.peek_many(list(addresses))).items():
+        name = addresses[address]
+        if found.record is None:
+            sight.reasons[name] = reason_of(found.lookups)
+        elif plan.young_enough(found.record, now):
+            sight.records[name], sight.tiers[name] = found.record, found.tier
+        else:
+            sight.reasons[name] = Reason.POLICY
+
+
+def _reused(stage: Stage, sight: _Sight) -> pb.StageReport:
+    return reused_report(stage, sight.records[stage.name], sight.tiers[stage.name])
+
+
+def _not_needed(stage: Stage) -> pb.StageReport:
+    return pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED)

@@ -1,0 +1,37 @@
+"""Reports: what became of a stage, or would, as the contract says it."""
+
+from __future__ import annotations
+
+from cache.description import Stage
+from cache.reason import Reason
+from cache.record import Record
+from cache.tier import TierName
+from reprise.v1 import common_pb2 as pb
+
+_TIERS = {
+    TierName.L1: pb.TIER_L1,
+    TierName.L2: pb.TIER_L2,
+    TierName.L3: pb.TIER_L3,
+    TierName.POOL: pb.TIER_POOL,
+}
+_REASONS = {  # that a worker can know
+    Reason.EXPIRED: pb.MISS_REASON_EXPIRED,
+    Reason.EVICTED: pb.MISS_REASON_EVICTED,
+    Reason.INVALIDATED: pb.MISS_REASON_INVALIDATED,
+    Reason.POLICY: pb.MISS_REASON_POLICY,
+    Reason.TIER_FAILED: pb.MISS_REASON_TIER_FAILED,
+    Reason.DAMAGED: pb.MISS_REASON_DAMAGED,
+}
+
+
+def reused_report(stage: Stage, record: Record, tier: TierName | None) -> pb.StageReport:
+    return pb.StageReport(
+        stage=stage.name,
+        outcome=pb.STAGE_OUTCOME_REUSED,
+        tier=_TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED,
+        device_seconds=record.device_seconds,
+    )
+
+
+def reason_message(reason: Reason | None) -> pb.MissReason:
+    return _REASONS[reason] if reason is not None else pb.MISS_REASON_UNSPECIFIED

@@ -1,0 +1,176 @@
+"""Foresight: what is foreseen is what a run then does, and looking leaves no trace. Also why stages of a run ran."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache.keys import Address
+from inference.models.i2vgen_xl import I2VGenXL
+from reprise.v1 import common_pb2 as pb
+from reprise.v1.inference_pb2 import ForeseeResponse, RunRequest
+from tests.inference.worker_fixtures import Bench, Heard, Pixels, open_bench
+from tests.inference.worker_fixtures import ask as ask_model
+
+OTHER = Pixels(colour=200)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with open_bench(tmp_path / "l3") as bench:
+        yield bench
+
+
+async def foresee(bench: Bench, request: RunRequest | None = None, **wanted: Any) -> ForeseeResponse:
+    return await bench.engine.foresee(await bench.engine.plan(request or bench.ask(with_pixels=False, **wanted)))
+
+
+def outcomes(reports: Any) -> dict[str, str]:
+    return {each.stage: pb.StageOutcome.Name(each.outcome).removeprefix("STAGE_OUTCOME_") for each in reports}
+
+
+def reasons(reports: Any) -> dict[str, str]:
+    return {each.stage: pb.MissReason.Name(each.reason).removeprefix("MISS_REASON_") for each in reports if each.reason}
+
+
+def traces(bench: Bench) -> dict[str, object]:
+    """Everything a look could change."""
+    files = {str(path): path.stat().st_mtime_ns for path in bench.folder.rglob("*") if path.is_file()}
+    memory, pool = bench.tiers.memory.entries, bench.shop.pool
+    order = [*memory._entries, *pool._entries._entries]
+    ages = [entry.expires for entry in (*memory._entries.values(), *pool._entries._entries.values())]
+    leases = [entry.leases for entry in pool._entries._entries.values()]
+    counts = {tally.tier: dict(tally.outcomes) for tally in (each.tally for each in bench.tiers.shared)}
+    return {
+        **files,
+        "order": order,
+        "ages": ages,
+        "leases": leases,
+        "counts": counts,
+        "absent": dict(bench.shop.hierarchy._absent),
+    }
+
+
+@pytest.mark.parametrize("kept", ["everywhere", "in the durable tier"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"prompt": "A   CAT"},
+        {"prompt": "a dog"},
+        {"seed": 1},
+        {"fps": 9},
+        {"picture": OTHER},
+        {"prompt": "a dog", "picture": OTHER},
+        {"reuse_nothing": True},
+        {"max_age": 0.0},
+        {"store_nothing": True, "fps": 10},
+    ],
+    ids=str,
+)
+async def test_what_is_foreseen_is_what_a_run_does(bench: Bench, change: dict[str, Any], kept: str) -> None:
+    """Every stage's outcome, tier and reason, and its canonical address; no stage runs, and nothing changes."""
+    await bench.run()
+    if kept != "everywhere":
+        bench.forget_memory()
+    before, ran, generations = traces(bench), dict(bench.model.runs), bench.shop.generations
+    foreseen = await foresee(bench, **change)
+    after = traces(bench)
+    assert before == after
+    assert generations == bench.shop.generations
+    assert {**ran, "tokens": ran["tokens"] + 1} == bench.model.runs  # what the request means is asked of the model
+
+    heard = await bench.run(**change)
+    finished = heard.finished
+    assert outcomes(finished.stages) == outcomes(foreseen.stages)
+    assert reasons(finished.stages) == reasons(foreseen.stages)
+    assert {each.stage: each.tier for each in finished.stages} == {each.stage: each.tier for each in foreseen.stages}
+    assert finished.canonical_address == foreseen.addresses["video"]
+    reused = {each.stage: each.device_seconds for each in foreseen.stages if each.device_seconds}
+    assert reused == {each.stage: each.device_seconds for each in finished.stages if each.stage in reused}
+
+
+async def test_nothing_is_foreseen_of_an_empty_worker(bench: Bench) -> None:
+    """Everything would run; no pixels are needed to say so."""
+    foreseen = await foresee(bench)
+    assert {"RUN"} == set(outcomes(foreseen.stages).values())
+    assert {} == reasons(foreseen.stages)
+    assert 0 == bench.shop.generations
+
+
+async def test_spellings_of_one_meaning_have_one_address(bench: Bench) -> None:
+    """That is what a gateway cannot know."""
+    one, two, other = [(await foresee(bench, prompt=prompt)).addresses for prompt in ("a cat", "A  CAT", "a dog")]
+    assert one["video"] == two["video"] != other["video"]
+    assert one["tokens"] != two["tokens"]
+
+
+async def test_it_is_foreseen_while_the_device_works(bench: Bench) -> None:
+    """A run that holds the device is not waited for."""
+    bench.model.step_gate.close()
+    running = bench.begin()
+    await bench.model.step_gate.reached()
+    foreseen = await foresee(bench, seed=5)
+    assert {"text": "REUSED", "moments": "REUSED", "denoise": "RUN"}.items() <= outcomes(foreseen.stages).items()
+    bench.model.step_gate.open()
+    await running.end()
+
+
+async def test_a_run_says_why_its_stages_ran(bench: Bench) -> None:
+    """Bytes that are gone, a damaged record, one too old for this request: each is told; what is new says nothing."""
+    await bench.run()
+    bench.forget_memory()
+    addresses = {stage: Address.parse(text) for stage, text in (await foresee(bench)).addresses.items()}
+
+    def record_file(stage: str) -> Path:
+        (path,) = (bench.folder / "r").rglob(addresses[stage].content_id)
+        return path
+
+    await asyncio.to_thread(record_file("moments").write_bytes, b"damaged")
+    assert {"moments": "DAMAGED"} == reasons((await foresee(bench, seed=1)).stages)
+    assert {"moments": "DAMAGED"} == reasons((await bench.run(seed=1)).finished.stages)
+    again = await bench.run(seed=2, max_age=0.0)
+    assert {"text": "POLICY", "moments": "POLICY"} == reasons(again.finished.stages)
+
+
+def tiny(model: I2VGenXL, **given: Any) -> RunRequest:
+    sizes = {"width": 64, "height": 64, "num_frames": 2, "num_inference_steps": 2, "guidance_scale": 9.0}
+    return ask_model(model.description, picture=Pixels(width=80, height=80), **{**sizes, **given})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"prompt": "a  cat"},
+        {"prompt": "a dog"},
+        {"negative_prompt": "blur"},
+        {"seed": 7},
+        {"num_frames": 3},
+        {"num_inference_steps": 3},
+        {"guidance_scale": 1.0},
+        {"motion_fps": 9},
+        {"playback_fps": 9},
+        {"format": "webm"},
+        {"height": 128},
+        {"width": 128},
+        {"clip_skip": 0},
+    ],
+    ids=str,
+)
+async def test_the_real_model_does_what_was_foreseen(tmp_path: Path, model: I2VGenXL, change: dict[str, Any]) -> None:
+    """Each parameter of the true architecture: which stages a change runs is known before."""
+    async with open_bench(tmp_path / "l3", model=model) as bench:
+        await bench._follow(tiny(model), Heard())
+        foreseen = await foresee(bench, tiny(model, **change))
+        assert 1 == bench.shop.generations
+        heard = Heard()
+        await bench._follow(tiny(model, **change), heard)
+    assert outcomes(heard.finished.stages) == outcomes(foreseen.stages)
+    assert {each.stage: each.tier for each in heard.finished.stages} == {
+        each.stage: each.tier for each in foreseen.stages
+    }
