@@ -138,5 +138,11 @@ def depends_on(description: Description, stage: Stage) -> frozenset[str]:
     return frozenset(names)
 
 
+def ancestors(description: Description, name: str) -> frozenset[str]:
+    """Names of the stages that a stage needs, at whatever distance."""
+    upstream = description.stage(name).upstream.values()
+    return frozenset(upstream).union(*(ancestors(description, each) for each in upstream))
+
+
 def _is_hex(text: str, length: int) -> bool:
     return len(text) == length and all(character in "0123456789abcdef" for character in text)

@@ -20,7 +20,7 @@ import msgpack
 from prometheus_client import CollectorRegistry, Counter
 
 from cache import tags
-from cache.bans import Ban
+from cache.bans import Ban, Bans
 from cache.bounded import Bounded
 from cache.description import HOUR, Scalar, Scope
 from cache.encoding import keyed_hash_of
@@ -113,8 +113,10 @@ class Past:
         fields: Mapping[str, Scalar],
         rows: Iterable[bytes],
         reading: asyncio.Task[list[bytes]] | None,
+        bans: Bans,
     ) -> None:
         self.fields = fields
+        self.bans = bans
         self._reading = reading  # shared by everything this caller asks at once
         self._model = plan.description.model
         self._rows = dict.fromkeys(rows)
@@ -154,10 +156,14 @@ class Past:
     def why(self, content_id: str, ttl: float, now: float) -> Reason:
         """Why an output that no tier has is not there, as far as this caller's requests go."""
         having = [row for row in self.asked if content_id in row.stages.values()]
-        kept = [row.asked_at for row in having if row.kept]
-        if not kept:
+        if (last := self.last_kept(content_id)) is None:
             return Reason.POLICY if having else Reason.NEW
-        return Reason.EVICTED if now - max(kept) < ttl else Reason.EXPIRED
+        return Reason.EVICTED if now - last < ttl else Reason.EXPIRED
+
+    def last_kept(self, content_id: str) -> float | None:
+        """When this caller last asked for something that was kept and had this output in it."""
+        asked = [row.asked_at for row in self.asked if row.kept and content_id in row.stages.values()]
+        return max(asked, default=None)
 
     def _differing(self, row: Asked) -> set[str]:
         """Of this request's fields: names that only a row has may be anybody's."""
@@ -173,10 +179,12 @@ class History:
         secret: bytes,
         registry: CollectorRegistry,
         *,
+        bans: Bans | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
         self._secret = secret
+        self._bans = bans if bans is not None else Bans()
         self._clock = clock
         self._rows: Bounded[str, tuple[bytes, ...]] = Bounded(max_bytes=_MAX_BYTES)
         self._noted: Bounded[tuple[str, Address, bool], bool] = Bounded(max_bytes=_MAX_NOTED)
@@ -204,7 +212,7 @@ class History:
         """What the caller of this plan asked before: what this process knows at once, the rest a moment later."""
         caller = _caller(plan)
         rows = self._rows.peek(caller, self._clock()) or ()
-        return Past(plan, self._fields_of(plan), rows, self._begin_reading(caller))
+        return Past(plan, self._fields_of(plan), rows, self._begin_reading(caller), self._bans)
 
     def hit(self, plan: Plan) -> None:
         """The caller had this from a tier. Noted once per half of its TTL; costs a look-up otherwise."""

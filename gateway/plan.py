@@ -76,6 +76,7 @@ class Plan:
     namespaces: Mapping[Scope, str]
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
+    identities: Mapping[str, str]  # of the media, by name
     tags: tuple[str, ...] = ()  # for whatever is made
     by_url: bool = False  # the caller would rather have a URL than the bytes
 
@@ -138,9 +139,9 @@ def make_plan(
     by_url: bool = False,
 ) -> Plan:
     """`parameters` are complete and validated."""
-    ids = content_ids(description, parameters, {name: source.identity for name, source in media.items()})
-    where = addresses(description, ids, namespaces)
-    return Plan(description, parameters, media, namespaces, where, policy, tags, by_url)
+    identities = {name: source.identity for name, source in media.items()}
+    where = addresses(description, content_ids(description, parameters, identities), namespaces)
+    return Plan(description, parameters, media, namespaces, where, policy, identities, tags, by_url)
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:

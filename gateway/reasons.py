@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cache import tags
+from cache.description import Scope
+from cache.digest import Digest
 from cache.hierarchy import Found
+from cache.keys import ancestors, depends_on
 from cache.reason import Reason, any_failed, reason_of
+from cache.record import Output, Record
 from cache.tier import Lookup, Outcome
 from gateway.answer import reason_message, reason_name
 from gateway.history import Past
@@ -84,8 +89,44 @@ def _why_run(plan: Plan, report: pb.StageReport, hints: Hints, past: Past, now: 
 
 def _by_history(plan: Plan, stage: str, told: Seen, past: Past, now: float) -> Reason:
     why = past.why(plan.addresses[stage].content_id, plan.description.stage(stage).ttl, now)
+    if why is Reason.EVICTED and _was_banned(plan, stage, past):
+        return Reason.INVALIDATED
     if why is Reason.EVICTED and told.failed:
         return Reason.TIER_FAILED
     if why is Reason.EVICTED and plan.policy.max_age is not None and not told.asked:
         return Reason.POLICY  # it should be there, and nobody had to look whether it is young enough
     return why
+
+
+def _was_banned(plan: Plan, stage: str, past: Past) -> bool:
+    """Whether what this caller had of a stage fell under an invalidation, as far as the request tells what it was."""
+    last = past.last_kept(plan.addresses[stage].content_id)
+    return last is not None and bool(past.bans) and past.bans.forbid(_as_made(plan, stage, last))
+
+
+def _as_made(plan: Plan, name: str, at: float) -> Record:
+    """What the record of a stage said, in all that an invalidation may be about, except labels."""
+    description, before = plan.description, ancestors(plan.description, name)
+    stage = description.stage(name)
+    marks = [
+        tags.of_tenant(plan.namespaces[Scope.TENANT]),
+        tags.of_user(plan.namespaces[Scope.USER]),
+        *(tags.of_media(plan.identities[each]) for each in depends_on(description, stage) & plan.identities.keys()),
+        *(tags.of_ancestor(plan.addresses[each].content_id) for each in before & plan.addresses.keys()),
+        *map(tags.of_stage, before),
+    ]
+    return Record(
+        address=plan.addresses[name],
+        model=description.model,
+        revision=description.revision,
+        stage=name,
+        fingerprint=stage.fingerprint,
+        output=Output(Digest("", 0), ""),
+        device_seconds=0.0,
+        total_device_seconds=0.0,
+        made_at=at,
+        touched_at=at,
+        ttl=stage.ttl,
+        expires_at=at + stage.max_age,
+        tags=tuple(marks),
+    )

@@ -121,7 +121,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         )
         models = Models(fleet, catalogue, revisions=section.revisions, defaults=section.default_models)
         await models.recall()
-        history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry))
+        history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry, bans=tiers.bans))
         tiers.orders.on_order(history.obey)
         costs = Costs()
         flights: Flights[object, Step] = Flights(grace=section.grace)

@@ -37,7 +37,7 @@ from cache.description import Description, Parameter, Scalar, Scope, Stage, When
 from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.hierarchy import Hierarchy
-from cache.keys import Address, Principal, addresses, content_ids, depends_on, namespace
+from cache.keys import Address, Principal, addresses, ancestors, content_ids, depends_on, namespace
 from cache.news import News
 from cache.orders import Order
 from cache.record import Output, Record
@@ -450,7 +450,7 @@ class _Job:
         return data, record
 
     def _tags(self, stage: Stage) -> tuple[str, ...]:
-        before = _before(self.description, stage) & self.addresses.keys()
+        before = ancestors(self.description, stage.name) & self.addresses.keys()
         media = depends_on(self.description, stage) & self.media.keys()
         return (
             tags.of_tenant(self.namespaces[Scope.TENANT]),
@@ -474,12 +474,6 @@ class _Job:
         return self.reports.get(
             stage.name, common.StageReport(stage=stage.name, outcome=common.STAGE_OUTCOME_NOT_NEEDED)
         )
-
-
-def _before(description: Description, stage: Stage) -> frozenset[str]:
-    """Names of the stages that this one needs, at whatever distance."""
-    upstream = stage.upstream.values()
-    return frozenset(upstream).union(*(_before(description, description.stage(name)) for name in upstream))
 
 
 def _event(**step: Any) -> pb.RunResponse:
