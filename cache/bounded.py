@@ -174,6 +174,19 @@ class Bounded(Generic[K, V]):
             self._remove(key, Removal.EXPLICIT)
         return before - self.bytes
 
+    def resize(self, max_bytes: int) -> None:
+        """Another budget from now on. What a smaller one has no room for goes, as far as it is not leased."""
+        self.max_bytes = max_bytes
+        going, over = list[K](), self.bytes - max_bytes
+        for key in self._policy.victims():
+            if over <= 0:
+                break
+            if not self._entries[key].leases:
+                going.append(key)
+                over -= self._entries[key].weight
+        for key in going:
+            self._remove(key, Removal.SIZE)
+
     def expire(self, now: float) -> None:
         """Let go of everything too old. Costs little when nothing is."""
         while self._expiries and self._expiries[0][0] <= now:
