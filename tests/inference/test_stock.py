@@ -115,6 +115,23 @@ async def test_who_leaves_the_device_is_kept_in_the_hosts_memory() -> None:
         await until(lambda: held.device.used == held.pool.bytes == 2 * KIB)
 
 
+async def test_what_is_made_again_lies_in_one_place() -> None:
+    """Also where its earlier copy was on the way to the host just then."""
+    with shelf() as held:
+        for number in (1, 2, 3, 1):
+            await held.make(number)
+        assert (held.on_device, held.on_host) == ({3, 1}, {2})
+
+        held.device.way_out.close()
+        first = asyncio.create_task(held.make(4))  # 3 leaves
+        await held.device.way_out.reached()
+        again = asyncio.create_task(held.make(3))
+        await until(lambda: address(3) in held.pool)
+        held.device.way_out.open()
+        await asyncio.gather(first, again)
+        assert (held.on_device, held.on_host) == ({4, 3}, {1, 2})
+
+
 async def test_the_top_ten_stay() -> None:
     """Entries are counted beside bytes; the eleventh moves to the host."""
     with shelf(pool=100 * KIB, host=100 * KIB, entries=10) as held:
