@@ -160,6 +160,10 @@ class Client:
     async def switch(self, request: cache_pb2.SwitchRequest) -> cache_pb2.SwitchResponse:
         return await self._cache.Switch(request, timeout=_LATER, metadata=self._metadata)
 
+    async def pin(self, address: str, *, on: bool = True) -> cache_pb2.PinResponse:
+        request = cache_pb2.PinRequest(address=address, on=on)
+        return await self._cache.Pin(request, timeout=_LATER, metadata=self._metadata)
+
 
 def _refuse_too_large(field: str, file: bytes) -> None:
     if len(file) > LARGEST_FILE:

@@ -79,6 +79,10 @@ class CacheServicer:
         require_operator()
         return await self._control.switch(request)
 
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
+        require_operator()
+        return await self._control.pin(request)
+
     def _memory(self) -> pb.TierStats:
         entries = self._tiers.memory.entries
         stats = _answers(TierName.L1, self._tiers.memory_tally)

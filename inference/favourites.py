@@ -17,7 +17,10 @@ from contextlib import suppress
 import structlog
 
 from cache.keys import Address
+from cache.orders import Order
+from cache.pins import Pin, Pins
 from cache.record import Record
+from cache.sweep import Gone
 from inference.models.base import Model
 from inference.workshop import Workshop
 
@@ -26,13 +29,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Favourites:
-    """`shared` is the namespace that everybody shares."""
+    """`wanted` stand in the settings, `pins` were ordered; `shared` is the namespace that everybody shares."""
 
     def __init__(
         self,
         shop: Workshop,
         models: Mapping[str, Model],
         wanted: Iterable[Address],
+        pins: Pins,
         *,
         shared: str,
         look_again: float = _LOOK_AGAIN,
@@ -41,13 +45,19 @@ class Favourites:
         self._models = models
         self._shared = shared
         self._look_again = look_again
-        self._meant: dict[Address, set[Address]] = {favourite: set() for favourite in wanted}
+        self._set = frozenset(wanted)
+        self._meant: dict[Address, set[Address]] = {favourite: set() for favourite in self._set.union(pins.wanted)}
         self._tried: set[Address] = set()  # what cannot be had for now
 
-    def add(self, favourite: Address) -> None:
-        """Want another one."""
-        self._meant.setdefault(favourite, set())
-        self._shop.news.announce()
+    async def obey(self, order: Order | None) -> Gone:
+        """Want another one, or one no more. What stands in the settings is wanted for as long as it stands there."""
+        match order:
+            case Pin(_, address, True):
+                self._meant.setdefault(address, set())
+                self._shop.news.announce()
+            case Pin(_, address, False) if address not in self._set:
+                self.drop(address)
+        return Gone()
 
     def drop(self, favourite: Address) -> None:
         """Want one no more. What is meant by another one stays."""
@@ -73,8 +83,8 @@ class Favourites:
                 self._want(favourite, meant)
         for address in self._shop.pool.missing:
             await self._bring(address)
-        self._tried = self._shop.pool.missing
-        if self._tried:
+        before, self._tried = self._tried, self._shop.pool.missing
+        if self._tried != before:
             _log.info("favourites missing", wanted=len(self._meant), missing=len(self._tried))
 
     def _want(self, favourite: Address, meant: set[Address]) -> None:

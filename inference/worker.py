@@ -90,7 +90,9 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         stack.callback(engine.close)
         tiers.orders.on_order(engine.obey)
         shared = namespace(settings.cache.secret_bytes, Scope.SHARED, Principal(""))
-        favourites = Favourites(shop, loaded, map(Address.parse, section.favourites), shared=shared)
+        wanted = map(Address.parse, section.favourites)
+        favourites = Favourites(shop, loaded, wanted, tiers.orders.pins, shared=shared)
+        tiers.orders.on_order(favourites.obey)
         descriptions = [model.description for model in loaded.values()]
         for work in (_publish_all(tiers, shared, descriptions), favourites.keep()):
             stack.push_async_callback(_end, asyncio.create_task(work))

@@ -13,6 +13,6 @@ def main() -> None:
 for command in (
     *(stack.up, stack.down, animate.animate, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
-    *(control.invalidate, control.switch),
+    *(control.invalidate, control.switch, control.pin),
 ):
     main.add_command(command)

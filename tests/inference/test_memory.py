@@ -20,6 +20,7 @@ from cache.bans import Ban
 from cache.condition import Condition
 from cache.description import Scope
 from cache.keys import Address, Principal, namespace
+from cache.pins import Pin
 from inference.errors import DeviceMemory
 from inference.favourites import Favourites
 from tests.inference.scripted_device import ScriptedDevice, WideModel
@@ -75,7 +76,8 @@ def held(device: ScriptedDevice) -> int:
 
 def favourites(bench: Bench, *wanted: Address, look_again: float = 600.0) -> Favourites:
     shared = namespace(SECRET, Scope.SHARED, Principal(""))
-    return Favourites(bench.shop, bench.engine.models, wanted, shared=shared, look_again=look_again)
+    models = bench.engine.models
+    return Favourites(bench.shop, models, wanted, bench.tiers.orders.pins, shared=shared, look_again=look_again)
 
 
 # Two pools.
@@ -368,6 +370,35 @@ async def test_a_favourite_that_was_out_of_reach_is_looked_for_again(tmp_path: P
         assert bench.shop.pool.missing == set()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_what_operators_pin_is_held_from_then_on(opened: tuple[Bench, ScriptedDevice]) -> None:
+    """And let go of when they say so, unless it stands in the settings."""
+    bench, _ = opened
+    one, two = [(await bench.run(picture=Pixels(colour))).alias.address for colour in (1, 2)]
+    wanted = favourites(bench, two)
+    bench.tiers.orders.on_order(wanted.obey)
+    keeping = asyncio.create_task(wanted.keep())
+    await until(lambda: bench.shop.pool.pinned == 1)
+
+    await bench.tiers.orders.give(Pin(1.0, one, on=True))
+    await until(lambda: bench.shop.pool.pinned == 2)
+    for address in (one, two):
+        await bench.tiers.orders.give(Pin(2.0, address, on=False))
+    assert bench.shop.pool.pinned == 1
+
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_what_was_pinned_before_is_loaded(tmp_path: Path) -> None:
+    """A worker that starts later knows the orders that were given."""
+    async with open_small(tmp_path / "l3") as (bench, _):
+        video = (await bench.run(picture=Pixels(1))).alias.address
+    async with open_small(tmp_path / "l3") as (bench, _):
+        bench.tiers.orders.pins.turn(Pin(1.0, video, on=True))
+        await favourites(bench).load()
+        assert bench.shop.pool.pinned == 1
 
 
 async def test_a_favourite_that_is_dropped_can_leave(opened: tuple[Bench, ScriptedDevice]) -> None:
