@@ -124,6 +124,12 @@ class Favourites:
         return {Address(space, content_id) for space in spaces for content_id in record.upstream.values()}
 
     async def _bring(self, address: Address) -> None:
+        try:
+            await self._load_one(address)
+        except Exception as error:  # noqa: BLE001  # bytes that are no tensors, a device that fails: others go on
+            _log.warning("favourite not loaded", error=type(error).__name__)
+
+    async def _load_one(self, address: Address) -> None:
         if await self._shop.stock.promote(address):
             return
         known = (await self._shop.hierarchy.peek_many([address]))[address].record
@@ -131,5 +137,4 @@ class Favourites:
             return
         found = await self._shop.hierarchy.fetch(address, known.ttl)
         if found.record is not None and found.data is not None:
-            with suppress(ValueError):  # its bytes are no tensors: a run that needs it will find that, and make it
-                await self._shop.stock.bring(found.record, found.data)
+            await self._shop.stock.bring(found.record, found.data)

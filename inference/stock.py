@@ -142,10 +142,8 @@ class Stock:
             return
         with place:
             try:
-                own = await self._beside.run(self._beside.device.take_out, hot.tensors)
-                if hot.record.address not in self.pool:  # it may be on its way back already
-                    place.fill(own)
-                    self.demotions += 1
+                place.fill(await self._beside.run(self._beside.device.take_out, hot.tensors))
+                self.demotions += 1
             except Exception as error:  # noqa: BLE001  # whatever it was, the tiers have it, and no run may fail
                 _log.warning("not demoted", stage=hot.record.stage, error=type(error).__name__)
 

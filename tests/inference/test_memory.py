@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import structlog
 import torch
 from anyio import wait_all_tasks_blocked
 from hypothesis import given, settings
@@ -370,6 +371,22 @@ async def test_a_favourite_that_was_out_of_reach_is_looked_for_again(tmp_path: P
         assert bench.shop.pool.missing == set()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_a_favourite_that_cannot_be_loaded_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """A device that fails at one copy has the next one to do."""
+
+    def fail() -> None:
+        raise RuntimeError("a secret cat")
+
+    async with open_small(tmp_path / "l3") as (bench, _):
+        videos = [(await bench.run(picture=Pixels(colour))).alias.address for colour in (1, 2)]
+    async with open_small(tmp_path / "l3") as (bench, device):
+        device.trouble["in"] = [fail]
+        with structlog.testing.capture_logs() as logs:
+            await favourites(bench, *videos).load()
+        assert (bench.shop.pool.pinned, len(bench.shop.pool.missing)) == (1, 1)
+        assert "secret" not in str(logs)
 
 
 async def test_what_operators_pin_is_held_from_then_on(opened: tuple[Bench, ScriptedDevice]) -> None:
