@@ -51,6 +51,8 @@ class Plan:
     replace: bool = False
     max_age: float | None = None  # seconds
     follower: str = ""
+    idle: tuple[str, ...] = ()  # addresses of workers that could run this at once, the best first
+    must_run: bool = False  # here, whatever is idle
     parent: Context | None = None  # the caller's trace
 
     @property
@@ -109,6 +111,8 @@ def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], pa
         replace=request.replace,
         max_age=request.max_age if request.HasField("max_age") else None,
         follower=request.follower,
+        idle=tuple(request.idle),
+        must_run=request.must_run,
         parent=parent,
     )
 

@@ -82,7 +82,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
             news=servicer.news,
         )
         await shop.measure_memory()
-        engine = Engine(loaded, shop, grace=section.grace)
+        engine = Engine(loaded, shop, grace=section.grace, spill_after=section.spill_after)
         stack.callback(engine.close)
         publishing = asyncio.create_task(
             _publish_all(settings, tiers, [model.description for model in loaded.values()])
