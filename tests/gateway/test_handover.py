@@ -265,8 +265,7 @@ async def test_a_caller_that_cancels_is_heard_where_the_run_is(world: World) -> 
     other.hold("step")
     follower = desk.follow()
     await follower.seen("queued")
-    (note,) = home.notes._notes.values()
-    assert (1, False) == (note.streams, note.closed)
+    (note,) = [note for note in home.notes._notes.values() if note.streams]
     await desk.client.cancel(await follower.name())
     assert "CANCELLED_BY_CALLER" == (await problem_of(follower.task)).reason
 

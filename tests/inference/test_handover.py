@@ -43,6 +43,18 @@ async def busy(bench: Bench, *, waiting: int = 1) -> AsyncIterator[list[Followin
             await run.end()
 
 
+async def on_a_new_picture(bench: Bench, *wanted: dict[str, Any]) -> list[Following]:
+    """Runs in this order: the first is about to encode the picture, as soon as its gate is opened; the others wait."""
+    gate = bench.model.gates["moments"]
+    gate.close()
+    runs = [bench.begin(**wanted[0])]
+    await gate.reached()
+    for each in wanted[1:]:
+        runs.append(bench.begin(**each))
+        await runs[-1].hears(lambda heard: bool(heard.positions))
+    return runs
+
+
 async def sent_to(following: Following) -> str:
     """The worker that this follower is sent to."""
     await following.hears(lambda heard: bool(heard.elsewhere))
@@ -113,8 +125,10 @@ async def test_the_setting_says_how_long_a_line_may_be(tmp_path: Path, spill_aft
 async def test_runs_are_spread_over_the_idle_and_the_home(bench: Bench) -> None:
     """Nobody gets more of them than wait here, whatever the gateways do not know of each other yet."""
     async with busy(bench):
-        runs = [bench.begin(picture=Pixels(colour), idle=[ONE, TWO]) for colour in range(1, 7)]
-        await until(lambda: sum(bool(run.heard.elsewhere or run.heard.positions) for run in runs) == 6)
+        runs = []
+        for colour in range(1, 7):
+            runs.append(bench.begin(picture=Pixels(colour), idle=[ONE, TWO]))
+            await runs[-1].hears(lambda heard: bool(heard.elsewhere or heard.positions))
         assert [[ONE], [TWO], [ONE], [TWO], [], [ONE]] == [run.heard.elsewhere for run in runs]
         for run in runs[:4] + runs[5:]:
             await run.leave()
@@ -124,24 +138,23 @@ async def test_runs_are_spread_over_the_idle_and_the_home(bench: Bench) -> None:
 async def test_tries_on_a_new_picture_go_to_one_worker(bench: Bench) -> None:
     """Where it is being encoded already; whoever cannot go there stays."""
     async with busy(bench):
-        runs = [bench.begin(seed=seed, idle=idle) for seed, idle in ((1, [ONE, TWO]), (2, [TWO, ONE]), (3, [TWO]))]
-        assert [ONE, ONE] == [await sent_to(run) for run in runs[:2]]
-        assert await stays(runs[2])
-        await asyncio.gather(*(run.leave() for run in runs[:2]))
-    await runs[2].end()
+        away = []
+        for seed, idle in enumerate([[ONE, TWO], [TWO, ONE]]):
+            away.append(bench.begin(seed=seed, idle=idle))
+            assert ONE == await sent_to(away[-1])
+        staying = bench.begin(seed=2, idle=[TWO])
+        assert await stays(staying)
+        await asyncio.gather(*(each.leave() for each in away))
+    await staying.end()
 
 
 async def test_a_picture_is_encoded_once_before_its_tries_are_spread(bench: Bench) -> None:
     """Tries on a new picture stay together until its encoding can be found by others; then the later ones leave."""
-    gate, steps = bench.model.gates["moments"], bench.model.step_gate
-    gate.close()
+    steps = bench.model.step_gate
     steps.close()
-    tries = [bench.begin(seed=seed, idle=[ONE]) for seed in range(3)]
-    await gate.reached()
-    await tries[2].hears(lambda heard: bool(heard.positions))
-    await wait_all_tasks_blocked()
-    assert [] == tries[2].heard.elsewhere
-    gate.open()
+    tries = await on_a_new_picture(bench, *({"seed": seed, "idle": [ONE]} for seed in range(3)))
+    assert await stays(tries[2])
+    bench.model.gates["moments"].open()
     assert ONE == await sent_to(tries[2])
     moments = bench.ask().addresses["moments"]
     assert await bench.record_at(moments) is not None
@@ -160,8 +173,10 @@ async def test_what_the_plan_brings_the_record_of_need_not_be_waited_for(bench: 
     request.records["moments"] = moments.to_bytes()
     steps = bench.model.step_gate
     steps.close()
-    first = [bench.begin(seed=1), bench.begin(seed=2)]
+    first = [bench.begin(seed=1)]
     await steps.reached()
+    first.append(bench.begin(seed=2))
+    assert await stays(first[1])
     away = bench.begin_request(request)
     assert ONE == await sent_to(away)
     await away.leave()
@@ -201,14 +216,10 @@ async def test_who_waits_here_is_joined_here(bench: Bench) -> None:
 
 async def test_all_who_follow_a_run_go_with_it(bench: Bench) -> None:
     """A run that is handed over while it waits takes those with it that had joined it."""
-    gate, steps = bench.model.gates["moments"], bench.model.step_gate
-    gate.close()
+    steps = bench.model.step_gate
     steps.close()
-    runs = [bench.begin(seed=0), bench.begin(seed=1), *(bench.begin(seed=2, idle=[ONE]) for _ in range(3))]
-    await gate.reached()
-    for run in runs[2:]:
-        await run.hears(lambda heard: bool(heard.positions))
-    gate.open()
+    runs = await on_a_new_picture(bench, {"seed": 0}, {"seed": 1}, *[{"seed": 2, "idle": [ONE]}] * 3)
+    bench.model.gates["moments"].open()
     assert [ONE] * 3 == [await sent_to(run) for run in runs[2:]]
     await asyncio.gather(*(run.leave() for run in runs[2:]))
     steps.open()
@@ -222,8 +233,9 @@ async def test_a_home_forgets_when_the_last_stream_has_been_closed_for_the_grace
     async with open_bench(tmp_path / "l3", grace=0.0) as bench:
         async with busy(bench):
             first = bench.begin(seed=1, idle=[ONE])
+            assert ONE == await sent_to(first)
             second = bench.begin(seed=1)
-            assert [ONE, ONE] == [await sent_to(first), await sent_to(second)]
+            assert ONE == await sent_to(second)
             await first.leave()
             third = bench.begin(seed=1)
             assert ONE == await sent_to(third)
@@ -262,14 +274,11 @@ async def test_a_run_whose_worker_is_gone_comes_back(bench: Bench) -> None:
 
 async def test_a_run_that_somebody_wants_here_stays(bench: Bench) -> None:
     """One that could leave as soon as its picture is encoded does not, once a plan that must run here has joined it."""
-    gate, steps = bench.model.gates["moments"], bench.model.step_gate
-    gate.close()
+    steps = bench.model.step_gate
     steps.close()
-    runs = [bench.begin(seed=0), bench.begin(seed=1), bench.begin(seed=2, idle=[ONE])]
-    await gate.reached()
-    runs.append(bench.begin(seed=2, must_run=True))
-    await until(lambda: all(run.heard.positions for run in runs[1:]))
-    gate.open()
+    leaving = {"seed": 2, "idle": [ONE]}
+    runs = await on_a_new_picture(bench, {"seed": 0}, {"seed": 1}, leaving, {"seed": 2, "must_run": True})
+    bench.model.gates["moments"].open()
     await steps.reached()
     await bench.tiers.writer.drain(1.0)
     assert await stays(runs[2])
