@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from gateway.cli.options import call, console, gateway_options, refuse_unwritable, typed, write
 from gateway.client import Client, Media
 from gateway.picture_files import LARGEST_FILE
+from gateway.status import Problem
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
 
@@ -57,8 +58,22 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Have it by then, or an error. What can be retried is retried until then. [default: a few tries]",
+)
 @gateway_options
-def animate(picture: Path, address: str, api_key: str, out: Path | None, durable: bool, **options: Any) -> None:
+def animate(
+    picture: Path,
+    address: str,
+    api_key: str,
+    out: Path | None,
+    durable: bool,
+    deadline: float | None,
+    **options: Any,
+) -> None:
     """Animate PICTURE, and say where the answer came from."""
     refuse_unwritable(out or Path(f"{picture.stem}.mp4"))
     request = _request(_read(picture), **options)
@@ -67,7 +82,7 @@ def animate(picture: Path, address: str, api_key: str, out: Path | None, durable
     async def converse(client: Client) -> tuple[Media, Stored.State]:
         with Live(out_to) as live:
             try:
-                media = await client.animate(request, on_event=live.show)
+                media = await client.animate(request, on_event=live.show, on_retry=live.retry, deadline=deadline)
             except asyncio.CancelledError:  # Ctrl-C
                 out_to.print(await _give_up(client, live.name))
                 raise
@@ -162,6 +177,14 @@ class Live:
             self._say(f"queued, {event.queued.position} before it")
         if event.HasField("progress"):
             self._advance(event)
+
+    def retry(self, problem: Problem, seconds: float) -> None:
+        """The request is about to be made again: what was seen of it does not count any more."""
+        self.name = ""
+        for bar in self._bars.values():
+            self._progress.remove_task(bar)
+        self._bars.clear()
+        self._console.print(f"{problem.reason or 'the connection broke'}: asking again in {seconds:.1f} s")
 
     def _advance(self, event: GenerationEvent) -> None:
         progress = event.progress
