@@ -252,6 +252,7 @@ async def generations(stack: Stack) -> int:
     for worker in ("worker-1", "worker-2"):
         async with grpc.aio.insecure_channel(stack.part(worker).part.address) as channel:
             told = await InferenceServiceStub(channel).Status(inference_pb2.StatusRequest(), timeout=5.0).read()
+            assert isinstance(told, inference_pb2.StatusResponse)
             count += told.generations
     return count
 

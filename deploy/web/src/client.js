@@ -28,7 +28,8 @@ export function connect(address, { apiKey = "", interceptors = [] } = {}) {
  */
 export async function* animate(client, request, { signal, timeoutMs, onResume = () => {}, onTrailer } = {}) {
   const until = timeoutMs === undefined ? Infinity : performance.now() + timeoutMs;
-  const options = () => ({ signal, onTrailer, ...(timeoutMs !== undefined && { timeoutMs: until - performance.now() }) });
+  const left = () => Math.max(1, Math.round(until - performance.now())); // gRPC takes whole ones only
+  const options = () => ({ signal, onTrailer, ...(timeoutMs !== undefined && { timeoutMs: left() }) });
   let stream = client.animateImage(request, options());
   let name = "";
   let sequence = 0n;
