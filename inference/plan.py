@@ -54,6 +54,8 @@ class Plan:
     max_age: float | None = None  # seconds
     follower: str = ""
     tags: frozenset[str] = frozenset()  # for whatever is made
+    idle: tuple[str, ...] = ()  # addresses of workers that could run this at once, the best first
+    must_run: bool = False  # here, whatever is idle
     parent: Context | None = None  # the caller's trace
 
     @property
@@ -112,6 +114,8 @@ def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], pa
         max_age=request.max_age if request.HasField("max_age") else None,
         follower=request.follower,
         tags=frozenset({*request.tags, tags.of_tenant(namespaces[Scope.TENANT]), tags.of_user(namespaces[Scope.USER])}),
+        idle=tuple(request.idle),
+        must_run=request.must_run,
         parent=parent,
     )
 

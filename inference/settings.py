@@ -39,6 +39,7 @@ class WorkerSection(Section):
     pool_bytes: int | None = Field(None, ge=0)  # None: what `inference.device.default_pool_bytes` finds reasonable
     pool_entries: int | None = Field(None, ge=0)  # None: the bytes are bound enough
     queue: int = Field(64, ge=0)  # runs that may wait for the device
+    spill_after: int | None = Field(1, ge=0)  # runs that wait here before others go to idle workers; None: none ever
     grace: float = Field(10.0, ge=0)  # how long queued work waits for its last follower to come back
     drain: float = Field(60.0, ge=0)  # how long a stopping worker lets runs finish
     reflection: bool = True

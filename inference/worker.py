@@ -84,7 +84,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
             news=servicer.news,
         )
         await shop.measure_memory()
-        engine = Engine(loaded, shop, grace=section.grace)
+        engine = Engine(loaded, shop, grace=section.grace, spill_after=section.spill_after)
         stack.callback(engine.close)
         tiers.orders.on_order(engine.obey)
         publishing = asyncio.create_task(

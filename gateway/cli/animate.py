@@ -17,6 +17,7 @@ from gateway.cli.options import call, console, gateway_options, refuse_unwritabl
 from gateway.cli.reports import nearest_line, reason_word, tier_word
 from gateway.cli.requests import picture_of, read_picture, read_request, request_file, write_request
 from gateway.client import Client, Media
+from gateway.status import Problem
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import DELIVERY_URL, AnimateImageRequest, GenerationEvent, Stored
 
@@ -64,6 +65,12 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
     "--request", "saved", type=request_file, help="Run the request in this file; what else is said changes it."
 )
 @click.option("--save-request", "save", type=click.Path(dir_okay=False, path_type=Path), help="Write the request here.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Have it by then, or an error. What can be retried is retried until then. [default: a few tries]",
+)
 @gateway_options
 def animate(
     picture: Path | None,
@@ -74,6 +81,7 @@ def animate(
     out: Path | None,
     durable: bool,
     url: bool,
+    deadline: float | None,
     **options: Any,
 ) -> None:
     """Animate PICTURE, and say where the answer came from."""
@@ -93,7 +101,7 @@ def animate(
     async def converse(client: Client) -> tuple[Media, bytes | None, Stored.State]:
         with Live(out_to) as live:
             try:
-                media = await client.animate(request, on_event=live.show)
+                media = await client.animate(request, on_event=live.show, on_retry=live.retry, deadline=deadline)
             except asyncio.CancelledError:  # Ctrl-C
                 out_to.print(await _give_up(client, live.name))
                 raise
@@ -189,6 +197,14 @@ class Live:
             self._say(f"queued, {event.queued.position} before it")
         if event.HasField("progress"):
             self._advance(event)
+
+    def retry(self, problem: Problem, seconds: float) -> None:
+        """The request is about to be made again: what was seen of it does not count any more."""
+        self.name = ""
+        for bar in self._bars.values():
+            self._progress.remove_task(bar)
+        self._bars.clear()
+        self._console.print(f"{problem.reason or 'the connection broke'}: asking again in {seconds:.1f} s")
 
     def _advance(self, event: GenerationEvent) -> None:
         progress = event.progress

@@ -24,7 +24,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def gateway_options(command: _Command) -> _Command:
     command = click.option(
-        "--address", envvar="REPRISE_ADDRESS", default="127.0.0.1:7400", show_default=True, help="Of the gateway."
+        "--address",
+        envvar="REPRISE_ADDRESS",
+        default="127.0.0.1:7400",
+        show_default=True,
+        help="Of the gateway; of several, with commas, the first that answers.",
     )(command)
     return click.option("--api-key", envvar="REPRISE_API_KEY", default="", help="Where the gateway wants one.")(command)
 

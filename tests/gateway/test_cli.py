@@ -154,8 +154,8 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         (("animate", large, *prompt), desk, "must have at most 16,777,216 bytes; it has 16,777,217"),
         (("watch", "nobody"), desk, "NOT_FOUND GENERATION_UNKNOWN"),
         (("cancel", "nobody"), desk, "NOT_FOUND GENERATION_UNKNOWN"),
-        (("animate", file, *prompt), lonely, "UNAVAILABLE NEVER_DESCRIBED"),
-        (("animate", file, *prompt), lonely, "(retry in 2 s)"),
+        (("animate", file, *prompt, "--deadline", 1), lonely, "UNAVAILABLE NEVER_DESCRIBED"),
+        (("animate", file, *prompt, "--deadline", 1), lonely, "(retry in 2 s)"),
         (("stats", "--address", nobody), None, f"no gateway answers at {nobody}: start one with `reprise up`"),
         (("trace", "ab" * 16, "--data", tmp_path), None, "is it the right --data, and was it sampled?"),
     ]
@@ -237,6 +237,31 @@ async def test_a_file_that_is_no_request_is_told_so(world: World, tmp_path: Path
         assert "Traceback" not in done.output
     done = await run("animate", "-p", "a cat", desk=desk)
     assert (2, True) == (done.exit_code, "give PICTURE, or a file with --request" in done.stderr)
+
+
+async def test_animate_survives_a_gateway(world: World, file: Path, tmp_path: Path) -> None:
+    """The one it asked goes down in the middle: it says so, asks the next one, and the video is there."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    going, staying = await world.desk(worker, grace=60.0), await world.desk(worker, grace=60.0)
+    out = tmp_path / "out"
+    command = ("animate", file, "-p", "a cat", "-o", out, "--address", f"{going.address},{staying.address}")
+    asked = asyncio.create_task(run(*command, "--durable"))
+    await gate.reached.wait()
+    await going.close()
+
+    async def plans() -> int:
+        return len(worker.requests)
+
+    await eventually(plans, wanted=lambda count: count == 2)
+    gate.open()
+    done = await asked
+
+    assert (0, 1, 1000) == (done.exit_code, worker.generations, len(out.read_bytes()))
+    said = done.stdout.splitlines()
+    assert 2 == sum(line.startswith("generation ") for line in said)
+    assert 1 == sum(line.startswith("the connection broke: asking again in 0.") for line in said)
+    assert f"coalesced: {out} (1,000 bytes, video/mp4)" in said
 
 
 async def test_nothing_is_generated_for_a_file_that_cannot_be_written(world: World, file: Path, tmp_path: Path) -> None:

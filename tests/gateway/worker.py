@@ -45,6 +45,7 @@ from cache.settings import CacheSettings
 from cache.sweep import Gone
 from cache.tier import TierName
 from cache.work import Work, divide
+from inference.handover import Note, Notes
 from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1 import media_pb2 as media
@@ -169,11 +170,15 @@ class ScriptedWorker(InferenceServiceServicer):
         self.twist_bytes: Callable[[bytes], bytes] = lambda data: data
         self.speaks_every: float | None = None  # seconds between signs of life; None: only on a change
         self.silent_end = False  # end streams before they say `finished`
+        self.queued: Callable[[int], int] = lambda stream: 3  # what each stream of Status is told, counted from 0
+        self.hands_over = False  # new runs go to the first idle worker they name
+        self.notes: Notes[object] = Notes(grace=60.0)
         self.hierarchy = hierarchy
         self.catalogue: Catalogue | None = None
         self._flights: Flights[object, pb.RunResponse] = Flights(grace=60.0)
         self._followers: dict[str, Flight[pb.RunResponse]] = {}
         self._gates: dict[str, Gate] = {}
+        self._watchers = 0
         self._state = pb.StatusResponse.STATE_READY
         self._status = News()
         self._server: grpc.aio.Server | None = None
@@ -231,8 +236,11 @@ class ScriptedWorker(InferenceServiceServicer):
         )
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusResponse]:
+        stream = self._watchers
+        self._watchers += 1
         while True:
-            yield pb.StatusResponse(state=self._state, queued=3, pool_bytes=5, pool_entries=1)
+            queued = self.queued(stream)
+            yield pb.StatusResponse(state=self._state, queued=queued, pool_bytes=5, pool_entries=1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.speaks_every):
                     await self._status.wait()
@@ -269,6 +277,11 @@ class ScriptedWorker(InferenceServiceServicer):
         except Refusal as refusal:
             await _abort(context, refusal)
         key = (job.canonical_address(), request.reuse_nothing, request.store_nothing, request.max_age)
+        if (note := self._note(key, request)) is not None:
+            with self.notes.telling(note):
+                yield pb.RunResponse(elsewhere=pb.Elsewhere(worker=note.worker))
+                await self.notes.until_closed()
+            return
         flight, led = self._flights.join(key, job.lead)
         self._followers[request.follower] = flight
         try:
@@ -286,6 +299,17 @@ class ScriptedWorker(InferenceServiceServicer):
             await _abort(context, Refusal(grpc.StatusCode.CANCELLED, "ABANDONED"))
         finally:
             del self._followers[request.follower]
+
+    def _note(self, key: object, request: pb.RunRequest) -> Note[object] | None:
+        """Whether another worker has this run, or is to have it from now on."""
+        if request.must_run:
+            self.notes.forget(key)
+        elif self._flights.get(key) is None:
+            if (note := self.notes.find(key)) is not None:
+                return note
+            if self.hands_over and request.idle:
+                return self.notes.write(key, request.idle[0])
+        return None
 
     async def at(self, point: str) -> None:
         if gate := self._gates.get(point):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,6 +189,8 @@ def ask(
     store_nothing: bool = False,
     replace: bool = False,
     max_age: float | None = None,
+    idle: Sequence[str] = (),
+    must_run: bool = False,
     **parameters: Scalar,
 ) -> RunRequest:
     """A request as a gateway would make it."""
@@ -210,6 +212,8 @@ def ask(
         store_nothing=store_nothing,
         replace=replace,
         max_age=max_age,
+        idle=idle,
+        must_run=must_run,
     )
 
 
@@ -244,6 +248,11 @@ class Heard:
     @property
     def steps(self) -> list[tuple[str, int]]:
         return [(e.progress.stage, e.progress.step) for e in self.events if e.HasField("progress")]
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """The workers it was sent to."""
+        return [response.elsewhere.worker for response in self.responses if response.HasField("elsewhere")]
 
     @property
     def finished(self) -> Finished:
@@ -409,6 +418,7 @@ async def open_bench(
     pool_bytes: int = 1024 * 1024,
     queue: int = 64,
     grace: float = 60.0,
+    spill_after: int | None = 1,
 ) -> AsyncIterator[Bench]:
     """An engine over a folder as L3, with Redis as L2 if an address is given. Gates are opened at the end."""
     registry = CollectorRegistry()
@@ -431,7 +441,7 @@ async def open_bench(
                 execution={"device": "cpu"},
                 bans=tiers.bans,
             )
-            engine = Engine({used.description.model: used}, shop, grace=grace)
+            engine = Engine({used.description.model: used}, shop, grace=grace, spill_after=spill_after)
             tiers.orders.on_order(engine.obey)
             try:
                 yield Bench(engine, tiers, folder, spans)

@@ -24,7 +24,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "revision", "parameters", "pictures", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "tags")
+    __slots__ = ("model", "revision", "parameters", "pictures", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,8 @@ class RunRequest(_message.Message):
     REPLACE_FIELD_NUMBER: _ClassVar[int]
     FOLLOWER_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    MUST_RUN_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
@@ -85,8 +87,10 @@ class RunRequest(_message.Message):
     replace: bool
     follower: str
     max_age: float
+    idle: _containers.RepeatedScalarFieldContainer[str]
+    must_run: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("identity", "width", "height", "rgb")
@@ -101,14 +105,22 @@ class Picture(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., rgb: _Optional[bytes] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("event", "finished", "stored")
+    __slots__ = ("event", "finished", "stored", "elsewhere")
     EVENT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     event: _media_pb2.GenerationEvent
     finished: Finished
     stored: _media_pb2.Stored
-    def __init__(self, event: _Optional[_Union[_media_pb2.GenerationEvent, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., stored: _Optional[_Union[_media_pb2.Stored, _Mapping]] = ...) -> None: ...
+    elsewhere: Elsewhere
+    def __init__(self, event: _Optional[_Union[_media_pb2.GenerationEvent, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., stored: _Optional[_Union[_media_pb2.Stored, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ...) -> None: ...
+
+class Elsewhere(_message.Message):
+    __slots__ = ("worker",)
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    def __init__(self, worker: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("record", "stages", "canonical_address", "alias", "joined")

@@ -78,6 +78,10 @@ class InferenceServiceServicer:
         """Runs a plan, or joins the run that is under way for the same result. Only stages whose output nobody has are
         computed. The stream holds what was produced so far, then follows; it ends after `stored`.
 
+        A worker with a queue may hand a run over to an idle one that the plan names: it says `elsewhere`, and says the
+        same to everybody who asks for the same result while any stream that it told so is open, and for a grace after
+        that. So the caller keeps this stream open for as long as it follows the run at the other worker.
+
         Errors:
         - INVALID_ARGUMENT: an input the model cannot take. Do not retry.
         - FAILED_PRECONDITION, reason PLAN_DIFFERS: an address in the plan is not the one this worker computes, or it
