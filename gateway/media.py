@@ -16,13 +16,14 @@ from cache.description import Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
 from cache.telemetry import Tracing, bind, parent_of
-from gateway.darkroom import Darkroom, Source
+from gateway.darkroom import Darkroom, Fetch, unseen
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
 from gateway.plan import Plan, Policy, choose_seed, make_plan
+from gateway.plans import Plans, asked
 from gateway.resolve import Resolver, Visit
 from gateway.validate import complete, given_fields
 from gateway.wire import CHUNK_BYTES
@@ -58,12 +59,12 @@ class MediaServicer:
         self._ledger = ledger
         self._tracing = tracing
         self._default_seed = default_seed
+        self._plans = Plans()
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
     async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
             responding = self._resolver.resolve(await self._plan_animation(request, visit.principal), visit)
-            request.ClearField("image")  # a stream lasts long, and may have many beside it
             async with aclosing(responding) as responses:
                 async for response in responses:
                     yield response
@@ -114,19 +115,29 @@ class MediaServicer:
                 yield media.DownloadResponse(chunk=chunk)
 
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
+        """Takes the picture out of the request: a stream lasts long, and may have many beside it."""
         policy = Policy.of(request.cache_policy)
         description = await self._models.describe(request.model, "animate_image")
+        namespace = self._own_files(principal)
+        picture = await self._file(request, namespace)
+        request.ClearField("image")
+        same = asked(request, principal, picture[0]) if picture and not policy.fresh else None
+        if picture and (known := self._plans.recall(same, description)) is not None:
+            return known.again({"image": await self._darkroom.recognise(namespace, *picture)}, policy)
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
         defaults = {"seed": self._default_seed}
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
-        source = await self._picture(request, principal)
-        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
+        if picture is None:
+            raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
+        source = await self._darkroom.recognise(namespace, *picture)
+        plan = make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
+        self._plans.remember(same, plan)
+        return plan
 
-    async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
-        namespace = self._own_files(principal)
+    async def _file(self, request: media.AnimateImageRequest, namespace: str) -> tuple[Digest, Fetch] | None:
         match request.WhichOneof("picture"):
             case "image":
-                return await self._darkroom.identify(namespace, request.image)
+                return await unseen(request.image)
             case "image_digest":
                 digest = _digest(request.image_digest, "image_digest")
 
@@ -136,8 +147,8 @@ class MediaServicer:
                         raise NotFound("DIGEST_UNKNOWN")
                     return data
 
-                return await self._darkroom.recognise(namespace, digest, fetch)
-        raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
+                return digest, fetch
+        return None
 
     def _own_files(self, principal: Principal) -> str:
         return self._namespaces(principal)[Scope.USER]

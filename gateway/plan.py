@@ -88,6 +88,10 @@ class Plan:
         """The same plan, for those who must not keep pictures alive."""
         return replace(self, media={})
 
+    def again(self, media: Mapping[str, Source], policy: Policy) -> Plan:
+        """The plan of a request that differs from this one in nothing else."""
+        return Plan(self.description, self.parameters, media, self.namespaces, self.addresses, policy)
+
 
 def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar]:
     """The given parameters, with a seed drawn if variety is asked for. Raises InvalidField if both are."""
