@@ -74,10 +74,7 @@ class Answer:
         return pb.CacheReport(
             outcome=_OUTCOMES[self.outcome],
             tier=tier_message(self.tier),
-            lookups=[
-                pb.TierLookup(tier=_TIERS[each.tier], outcome=_LOOKUPS[each.outcome], seconds=each.seconds)
-                for each in self.lookups
-            ],
+            lookups=lookup_messages(self.lookups),
             stages=self.stages,
             device_seconds_spent=self.device_seconds_spent,
             device_seconds_saved=self.device_seconds_saved,
@@ -125,6 +122,12 @@ def hit_stages(stages: Sequence[Stage], record: Record, tier: TierName) -> list[
             tier=tier_message(tier),
             device_seconds=record.device_seconds,
         ),
+    ]
+
+
+def lookup_messages(lookups: Sequence[Lookup]) -> list[pb.TierLookup]:
+    return [
+        pb.TierLookup(tier=_TIERS[each.tier], outcome=_LOOKUPS[each.outcome], seconds=each.seconds) for each in lookups
     ]
 
 

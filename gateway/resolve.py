@@ -18,7 +18,7 @@ from cache.keys import Key, Principal
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
-from gateway.answer import Answer, Outcome, hit_stages, tier_name
+from gateway.answer import Answer, Outcome, hit_stages, lookup_messages, tier_name
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
 from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
@@ -27,7 +27,7 @@ from gateway.peers import Names
 from gateway.plan import Plan
 from gateway.wire import Reply
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import Stored
+from reprise.v1.media_pb2 import Result, Stored
 
 
 @dataclass
@@ -173,17 +173,17 @@ class Resolver:
 
     def _hit(self, plan: Plan, visit: Visit, reply: Reply, lookups: Sequence[Lookup]) -> Iterator[bytes]:
         tier = lookups[-1].tier
-        answer = Answer(
-            Outcome.HIT, reply.record, plan.address, lookups, hit_stages(plan.stages, reply.record, tier), tier
-        )
+        stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
+        stages, same = _told_of_hits(plan, reply, tier, stored)
+        answer = Answer(Outcome.HIT, reply.record, plan.address, lookups, stages, tier)
         span = None
         if self._tracing.wants(visit.parent, time.perf_counter() - visit.started):
             span = self._begin_span(plan, visit, lookups)
             answer.describe(span)
             span.end()
         self._answered(visit, answer)
-        stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
-        return reply.messages(result_message(plan, answer, reply, span, stored))
+        own = Result(report=pb.CacheReport(lookups=lookup_messages(lookups)), trace_id=trace_id_of(span))
+        return reply.messages(same, own.SerializeToString())
 
     def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], span: Span) -> Generation:
         key = (plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age)
@@ -274,3 +274,18 @@ class Resolver:
         self._tracing.lookups(span, lookups)
         bind(span)  # for what is logged in this call's task, and for its errors
         return span
+
+
+def _told_of_hits(
+    plan: Plan, reply: Reply, tier: TierName, stored: Stored.State
+) -> tuple[Sequence[pb.StageReport], bytes]:
+    """What the result says at every hit alike, encoded once: all but how the tiers were asked, and the trace."""
+    alike = (plan.seed, *plan.addresses, tier, stored)
+    told = reply.told.get(alike)
+    if told is None:
+        stages = hit_stages(plan.stages, reply.record, tier)
+        answer = Answer(Outcome.HIT, reply.record, plan.address, (), stages, tier)
+        told = stages, result_message(plan, answer, reply, None, stored).SerializeToString()
+        reply.told.clear()  # one is what a reply has room for
+        reply.told[alike] = told
+    return told

@@ -208,11 +208,11 @@ def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: obj
 
 def _streaming(
     behaviour: Callable[[Any, Any], AsyncGenerator[Any]], parse: Callable[[bytes], Any]
-) -> Callable[[Any, Any], AsyncGenerator[Any]]:
-    async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[Any]:
-        async with aclosing(behaviour(await _the_message(requests, parse), context)) as responses:
+) -> Callable[[Any, Any], Awaitable[None]]:
+    async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
+        async with aclosing(behaviour(await _the_message(context, parse), context)) as responses:
             async for response in responses:
-                yield response
+                await context.write(response)
 
     return stream
 
@@ -221,18 +221,19 @@ def _answering(
     behaviour: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[bytes], Any]
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:
-        return await behaviour(await _the_message(requests, parse), context)
+        return await behaviour(await _the_message(context, parse), context)
 
     return answer
 
 
-async def _the_message(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> Any:
-    async for request in requests:
-        try:
-            return parse(request)
-        except DecodeError:
-            raise InvalidField("request", "must be a message of the method's type") from None
-    raise InvalidField("request", "the call must carry a message")
+async def _the_message(context: Any, parse: Callable[[bytes], Any]) -> Any:
+    request = await context.read()
+    if request is grpc.aio.EOF:
+        raise InvalidField("request", "the call must carry a message")
+    try:
+        return parse(request)
+    except DecodeError:
+        raise InvalidField("request", "must be a message of the method's type") from None
 
 
 async def _add_health(server: grpc.aio.Server) -> health.HealthServicer:
