@@ -74,7 +74,7 @@ class Answer:
         return pb.CacheReport(
             outcome=_OUTCOMES[self.outcome],
             tier=tier_message(self.tier),
-            lookups=lookup_messages(self.lookups),
+            lookups=map(lookup_message, self.lookups),
             stages=self.stages,
             device_seconds_spent=self.device_seconds_spent,
             device_seconds_saved=self.device_seconds_saved,
@@ -125,14 +125,12 @@ def hit_stages(stages: Sequence[Stage], record: Record, tier: TierName) -> list[
     ]
 
 
-def lookup_messages(lookups: Sequence[Lookup]) -> list[pb.TierLookup]:
-    return [
-        pb.TierLookup(tier=_TIERS[each.tier], outcome=_LOOKUPS[each.outcome], seconds=each.seconds) for each in lookups
-    ]
-
-
 def tier_message(tier: TierName | None) -> pb.Tier:
     return _TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED
+
+
+def lookup_message(lookup: Lookup) -> pb.TierLookup:
+    return pb.TierLookup(tier=_TIERS[lookup.tier], outcome=_LOOKUPS[lookup.outcome], seconds=lookup.seconds)
 
 
 def lookup_outcome_message(outcome: LookupOutcome) -> pb.LookupOutcome:

@@ -311,6 +311,6 @@ def _completed(
 
 
 def _publish(flight: Flight[Step], completed: Completed) -> None:
-    for chunk in completed.reply.chunks():
+    for chunk in completed.reply.chunks:
         flight.publish(chunk_event(len(flight.events) + 1, chunk))
     flight.publish(completed)

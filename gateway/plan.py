@@ -91,7 +91,7 @@ class Plan:
 
     def again(self, media: Mapping[str, Source], policy: Policy) -> Plan:
         """The plan of a request that differs from this one in nothing else."""
-        return Plan(self.description, self.parameters, media, self.namespaces, self.addresses, policy)
+        return replace(self, media=media, policy=policy)
 
 
 def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from opentelemetry.context import Context
@@ -13,12 +14,13 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from cache.build import Tiers
 from cache.digest import Digest
-from cache.flight import Flight, Flights
+from cache.flight import Errands, Flight, Flights
+from cache.hierarchy import Found
 from cache.keys import Key, Principal
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
-from gateway.answer import Answer, Outcome, hit_stages, lookup_messages, tier_name
+from gateway.answer import Answer, Outcome, hit_stages, lookup_message, tier_name
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
 from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
@@ -63,6 +65,7 @@ class Resolver:
         self._hierarchy = tiers.below_memory
         self._forwarder = forwarder
         self._flights = flights
+        self._errands: Errands[object, tuple[Found, Reply | None]] = Errands()
         self._generations = generations
         self._names = names
         self._tracing = tracing
@@ -126,17 +129,22 @@ class Resolver:
         reply, lookup = self._in_memory(plan)
         if reply is not None:
             return reply, (lookup,)
-        final = plan.description.final
-        found = await self._hierarchy.fetch(plan.address, final.ttl, max_age=plan.policy.max_age)
+        found, reply = await self._errands.share((plan.address, plan.policy.max_age), partial(self._fetch, plan))
         lookups = (lookup, *found.lookups)
-        if found.record is not None and found.data is not None:
-            reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
-            self._hold(plan, reply)
+        if reply is not None:
             return reply, lookups
         if self._memory.held(Key.of_wire(plan.address)) is None:
             return None, lookups
         reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
         return reply, (*lookups, lookup)
+
+    async def _fetch(self, plan: Plan) -> tuple[Found, Reply | None]:
+        found = await self._hierarchy.fetch(plan.address, plan.description.final.ttl, max_age=plan.policy.max_age)
+        if found.record is None or found.data is None:
+            return found, None
+        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
+        self._hold(plan, reply)
+        return found, reply
 
     def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
@@ -182,7 +190,7 @@ class Resolver:
             answer.describe(span)
             span.end()
         self._answered(visit, answer)
-        own = Result(report=pb.CacheReport(lookups=lookup_messages(lookups)), trace_id=trace_id_of(span))
+        own = Result(report=pb.CacheReport(lookups=map(lookup_message, lookups)), trace_id=trace_id_of(span))
         return reply.messages(same, own.SerializeToString())
 
     def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], span: Span) -> Generation:

@@ -61,6 +61,7 @@ class Reply:
     def weight(self) -> int:
         return sum(map(len, self.before)) + len(self.last) + len(self.record.output.inline or b"") + _TOLD
 
+    @property
     def chunks(self) -> Iterator[bytes | memoryview]:
         """Every chunk as an encoded field of an event."""
         yield from map(_chunk_of, self.before)
@@ -69,10 +70,10 @@ class Reply:
     @property
     def data(self) -> bytes:
         """The artifact itself, out of its encoding."""
-        return b"".join(GenerationEvent.FromString(bytes(chunk)).chunk.data for chunk in self.chunks())
+        return b"".join(GenerationEvent.FromString(bytes(chunk)).chunk.data for chunk in self.chunks)
 
     def messages(self, *result: bytes) -> Iterator[bytes]:
-        """The responses that answer a hit: one per chunk, the result in the last. It may come in parts, which add up."""
+        """The responses that answer a hit: one per chunk, the result in the last, whose encoded parts add up."""
         yield from self.before
         parts = [piece for part in result for piece in (_RESULT, varint(len(part)), part)]
         yield response(_sequence(len(self.before) + 1), self.last, *parts)

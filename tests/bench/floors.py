@@ -1,7 +1,8 @@
 """Two servers to compare a hit with. They give the answers a gateway gave before, and keep none of its promises.
 
 bare    what any server in Python pays: grpc.aio on uvloop, our allocator settings, messages that are ready bytes
-naive   what one writes first: protobuf messages in a dict, asyncio's own loop, the C library's defaults
+naive   what one writes first: files in a dict, a protobuf message made for every answer, asyncio's own loop, and the C
+        library's way with memory
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import uvloop
 from grpc_health.v1 import health, health_pb2_grpc
 
 from cache.process import keep_large_buffers
+from gateway.wire import CHUNK_BYTES
 from reprise.v1 import media_pb2
-from reprise.v1.media_pb2 import AnimateImageRequest, AnimateImageResponse
+from reprise.v1.media_pb2 import AnimateImageRequest, AnimateImageResponse, Chunk, GenerationEvent, Result
 
 Recordings: TypeAlias = Mapping[bytes, Sequence[bytes]]  # a request's bytes -> the messages of its answer
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -45,17 +47,22 @@ def add_bare(server: grpc.aio.Server, recordings: Recordings) -> None:
 
 
 def add_naive(server: grpc.aio.Server, recordings: Recordings) -> None:
-    answers = {
-        hashlib.sha256(request).digest(): [AnimateImageResponse.FromString(each) for each in messages]
-        for request, messages in recordings.items()
-    }
+    files = {hashlib.sha256(request).digest(): _file_and_result(messages) for request, messages in recordings.items()}
 
     async def answer(request: AnimateImageRequest, context: Context) -> AsyncIterator[AnimateImageResponse]:
-        for response in answers[hashlib.sha256(request.SerializeToString()).digest()]:
-            yield response
+        data, result = files[hashlib.sha256(request.SerializeToString()).digest()]
+        for sequence, offset in enumerate(range(0, len(data), CHUNK_BYTES), start=1):
+            chunk = Chunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+            last = result if offset + CHUNK_BYTES >= len(data) else None
+            yield AnimateImageResponse(event=GenerationEvent(sequence=sequence, chunk=chunk, result=last))
 
     parse, serialize = AnimateImageRequest.FromString, AnimateImageResponse.SerializeToString
     _add(server, grpc.unary_stream_rpc_method_handler(answer, parse, serialize))
+
+
+def _file_and_result(messages: Sequence[bytes]) -> tuple[bytes, Result]:
+    events = [AnimateImageResponse.FromString(message).event for message in messages]
+    return b"".join(event.chunk.data for event in events), events[-1].result
 
 
 def _add(server: grpc.aio.Server, handler: Any) -> None:

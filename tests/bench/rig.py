@@ -32,7 +32,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _OFF = "false"
 GATEWAYS = {
     "gateway": {"REPRISE_TELEMETRY__SAMPLE_RATIO": "0"},
-    "gateway-traced": {"REPRISE_TELEMETRY__SAMPLE_RATIO": "0.01"},
+    "gateway-traced": {"REPRISE_TELEMETRY__SAMPLE_RATIO": "0.01", "REPRISE_TELEMETRY__SPANS_FOLDER": "spans"},
     "gateway-l2": {"REPRISE_TELEMETRY__SAMPLE_RATIO": "0", "REPRISE_CACHE__L1__ENABLED": _OFF},
     "gateway-l3": {
         "REPRISE_TELEMETRY__SAMPLE_RATIO": "0",
@@ -58,7 +58,7 @@ def standing(data: Path, *, step_seconds: float) -> Iterator[Rig]:
     """Storage, worker and gateways, up and ready; gone at the end, whatever happens."""
     with leashed(data / "storage") as storage, leashed(data / "processes") as processes:
         storage.up([redis_part(storage.data), objects_part(storage.data)])
-        settings = _settings(storage, data / "spans", home := f"{LOOPBACK}:{free_port()}")
+        settings = _settings(storage, home := f"{LOOPBACK}:{free_port()}")
         file = data / "reprise.yaml"
         file.touch(mode=0o600)
         file.write_text(yaml.safe_dump(settings))
@@ -106,7 +106,7 @@ def with_floors(rig: Rig, data: Path, recordings: floors.Recordings) -> Iterator
         )
 
 
-def _settings(storage: Stack, spans: Path, worker: str) -> dict[str, Any]:
+def _settings(storage: Stack, worker: str) -> dict[str, Any]:
     store = bucket(storage)
     return {
         "cache": {
@@ -121,7 +121,7 @@ def _settings(storage: Stack, spans: Path, worker: str) -> dict[str, Any]:
             },
         },
         "gateway": {"workers": [worker]},
-        "telemetry": {"spans_folder": str(spans), "log_level": "warning"},
+        "telemetry": {"log_level": "warning"},
     }
 
 

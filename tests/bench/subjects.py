@@ -7,6 +7,7 @@ measured, answers that are not of its kind are counted as strays.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -62,15 +63,16 @@ async def prepared(rig: Rig, data: Path, sizes: Sequence[int]) -> AsyncIterator[
     """All subjects, every entry where it belongs. Raises Misplaced."""
     async with AsyncExitStack() as stack:
         callers = {name: await stack.enter_async_context(Caller(address)) for name, address in rig.addresses.items()}
-        hits = {size: _request(size) for size in sizes}
-        recordings = {hits[size]: await _placed(rig, callers, hits[size], size) for size in sizes}
-        counts = {size: len(recordings[hits[size]]) for size in sizes}
+        requests = {size: [_request(size, seed) for seed in range(max(clients_for(size)))] for size in sizes}
+        recordings = {
+            request: await _placed(rig, callers, request, size) for size in sizes for request in requests[size]
+        }
         rig = stack.enter_context(with_floors(rig, data, recordings))
         for name in ("bare", "naive"):
             callers[name] = await stack.enter_async_context(Caller(rig.addresses[name]))
 
-        def hit(name: str, server: str, size: int, request: bytes | None = None) -> Subject:
-            ask = partial(callers[server].hit, request or hits[size], counts[size])
+        def hit(name: str, server: str, size: int) -> Subject:
+            ask = _in_turn(callers[server], requests[size], len(recordings[requests[size][0]]))
             return Subject(name, size, server, ask, clients_for(size))
 
         in_redis = tuple(size for size in sizes if size <= LARGEST_IN_REDIS)
@@ -87,25 +89,29 @@ async def prepared(rig: Rig, data: Path, sizes: Sequence[int]) -> AsyncIterator[
             subjects.append(Subject("raw S3", size, HERE, partial(objects.get, size), clients_for(size)))
         subjects.append(hit("L1, traced 1 %", "gateway-traced", sizes[0]))
         subjects += await _with_large_picture(rig, callers["gateway"], min(MISSED, max(sizes)))
-        subjects += _misses(rig, callers, hits[sizes[0]], sizes[0])
+        subjects += _misses(rig, callers, requests[sizes[0]][0], sizes[0])
         yield rig, subjects
+
+
+def _in_turn(caller: Caller, requests: Sequence[bytes], messages: int) -> Ask:
+    """Ask for one after the other, so that clients who ask at the same time do not share a lookup."""
+    turns = itertools.cycle(requests)
+
+    async def ask() -> None:
+        await caller.hit(next(turns), messages)
+
+    return ask
 
 
 async def _placed(rig: Rig, callers: Mapping[str, Caller], request: bytes, size: int) -> list[bytes]:
     """Have a file made, and every gateway answer with it from the tier it should. The messages of a hit from L1."""
-    in_redis = size <= LARGEST_IN_REDIS
-    tiers = {
-        "gateway": pb.TIER_L1,
-        "gateway-traced": pb.TIER_L1,
-        "gateway-l2": pb.TIER_L2 if in_redis else pb.TIER_L3,
-        "gateway-l3": pb.TIER_L3,
-    }
+    shared = pb.TIER_L2 if size <= LARGEST_IN_REDIS else pb.TIER_L3
+    tiers = {"gateway": pb.TIER_L1, "gateway-traced": shared, "gateway-l2": shared, "gateway-l3": pb.TIER_L3}
     async with Client(rig.addresses["gateway"]) as client:
         made = await client.animate(AnimateImageRequest.FromString(request))
         if await client.until_stored(made) != Stored.STATE_DURABLE:
             raise Misplaced(f"{size} bytes were not stored")
-    for name, tier in tiers.items():
-        await callers[name].messages(request)  # which takes it into L1 where there is one
+    for name, tier in tiers.items():  # gateway-traced has it in L1 from then on
         last = AnimateImageResponse.FromString((await callers[name].messages(request))[-1])
         if last.event.result.report.tier != tier:
             raise Misplaced(f"{name} had {size} bytes from {pb.Tier.Name(last.event.result.report.tier)}")
