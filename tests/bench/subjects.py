@@ -22,10 +22,10 @@ from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest, AnimateImageResponse, Stored
 from tests.bench.callers import Caller, RawObjects, RawRedis, RunRequests, Seeds
 from tests.bench.load import Ask
-from tests.bench.rig import Rig, with_floors
+from tests.bench.rig import GATEWAYS, Rig, with_floors
 from tests.gateway.worker import family
 from tests.gateway.world import ask as request_of
-from tests.gateway.world import picture
+from tests.gateway.world import eventually, picture
 
 KIB, MIB = 1024, 1024 * 1024
 SIZES = (KIB, 64 * KIB, 512 * KIB, 2 * MIB, 20 * MIB)
@@ -63,6 +63,8 @@ async def prepared(rig: Rig, data: Path, sizes: Sequence[int]) -> AsyncIterator[
     """All subjects, every entry where it belongs. Raises Misplaced."""
     async with AsyncExitStack() as stack:
         callers = {name: await stack.enter_async_context(Caller(address)) for name, address in rig.addresses.items()}
+        for name in GATEWAYS:
+            await _sees_its_worker(rig.addresses[name])
         requests = {size: [_request(size, seed) for seed in range(max(clients_for(size)))] for size in sizes}
         recordings = {
             request: await _placed(rig, callers, request, size) for size in sizes for request in requests[size]
@@ -91,6 +93,11 @@ async def prepared(rig: Rig, data: Path, sizes: Sequence[int]) -> AsyncIterator[
         subjects += await _with_large_picture(rig, callers["gateway"], min(MISSED, max(sizes)))
         subjects += _misses(rig, callers, requests[sizes[0]][0], sizes[0])
         yield rig, subjects
+
+
+async def _sees_its_worker(address: str) -> None:
+    async with Client(address) as client:
+        await eventually(client.stats, wanted=lambda stats: any(worker.healthy for worker in stats.workers))
 
 
 def _in_turn(caller: Caller, requests: Sequence[bytes], messages: int) -> Ask:

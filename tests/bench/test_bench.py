@@ -14,10 +14,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 _KIB = 1024
 _MANY, _FEW, _ONE = (1, 16), (1, 4), (1,)
 SUBJECTS = {
-    1: {name: _MANY for name in ("bare", "naive", "L1", "L2", "L3", "raw Redis", "raw S3", "L1, traced 1 %")}
+    1: dict.fromkeys(("bare", "naive", "L1", "L2", "L3", "raw Redis", "raw S3", "L1, traced 1 %"), _MANY)
     | {"L1, idle": (4,), "L1, beside misses": (4,)},
     64: {"L1, 1 MB picture": _MANY, "L1, by digest": _MANY, "generation": _ONE, "miss": _ONE, "64 at once": _ONE},
-    2048: {name: _FEW for name in ("bare", "naive", "L1", "L2+L3", "L3", "raw S3")},
+    2048: dict.fromkeys(("bare", "naive", "L1", "L2+L3", "L3", "raw S3"), _FEW),
 }
 
 
@@ -33,7 +33,7 @@ def test_a_tiny_run_measures_every_subject(tmp_path: Path) -> None:
     cells = {(cell["name"], cell["size"], cell["clients"]): cell for cell in report["cells"]}
     expected = {(name, size * _KIB, n) for size, names in SUBJECTS.items() for name in names for n in names[name]}
     assert expected == set(cells)
-    assert {name: 0 for name in cells} == {name: cell["strays"] for name, cell in cells.items()}
+    assert dict.fromkeys(cells, 0) == {name: cell["strays"] for name, cell in cells.items()}
     assert all(cell["requests"] == cell["clients"] for cell in cells.values())
     assert all(cell["p50_ms"]["median"] > 0 and cell["processor_ms"]["median"] > 0 for cell in cells.values())
     assert cells["generation", 64 * _KIB, 1]["p50_ms"]["median"] >= 50.0

@@ -12,6 +12,8 @@ from cache.process import keep_large_buffers
 from cache.settings import CacheSettings, ProcessSettings, load
 from tests.gateway.worker import open_worker
 
+_SIGN_OF_LIFE = 1.0  # seconds; a worker that says nothing for long is taken for a hung one
+
 
 async def _serve(cache: CacheSettings, port: int, step_seconds: float) -> None:
     told = asyncio.Event()
@@ -19,6 +21,7 @@ async def _serve(cache: CacheSettings, port: int, step_seconds: float) -> None:
     async with open_worker(cache, port=port) as worker:
         worker.step_seconds = step_seconds
         worker.inlines = True
+        worker.speaks_every = _SIGN_OF_LIFE
         await told.wait()
 
 
