@@ -50,12 +50,13 @@ class Reply:
 
     @classmethod
     def of(cls, record: Record, data: bytes, *, random_weights: bool, durable: bool) -> Reply:
+        view = memoryview(data)  # every byte is copied once: to where it goes out from
         *offsets, rest = range(0, len(data), CHUNK_BYTES) if data else [0]
         before = [
-            chunk_event(sequence, chunk_field(offset, data[offset : offset + CHUNK_BYTES]))
+            response(_sequence(sequence), *_chunk_parts(offset, view[offset : offset + CHUNK_BYTES]))
             for sequence, offset in enumerate(offsets, start=1)
         ]
-        return cls(record, tuple(before), chunk_field(rest, data[rest:]), random_weights, durable)
+        return cls(record, tuple(before), b"".join(_chunk_parts(rest, view[rest:])), random_weights, durable)
 
     @property
     def weight(self) -> int:
@@ -81,8 +82,7 @@ class Reply:
 
 def chunk_field(offset: int, data: bytes) -> bytes:
     """`GenerationEvent.chunk`, encoded."""
-    inside = b"".join((_OFFSET + varint(offset) if offset else b"", _DATA, varint(len(data)) if data else b"\x00"))
-    return b"".join((_CHUNK, varint(len(inside) + len(data)), inside, data))
+    return b"".join(_chunk_parts(offset, data))
 
 
 def chunk_event(sequence: int, chunk: bytes | memoryview) -> bytes:
@@ -114,6 +114,11 @@ def varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def _chunk_parts(offset: int, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    inside = b"".join((_OFFSET + varint(offset) if offset else b"", _DATA, varint(len(data))))
+    return _CHUNK, varint(len(inside) + len(data)), inside, data
 
 
 def _sequence(number: int) -> bytes:

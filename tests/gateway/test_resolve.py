@@ -113,6 +113,17 @@ async def test_a_hit_is_as_few_messages_as_its_size_allows(world: World, size: i
     assert ("hit from L1", 1) == (outcome(media), worker.generations)
 
 
+async def test_equal_requests_at_once_are_one_lookup(world: World) -> None:
+    """Twenty callers of what only Redis has read its record and its blob once between them."""
+    worker = await world.worker()
+    first, desk = await world.desk(worker), await world.desk(worker)
+    await first.stored(await first.animate())
+    media = await asyncio.gather(*(desk.animate() for _ in range(20)))
+
+    assert {"hit from L2"} == {outcome(each) for each in media}
+    assert 2.0 == await desk.metric("reprise_cache_lookups_total", tier="l2", outcome="hit")
+
+
 async def test_each_tier_answers_when_those_before_it_cannot(world: World) -> None:
     """L1; from another gateway L2; with Redis flushed L3, which also brings it back to L2."""
     worker = await world.worker()
