@@ -15,7 +15,6 @@ from gateway.errors import Internal, Overloaded
 from gateway.picture_files import LARGEST_FILE, MIB
 from gateway.pictures import Picture, decode, too_large
 
-Fetch: TypeAlias = Callable[[], Awaitable[bytes]]  # gets a file's bytes
 _Place: TypeAlias = tuple[str, Digest]  # namespace and digest of the file
 
 
@@ -70,9 +69,15 @@ class Darkroom:
 
     async def identify(self, namespace: str, raw: bytes) -> Source:
         """The picture in this file. Raises TooLarge, InvalidField, Overloaded."""
-        return await self.recognise(namespace, *await unseen(raw))
+        if len(raw) > LARGEST_FILE:
+            raise too_large()
 
-    async def recognise(self, namespace: str, file: Digest, fetch: Fetch) -> Source:
+        async def given() -> bytes:
+            return raw
+
+        return await self.recognise(namespace, await _digest_of(raw), given)
+
+    async def recognise(self, namespace: str, file: Digest, fetch: Callable[[], Awaitable[bytes]]) -> Source:
         """The picture in the file of this digest; `fetch` gets the file if it must be decoded.
 
         Raises what `identify` and `fetch` raise.
@@ -96,7 +101,7 @@ class Darkroom:
     ) -> None:
         self.close()
 
-    async def _picture(self, place: _Place, fetch: Fetch) -> Picture:
+    async def _picture(self, place: _Place, fetch: Callable[[], Awaitable[bytes]]) -> Picture:
         under_way = self._developing.get(place)
         if under_way is None:
             raw = await fetch()
@@ -131,17 +136,6 @@ class Darkroom:
         self._remembered.move_to_end(place)
         while len(self._remembered) > self._most_remembered:
             self._remembered.popitem(last=False)
-
-
-async def unseen(raw: bytes) -> tuple[Digest, Fetch]:
-    """A file and how to get it, as `recognise` wants them. Raises TooLarge."""
-    if len(raw) > LARGEST_FILE:
-        raise too_large()
-
-    async def given() -> bytes:
-        return raw
-
-    return await _digest_of(raw), given
 
 
 async def _digest_of(raw: bytes) -> Digest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -16,16 +16,16 @@ from cache.description import Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
 from cache.telemetry import Tracing, bind, parent_of
-from gateway.darkroom import Darkroom, Fetch, unseen
+from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
 from gateway.plan import Plan, Policy, choose_seed, make_plan
-from gateway.plans import Plans, asked
+from gateway.plans import Asked, Plans, asked
 from gateway.resolve import Resolver, Visit
-from gateway.validate import complete, given_fields
+from gateway.validate import complete, given_fields, parse
 from gateway.wire import CHUNK_BYTES
 from reprise.v1 import common_pb2 as pb
 from reprise.v1 import media_pb2 as media
@@ -62,10 +62,19 @@ class MediaServicer:
         self._plans = Plans()
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
-    async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
+    async def AnimateImage(self, message: bytes, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
-            responding = self._resolver.resolve(await self._plan_animation(request, visit.principal), visit)
-            async with aclosing(responding) as responses:
+            same = asked(message, visit.principal)
+            if (hit := self._at_hand(same, visit)) is not None:
+                for response in hit:
+                    yield response
+                return
+            request = parse(media.AnimateImageRequest, message)
+            plan = await self._plan_animation(request, visit.principal)
+            self._plans.remember(same, request.model, plan)
+            del message
+            request.ClearField("image")  # a stream lasts long, and may have many beside it
+            async with aclosing(self._resolver.resolve(plan, visit)) as responses:
                 async for response in responses:
                     yield response
 
@@ -114,30 +123,27 @@ class MediaServicer:
                 chunk = media.Chunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
                 yield media.DownloadResponse(chunk=chunk)
 
+    def _at_hand(self, same: Asked | None, visit: Visit) -> Iterator[bytes] | None:
+        """The answer to a request that was understood before, if its result is in memory."""
+        known = self._plans.recall(same)
+        if known is None or self._models.active(known.model, "animate_image") is not known.plan.description:
+            return None
+        return self._resolver.at_hand(known.plan, visit)
+
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
-        """Takes the picture out of the request: a stream lasts long, and may have many beside it."""
         policy = Policy.of(request.cache_policy)
         description = await self._models.describe(request.model, "animate_image")
-        namespace = self._own_files(principal)
-        picture = await self._file(request, namespace)
-        request.ClearField("image")
-        same = asked(request, principal, picture[0]) if picture and not policy.fresh else None
-        if picture and (known := self._plans.recall(same, description)) is not None:
-            return known.again({"image": await self._darkroom.recognise(namespace, *picture)}, policy)
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
         defaults = {"seed": self._default_seed}
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
-        if picture is None:
-            raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
-        source = await self._darkroom.recognise(namespace, *picture)
-        plan = make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
-        self._plans.remember(same, plan)
-        return plan
+        source = await self._picture(request, principal)
+        return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
 
-    async def _file(self, request: media.AnimateImageRequest, namespace: str) -> tuple[Digest, Fetch] | None:
+    async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
+        namespace = self._own_files(principal)
         match request.WhichOneof("picture"):
             case "image":
-                return await unseen(request.image)
+                return await self._darkroom.identify(namespace, request.image)
             case "image_digest":
                 digest = _digest(request.image_digest, "image_digest")
 
@@ -147,8 +153,8 @@ class MediaServicer:
                         raise NotFound("DIGEST_UNKNOWN")
                     return data
 
-                return digest, fetch
-        return None
+                return await self._darkroom.recognise(namespace, digest, fetch)
+        raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
 
     def _own_files(self, principal: Principal) -> str:
         return self._namespaces(principal)[Scope.USER]

@@ -89,10 +89,6 @@ class Plan:
         """The same plan, for those who must not keep pictures alive."""
         return replace(self, media={})
 
-    def again(self, media: Mapping[str, Source], policy: Policy) -> Plan:
-        """The plan of a request that differs from this one in nothing else."""
-        return replace(self, media=media, policy=policy)
-
 
 def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar]:
     """The given parameters, with a seed drawn if variety is asked for. Raises InvalidField if both are."""

@@ -1,32 +1,33 @@
-"""Plans: what requests came to lately, so that the same one again is neither validated nor hashed stage by stage."""
+"""Plans: what requests came to lately, so that the same one again need not be understood again."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from blake3 import blake3
-from google.protobuf.message import Message
 
 from cache.bounded import Bounded
-from cache.description import Description
-from cache.digest import Digest
 from cache.keys import Principal
 from gateway.plan import Plan
 
-Asked: TypeAlias = tuple[Principal, Digest, bytes]  # who, with the file of which picture, and a hash of all else
+Asked: TypeAlias = tuple[Principal, bytes]  # by whom, and a hash of the message
 
 _KEPT = 600.0  # seconds without use
 _OVERHEAD = 4096  # bytes charged to every plan
-_LONGEST = 64 * 1024  # bytes of a request without its picture; nothing that is longer is remembered
+_LONGEST = 1024 * 1024  # bytes of a message; hashing a longer one takes more than a millisecond
+
+
+class Known(NamedTuple):
+    """What a message was taken to mean. It holds as long as the model it names has the description of the plan."""
+
+    model: str  # as the message names it, which may be not at all
+    plan: Plan
 
 
 class Plans:
-    """All that a plan follows from is in the key, save its model's description: a plan is recalled for the very
-    description it was made by, and for no other. It is kept without its picture. Its policy is that of the request
-    which is answered now: reading it costs nothing, and it may follow from more than the request one day.
-    """
+    """Plans by the messages they were made of. No picture is kept in them, and no plan for variety: each is another."""
 
     def __init__(
         self,
@@ -35,22 +36,19 @@ class Plans:
         max_bytes: int = 32 * 1024 * 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.plans: Bounded[Asked, Plan] = Bounded(max_bytes=max_bytes, max_entries=max_entries)
+        self.known: Bounded[Asked, Known] = Bounded(max_bytes=max_bytes, max_entries=max_entries)
         self._clock = clock
 
-    def recall(self, asked: Asked | None, description: Description) -> Plan | None:
-        """The plan of the same request, without its picture."""
-        plan = self.plans.get(asked, self._clock()) if asked is not None else None
-        return plan if plan is not None and plan.description is description else None
+    def recall(self, same: Asked | None) -> Known | None:
+        return self.known.get(same, self._clock()) if same is not None else None
 
-    def remember(self, asked: Asked | None, plan: Plan) -> None:
-        if asked is not None:
+    def remember(self, same: Asked | None, model: str, plan: Plan) -> None:
+        if same is not None and not plan.policy.fresh:
             texts = sum(len(value) for value in plan.parameters.values() if isinstance(value, str))
             weight = _OVERHEAD + 4 * texts
-            self.plans.put(asked, plan.without_media(), weight=weight, now=self._clock(), ttl=_KEPT)
+            self.known.put(same, Known(model, plan.without_media()), weight=weight, now=self._clock(), ttl=_KEPT)
 
 
-def asked(request: Message, principal: Principal, file: Digest) -> Asked | None:
-    """What the same request has in common with this one, whose picture was taken out of it. None if it is too long."""
-    rest = request.SerializeToString(deterministic=True)
-    return (principal, file, blake3(rest).digest()) if len(rest) <= _LONGEST else None
+def asked(message: bytes, principal: Principal) -> Asked | None:
+    """What the same request of the same caller has in common with this one. None if telling costs too much."""
+    return (principal, blake3(message).digest()) if len(message) <= _LONGEST else None

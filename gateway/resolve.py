@@ -103,6 +103,13 @@ class Resolver:
         finally:
             span.end()
 
+    def at_hand(self, plan: Plan, visit: Visit) -> Iterator[bytes] | None:
+        """The responses of a hit in memory. None, with nothing noted, if there is none: then `resolve` it."""
+        if not plan.policy.read or self._memory.held(Key.of_wire(plan.address)) is None:
+            return None
+        reply, lookup = self._in_memory(plan)
+        return self._hit(plan, visit, reply, (lookup,)) if reply is not None else None
+
     def watch(self, name: str, from_sequence: int, principal: Principal) -> AsyncGenerator[bytes]:
         """The responses of a generation under way, to the very last. Raises NotFound."""
         return self._generations.find(name, principal).events(max(0, from_sequence - 1), to_result=False)

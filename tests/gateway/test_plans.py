@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cache.description import Description
-from cache.digest import Digest
 from cache.keys import Principal
 from gateway.identity import hash_key
-from gateway.plan import Plan, Policy
-from gateway.plans import Plans, asked
+from gateway.plan import Policy
+from gateway.plans import Known, Plans, asked
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import AnimateImageRequest
-from tests.gateway.test_plan import plan, source
-from tests.gateway.world import World, ask, outcome, problem_of
+from reprise.v1.inference_pb2 import StatusResponse
+from tests.gateway.test_plan import plan
+from tests.gateway.worker import family
+from tests.gateway.world import World, ask, outcome, picture, problem_of
 
 ADA = Principal("acme", "ada", "tab-1")
-FILE = Digest.of(b"a file")
-REQUESTS = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "prompt": {"prompt": "a dog"},
     "negative prompt": {"negative_prompt": "a dog"},
@@ -32,72 +31,77 @@ REQUESTS = {
     "extra value": {"extra": {"size": 2}},
     "policy": {"policy": {"no_store": True}},
     "mode": {"policy": {"mode": pb.CachePolicy.MODE_REFRESH}},
+    "picture": {"image": picture(shade=1)},
     "digest": {"image_digest": pb.Digest(hex="0" * 64, size=1)},
 }
 
 
-def request(name: str = "nothing") -> AnimateImageRequest:
-    asking = ask(**{"prompt": "a cat"} | REQUESTS[name])
-    asking.ClearField("image")
-    return asking
-
-
-def remembered(made: Plan) -> tuple[Plans, Description]:
-    plans = Plans()
-    plans.remember(asked(request(), ADA, FILE), made)
-    return plans, made.description
+def message(name: str = "nothing") -> bytes:
+    return ask(**{"prompt": "a cat"} | REQUESTS[name]).SerializeToString()
 
 
 def test_a_recalled_plan_is_the_one_that_was_made() -> None:
-    """Complete save for its picture, which is the request's own, and so is the policy."""
-    made = plan()
-    plans, description = remembered(made)
-    known = plans.recall(asked(request(), ADA, FILE), description)
-
-    assert known is not None
-    assert {} == known.media
-    policy, picture = Policy(max_age=1.0), source("i1")
-    assert replace(made, media={"image": picture}, policy=policy) == known.again({"image": picture}, policy)
+    """Complete save for its picture, which would be kept alive by it."""
+    plans, made = Plans(), plan()
+    plans.remember(asked(message(), ADA), "small", made)
+    known = plans.recall(asked(message(), ADA))
+    assert known == Known("small", replace(made, media={}))
 
 
 def test_every_part_of_a_request_matters() -> None:
-    """Whoever asks, with whatever file, for whatever else: each difference is another request."""
+    """Whoever asks, for whatever: each difference makes another request."""
     principals = [ADA, *(replace(ADA, **{part: "x"}) for part in ("tenant", "user", "session"))]
-    files = [FILE, Digest.of(b"another"), Digest(FILE.hex, FILE.size + 1)]
     keys = {
-        *(asked(request(), principal, FILE) for principal in principals),
-        *(asked(request(), ADA, file) for file in files),
-        *(asked(request(name), ADA, FILE) for name in REQUESTS),
+        *(asked(message(), principal) for principal in principals),
+        *(asked(message(name), ADA) for name in REQUESTS),
     }
-    assert len(principals) + len(files) + len(REQUESTS) - 2 == len(keys)  # the plain one is in all three
+    assert len(principals) + len(REQUESTS) - 1 == len(keys)  # the plain one is in both
     assert None not in keys
 
 
-def test_a_plan_belongs_to_the_description_it_was_made_by() -> None:
-    """A worker that describes its model again may mean something else by the same request."""
-    plans, description = remembered(plan())
-    again = Description.from_bytes(description.to_bytes())
-    assert again == description
-    assert plans.recall(asked(request(), ADA, FILE), again) is None
+def test_variety_is_not_remembered() -> None:
+    """The same request for a fresh result is another one each time."""
+    plans, made = Plans(), plan()
+    plans.remember(asked(message(), ADA), "", replace(made, policy=Policy(read=False, fresh=True)))
+    assert plans.recall(asked(message(), ADA)) is None
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """In number, in bytes and in time; a request that is itself large is not remembered."""
+    """In number, in bytes and in time; a message that takes long to hash is not remembered."""
     now = 0.0
     plans = Plans(max_entries=2, max_bytes=50_000, clock=lambda: now)
     made = plan()
-    keys = [asked(request(name), ADA, FILE) for name in ("nothing", "seed", "model")]
+    keys = [asked(message(name), ADA) for name in ("nothing", "seed", "model")]
     for key in keys:
-        plans.remember(key, made)
-    assert [False, True, True] == [plans.recall(key, made.description) is not None for key in keys]
+        plans.remember(key, "", made)
+    assert [False, True, True] == [plans.recall(key) is not None for key in keys]
 
-    plans.remember(keys[0], replace(made, parameters={**made.parameters, "prompt": "a" * 20_000}))
-    assert plans.recall(keys[0], made.description) is None
-    assert plans.plans.bytes <= 50_000
+    plans.remember(keys[0], "", replace(made, parameters={**made.parameters, "prompt": "a" * 20_000}))
+    assert plans.recall(keys[0]) is None
+    assert plans.known.bytes <= 50_000
 
     now = 3600.0
-    assert plans.recall(keys[2], made.description) is None
-    assert asked(ask(prompt="a" * 70_000), ADA, FILE) is None
+    assert plans.recall(keys[2]) is None
+    plans.remember(asked(bytes(2**20 + 1), ADA), "", made)
+    assert 0 == sum(plans.recall(key) is not None for key in (*keys, None))
+
+
+async def test_a_request_means_what_its_model_says_now(world: World) -> None:
+    """Once a newer revision is there, what was remembered of the old one answers nothing any more."""
+    old, other = family(), family(revision="r2")
+    stages = tuple(stage.model_copy(update={"fingerprint": "other weights"}) for stage in other.stages)
+    newer = await world.worker(other.model_copy(update={"stages": stages}), started_at=2.0)
+    newer.say(StatusResponse.STATE_LOADING)
+    desk = await world.desk(await world.worker(old), newer.address)
+    before = [await desk.animate() for _ in range(3)]
+    newer.say(StatusResponse.STATE_READY)
+    await desk.sees(2)
+    after = [await desk.animate() for _ in range(2)]
+
+    assert ["miss", "hit from L1", "hit from L1"] == [outcome(media) for media in before]
+    assert ["miss", "hit from L1"] == [outcome(media) for media in after]
+    assert [1, 1] == [len({media.report.address for media in media}) for media in (before, after)]
+    assert before[0].report.address != after[0].report.address
 
 
 async def test_the_same_request_again_is_the_same_plan(world: World) -> None:
