@@ -127,6 +127,17 @@ async def test_a_remembered_request_can_be_generated_again(world: World) -> None
     assert 2 == worker.ran["picture"]
 
 
+@pytest.mark.parametrize("mode", [pb.CachePolicy.MODE_REFRESH, pb.CachePolicy.MODE_BYPASS])
+async def test_a_remembered_policy_holds(world: World, mode: pb.CachePolicy.Mode) -> None:
+    """A request that wants nothing from the cache gets nothing from it, however often it is sent."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    await desk.animate()
+    for generations in (2, 3):
+        await desk.animate(policy={"mode": mode})
+        assert generations == worker.generations
+
+
 @pytest.mark.parametrize("field", ["tenant", "user"])
 async def test_callers_share_no_memory(world: World, tmp_path: Path, field: str) -> None:
     """What one caller uploaded and used is not found by another who sends the very same request."""
