@@ -13,7 +13,7 @@ from PIL import Image
 _ROOT = Path(__file__).resolve().parents[2]
 _KIB = 1024
 _MANY, _FEW, _ONE = (1, 16), (1, 4), (1,)
-SUBJECTS = {
+SUBJECTS: dict[int, dict[str, tuple[int, ...]]] = {
     1: dict.fromkeys(("bare", "naive", "L1", "L2", "L3", "raw Redis", "raw S3", "L1, traced 1 %"), _MANY)
     | {"L1, idle": (4,), "L1, beside misses": (4,)},
     64: {"L1, 1 MB picture": _MANY, "L1, by digest": _MANY, "generation": _ONE, "miss": _ONE, "64 at once": _ONE},

@@ -132,9 +132,9 @@ async def test_a_remembered_policy_holds(world: World, mode: pb.CachePolicy.Mode
     """A request that wants nothing from the cache gets nothing from it, however often it is sent."""
     worker = await world.worker()
     desk = await world.desk(worker)
-    await desk.animate()
+    await desk.stored(await desk.animate())
     for generations in (2, 3):
-        await desk.animate(policy={"mode": mode})
+        await desk.stored(await desk.animate(policy={"mode": mode}))  # or the next one joins it
         assert generations == worker.generations
 
 
