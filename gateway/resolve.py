@@ -295,7 +295,7 @@ def _told_of_hits(
     plan: Plan, reply: Reply, tier: TierName, stored: Stored.State
 ) -> tuple[Sequence[pb.StageReport], bytes]:
     """What the result says at every hit alike, encoded once: all but how the tiers were asked, and the trace."""
-    alike = (plan.seed, *plan.addresses, tier)
+    alike = (plan.seed, plan.policy.store, *plan.addresses, tier)
     told = reply.told.get(alike)
     if told is None:
         stages = hit_stages(plan.stages, reply.record, tier)

@@ -137,6 +137,7 @@ async def test_a_hit_tells_of_itself_and_not_of_the_hit_before(world: World) -> 
     storing = worker.hold("stored")
     made = await first.animate(seed=1)
     told = [await first.animate(seed=2)]
+    unstored = await first.animate(seed=2, policy={"no_store": True})
     storing.open()
     await first.stored(made)
     told += [await first.animate(seed=seed) for seed in (2, 3)]
@@ -147,6 +148,7 @@ async def test_a_hit_tells_of_itself_and_not_of_the_hit_before(world: World) -> 
     assert tiers == [outcome(each) for each in told] == [f"hit from {_tier_of_final(each)}" for each in told]
     assert [2, 2, 3, 3, 3] == [each.result.seed for each in told]
     assert [1, 1, 1, 2, 1] == [len(each.report.lookups) for each in told]
+    assert Stored.STATE_NOT_STORED == unstored.result.stored.state  # for all this caller knows
     assert [Stored.STATE_PENDING] + [Stored.STATE_DURABLE] * 4 == [each.result.stored.state for each in told]
 
 
