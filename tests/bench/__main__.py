@@ -19,7 +19,7 @@ from cache.process import keep_large_buffers
 from tests.bench.aims import verdicts
 from tests.bench.figures import Cell, Figures
 from tests.bench.load import Slice, closed_loop
-from tests.bench.processor import clock_of, cores
+from tests.bench.processor import MEASURED, OTHERS, clock_of
 from tests.bench.report import chart, tell
 from tests.bench.rig import Rig, standing
 from tests.bench.subjects import HERE, KIB, SIZES, Subject, prepared
@@ -100,7 +100,7 @@ def main(
     report = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
-        "cores": {"measured": sorted(cores()[0]), "others": sorted(cores()[1])},
+        "cores": {"measured": sorted(MEASURED), "others": sorted(OTHERS)},
         "rounds": options.rounds,
         "seconds": options.seconds,
         "cells": [cell.as_json() for cell in figures.cells],

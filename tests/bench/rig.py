@@ -25,7 +25,7 @@ from cache.settings import CacheSettings
 from gateway.stack import Bucket, Part, Stack
 from gateway.stack.ports import LOOPBACK, free_port
 from tests.bench import floors
-from tests.bench.processor import cores, pin
+from tests.bench.processor import MEASURED, OTHERS, starting_on, stay_on
 from tests.servers import bucket, leashed, objects_part, redis_part, redis_url
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -56,25 +56,23 @@ class Rig:
 @contextmanager
 def standing(data: Path, *, step_seconds: float) -> Iterator[Rig]:
     """Storage, worker and gateways, up and ready; gone at the end, whatever happens."""
-    with leashed(data / "storage") as storage, leashed(data / "processes") as processes:
-        storage.up([redis_part(storage.data), objects_part(storage.data)])
+    with (
+        leashed(data / "storage") as storage,
+        leashed(data / "worker") as worker,
+        leashed(data / "gateways") as gateways,
+    ):
+        with starting_on(OTHERS):
+            storage.up([redis_part(storage.data), objects_part(storage.data)])
         settings = _settings(storage, home := f"{LOOPBACK}:{free_port()}")
         file = data / "reprise.yaml"
         file.touch(mode=0o600)
         file.write_text(yaml.safe_dump(settings))
-        started = processes.up(
-            [
-                _program(
-                    processes.data, "worker", home, "tests.bench.worker", str(file), _port(home), str(step_seconds)
-                ),
-                *(_gateway(processes.data, name, file, own) for name, own in GATEWAYS.items()),
-            ]
-        )
-        measured, others = cores()
-        pin([each.pid for each in storage.running()], others)
-        for each in started:
-            pin([each.pid], others if each.part.name == "worker" else measured)
-        pin([os.getpid()], others)
+        arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds))
+        with starting_on(OTHERS):
+            started = worker.up([_program(worker.data, "worker", home, *arguments)])
+        with starting_on(MEASURED):
+            started += gateways.up([_gateway(gateways.data, name, file, own) for name, own in GATEWAYS.items()])
+        stay_on(OTHERS)
         yield Rig(
             {each.part.name: each.part.address for each in started},
             {each.part.name: each.pid for each in started},
@@ -88,15 +86,15 @@ def standing(data: Path, *, step_seconds: float) -> Iterator[Rig]:
 def with_floors(rig: Rig, data: Path, recordings: floors.Recordings) -> Iterator[Rig]:
     """The same, and the two servers that repeat what was recorded."""
     with leashed(data / "floors") as stack:
-        stack.data.mkdir(parents=True, exist_ok=True)
+        stack.data.mkdir(parents=True)
         file = stack.data / "recordings.msgpack"
         floors.save(recordings, file)
         parts = []
         for kind in ("bare", "naive"):
             address = f"{LOOPBACK}:{free_port()}"
             parts.append(_program(stack.data, kind, address, "tests.bench.floors", kind, str(file), _port(address)))
-        started = stack.up(parts)
-        pin([each.pid for each in started], cores()[0])
+        with starting_on(MEASURED):
+            started = stack.up(parts)
         yield Rig(
             rig.addresses | {each.part.name: each.part.address for each in started},
             rig.pids | {each.part.name: each.pid for each in started},
@@ -134,6 +132,7 @@ def _gateway(data: Path, name: str, file: Path, own: dict[str, str]) -> Part:
 def _program(
     data: Path, name: str, address: str, module: str, *arguments: str, environment: dict[str, str] | None = None
 ) -> Part:
+    data.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(_ROOT), str(_ROOT / "protos")])  # tests are no part of what is installed
     return Part(
         name,
