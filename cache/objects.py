@@ -81,7 +81,7 @@ class ObjectsStore:
                 pieces.append(piece)
                 self._moved = _now()
                 deadline.reschedule(self._moved + self._stall)
-            return b"".join(map(bytes, pieces))
+            return b"".join(pieces)
 
     async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]:
         return await asyncio.gather(*(self.get(name, ttl) for name in names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -26,8 +26,9 @@ from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
 from gateway.plan import Plan, Policy, choose_seed, make_plan
+from gateway.plans import Asked, Plans, asked
 from gateway.resolve import Resolver, Visit
-from gateway.validate import complete, given_fields
+from gateway.validate import complete, given_fields, parse
 from gateway.wire import CHUNK_BYTES
 from reprise.v1 import common_pb2 as pb
 from reprise.v1 import media_pb2 as media
@@ -65,13 +66,22 @@ class MediaServicer:
         self._default_seed = default_seed
         self._secret = secret
         self._switches = tiers.switches
+        self._plans = Plans()
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
-    async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
+    async def AnimateImage(self, message: bytes, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
-            responding = self._resolver.resolve(await self._plan_animation(request, visit.principal), visit)
+            same = asked(message, visit.principal)
+            if (hit := self._at_hand(same, visit)) is not None:
+                for response in hit:
+                    yield response
+                return
+            request = parse(media.AnimateImageRequest, message)
+            plan = await self._plan_animation(request, visit.principal)
+            self._plans.remember(same, request.model, plan)
+            del message
             request.ClearField("image")  # a stream lasts long, and may have many beside it
-            async with aclosing(responding) as responses:
+            async with aclosing(self._resolver.resolve(plan, visit)) as responses:
                 async for response in responses:
                     yield response
 
@@ -131,6 +141,15 @@ class MediaServicer:
             if request.HasField("after_animate_image"):
                 after = await self._plan_animation(request.after_animate_image, visit.principal)
             return await self._explainer.explain(plan, after)
+
+    def _at_hand(self, same: Asked | None, visit: Visit) -> Iterator[bytes] | None:
+        """The answer to a request that was understood before, if its result is in memory."""
+        known = self._plans.recall(same)
+        if known is None or self._models.active(known.model, "animate_image") is not known.plan.description:
+            return None
+        if self._is_off(known.plan.description, visit.principal):
+            return None
+        return self._resolver.at_hand(known.plan, visit)
 
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
         policy, by_url = Policy.of(request.cache_policy), _by_url(request.delivery)

@@ -17,6 +17,7 @@ from reprise.v1.common_pb2 import CachePolicy
 
 _MAX_SEED = 2**53
 _MOST_LABELS, _LONGEST_LABEL = 8, 64
+_MODES = frozenset(CachePolicy.Mode.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Policy:
     def of(cls, message: CachePolicy) -> Policy:
         """Raises InvalidField for what means nothing here."""
         mode = message.mode
-        if mode not in CachePolicy.Mode.values():
+        if mode not in _MODES:
             raise InvalidField("cache_policy.mode", "must be one that this gateway knows")
         refresh, bypass = mode == CachePolicy.MODE_REFRESH, mode == CachePolicy.MODE_BYPASS
         only_if_cached = mode == CachePolicy.MODE_ONLY_IF_CACHED

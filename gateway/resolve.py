@@ -16,7 +16,8 @@ from cache.bans import Ban
 from cache.build import Tiers
 from cache.description import Scope
 from cache.digest import Digest
-from cache.flight import Flight, Flights
+from cache.flight import Errands, Flight, Flights
+from cache.hierarchy import Found
 from cache.keys import Key, Principal
 from cache.orders import Order
 from cache.record import Record
@@ -24,7 +25,7 @@ from cache.sweep import Gone
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
-from gateway.answer import Answer, Outcome, hit_stages, tier_name
+from gateway.answer import Answer, Outcome, hit_stages, lookup_message, tier_name
 from gateway.costs import Costs
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
@@ -37,7 +38,7 @@ from gateway.plan import Plan
 from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
 from gateway.wire import Reply, event_response
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import GenerationEvent, Stored
+from reprise.v1.media_pb2 import GenerationEvent, Result, Stored
 
 
 @dataclass
@@ -77,6 +78,7 @@ class Resolver:
         self._bans = tiers.bans
         self._forwarder = forwarder
         self._flights = flights
+        self._errands: Errands[object, tuple[Found, Reply | None]] = Errands()
         self._generations = generations
         self._names = names
         self._tracing = tracing
@@ -119,6 +121,16 @@ class Resolver:
         finally:
             span.end()
 
+    def at_hand(self, plan: Plan, visit: Visit) -> Iterator[bytes] | None:
+        """The responses of a hit in memory. None, with nothing noted, if there is none: then `resolve` it."""
+        if not plan.policy.read:
+            return None
+        reply: Reply | None = self._memory.held(Key.of_wire(plan.address))
+        if reply is None or self._comes_by_url_soon(plan, reply):
+            return None
+        reply, lookup = self._in_memory(plan)
+        return self._hit(plan, visit, reply, (lookup,)) if reply is not None else None
+
     def watch(self, name: str, from_sequence: int, principal: Principal) -> AsyncGenerator[bytes]:
         """The responses of a generation under way, to the very last. Raises NotFound."""
         return self._generations.find(name, principal).events(max(0, from_sequence - 1), to_result=False)
@@ -150,18 +162,23 @@ class Resolver:
         reply, lookup = self._in_memory(plan)
         if reply is not None:
             return reply, (lookup,), Seen()
-        final = plan.description.final
-        found = await self._hierarchy.fetch(plan.address, final.ttl, max_age=plan.policy.max_age)
+        found, reply = await self._errands.share((plan.address, plan.policy.max_age), partial(self._fetch, plan))
         lookups = (lookup, *found.lookups)
-        if found.record is not None and found.data is not None:
-            reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
-            self._hold(plan, reply)
+        if reply is not None:
             return reply, lookups, Seen()
         missed = seen(plan, found)
         if self._memory.held(Key.of_wire(plan.address)) is None:
             return None, lookups, missed
         reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
         return reply, (*lookups, lookup), missed
+
+    async def _fetch(self, plan: Plan) -> tuple[Found, Reply | None]:
+        found = await self._hierarchy.fetch(plan.address, plan.description.final.ttl, max_age=plan.policy.max_age)
+        if found.record is None or found.data is None:
+            return found, None
+        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
+        self._hold(plan, reply)
+        return found, reply
 
     def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
@@ -201,9 +218,9 @@ class Resolver:
 
     def _hit(self, plan: Plan, visit: Visit, reply: Reply, lookups: Sequence[Lookup]) -> Iterator[bytes]:
         tier = lookups[-1].tier
-        answer = Answer(
-            Outcome.HIT, reply.record, plan.address, lookups, hit_stages(plan.stages, reply.record, tier), tier
-        )
+        stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
+        stages, same = _told_of_hits(plan, reply, tier, stored)
+        answer = Answer(Outcome.HIT, reply.record, plan.address, lookups, stages, tier)
         span = None
         if self._tracing.wants(visit.parent, time.perf_counter() - visit.started):
             span = self._begin_span(plan, visit, lookups)
@@ -214,8 +231,8 @@ class Resolver:
         if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
             result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
             return iter((event_response(GenerationEvent(sequence=1, result=result)),))
-        stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
-        return reply.messages(result_message(plan, answer, reply, span, stored))
+        own = Result(report=pb.CacheReport(lookups=map(lookup_message, lookups)), trace_id=trace_id_of(span))
+        return reply.messages(same, own.SerializeToString())
 
     def _url_of(self, plan: Plan) -> Callable[[Record], Url | None] | None:
         """Makes URLs for the caller, if that is how the file is wanted and can be had."""
@@ -334,3 +351,18 @@ class Resolver:
 def _flight_key(plan: Plan) -> object:
     """Requests with this in common can share one generation."""
     return plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age
+
+
+def _told_of_hits(
+    plan: Plan, reply: Reply, tier: TierName, stored: Stored.State
+) -> tuple[Sequence[pb.StageReport], bytes]:
+    """What the result says at every hit alike, encoded once: all but how the tiers were asked, and the trace."""
+    alike = (plan.seed, plan.policy.store, *plan.addresses, tier)
+    told = reply.told.get(alike)
+    if told is None:
+        stages = hit_stages(plan.stages, reply.record, tier)
+        answer = Answer(Outcome.HIT, reply.record, plan.address, (), stages, tier)
+        told = stages, result_message(plan, answer, reply, None, stored).SerializeToString()
+        reply.told.clear()  # one is what a reply has room for
+        reply.told[alike] = told
+    return told

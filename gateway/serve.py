@@ -7,12 +7,12 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
@@ -46,6 +46,7 @@ from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.resolve import Resolver
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
+from gateway.validate import parse
 from gateway.wire import serialize
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2, media_pb2
@@ -167,6 +168,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 secret=secret,
                 default_seed=section.default_seed,
             ),
+            unparsed=frozenset({"AnimateImage"}),
         )
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, Control(tiers, darkroom, secret=secret)))
         health_servicer = await _add_health(server)
@@ -231,11 +233,13 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     return first, second
 
 
-def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
+def _register(
+    server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, *, unparsed: frozenset[str] = frozenset()
+) -> None:
     """Like the generated function, with two differences: replies that are in wire form already pass as they are, and
     a call that carries no message is refused. grpc.aio itself leaves such a call without an answer for ever, so methods
     take their one message off a stream, which looks the same on the wire. It comes as bytes: what gRPC itself cannot
-    parse it answers with UNKNOWN, past every interceptor.
+    parse it answers with UNKNOWN, past every interceptor. Methods named in `unparsed` see to that themselves.
     """
     handlers: dict[str, Any] = {}
     for method in service.methods:
@@ -246,7 +250,7 @@ def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: obj
             else (_answering, grpc.stream_unary_rpc_method_handler)
         )
         handlers[method.name] = make(
-            wrap(behaviour, GetMessageClass(method.input_type).FromString),
+            wrap(behaviour, bytes if method.name in unparsed else partial(parse, GetMessageClass(method.input_type))),
             request_deserializer=None,
             response_serializer=serialize,
         )
@@ -254,32 +258,30 @@ def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: obj
 
 
 def _streaming(
-    behaviour: Callable[[Any, Any], AsyncGenerator[Any]], parse: Callable[[bytes], Any]
-) -> Callable[[Any, Any], AsyncGenerator[Any]]:
-    async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[Any]:
-        async with aclosing(behaviour(await _the_message(requests, parse), context)) as responses:
+    behaviour: Callable[[Any, Any], AsyncGenerator[Any]], read: Callable[[bytes], Any]
+) -> Callable[[Any, Any], Awaitable[None]]:
+    async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
+        async with aclosing(behaviour(await _the_message(context, read), context)) as responses:
             async for response in responses:
-                yield response
+                await context.write(response)
 
     return stream
 
 
 def _answering(
-    behaviour: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[bytes], Any]
+    behaviour: Callable[[Any, Any], Awaitable[Any]], read: Callable[[bytes], Any]
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:
-        return await behaviour(await _the_message(requests, parse), context)
+        return await behaviour(await _the_message(context, read), context)
 
     return answer
 
 
-async def _the_message(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> Any:
-    async for request in requests:
-        try:
-            return parse(request)
-        except DecodeError:
-            raise InvalidField("request", "must be a message of the method's type") from None
-    raise InvalidField("request", "the call must carry a message")
+async def _the_message(context: Any, read: Callable[[bytes], Any]) -> Any:
+    request = await context.read()
+    if request is grpc.aio.EOF:
+        raise InvalidField("request", "the call must carry a message")
+    return read(request)
 
 
 async def _add_health(server: grpc.aio.Server) -> health.HealthServicer:

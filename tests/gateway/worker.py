@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
@@ -40,7 +41,7 @@ from cache.hierarchy import Hierarchy
 from cache.keys import Address, Principal, addresses, ancestors, content_ids, depends_on, namespace
 from cache.news import News
 from cache.orders import Order
-from cache.record import Output, Record
+from cache.record import INLINE_LIMIT, Output, Record
 from cache.settings import CacheSettings
 from cache.sweep import Gone
 from cache.tier import TierName
@@ -173,6 +174,8 @@ class ScriptedWorker(InferenceServiceServicer):
         self.queued: Callable[[int], int] = lambda stream: 3  # what each stream of Status is told, counted from 0
         self.hands_over = False  # new runs go to the first idle worker they name
         self.notes: Notes[object] = Notes(grace=60.0)
+        self.step_seconds = 0.0  # that every step lasts
+        self.inlines = False  # keep small outputs inside their records, as workers with devices do
         self.hierarchy = hierarchy
         self.catalogue: Catalogue | None = None
         self._flights: Flights[object, pb.RunResponse] = Flights(grace=60.0)
@@ -199,6 +202,7 @@ class ScriptedWorker(InferenceServiceServicer):
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 1024 * 1024)]
         )
         add_InferenceServiceServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         await self._server.start()
 
@@ -446,6 +450,8 @@ class _Job:
             steps = int(self.parameters["num_inference_steps"])
             for step in range(1, steps + 1):
                 await self.worker.at("step")
+                if self.worker.step_seconds:
+                    await asyncio.sleep(self.worker.step_seconds)
                 flight.publish(_event(progress=media.Progress(stage=stage.name, step=step, steps=steps)))
             flight.publish(_event(preview=media.Preview(image=b"jpeg", step=steps)))
         address = self.addresses[stage.name]
@@ -454,13 +460,15 @@ class _Job:
         self.reports[stage.name] = common.StageReport(
             stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=COSTS[stage.name]
         )
+        inline = data if self.worker.inlines and len(data) <= INLINE_LIMIT else None
+        media_type = "video/mp4" if stage is self.description.final else "application/test"
         record = Record(
             address=address,
             model=self.description.model,
             revision=self.description.revision,
             stage=stage.name,
             fingerprint=stage.fingerprint,
-            output=Output(Digest.of(data), "video/mp4" if stage is self.description.final else "application/test"),
+            output=Output(Digest.of(data), media_type, inline),
             device_seconds=COSTS[stage.name],
             total_device_seconds=WHOLE_COST if stage is self.description.final else COSTS[stage.name],
             made_at=self.began,
@@ -518,7 +526,7 @@ async def _abort(context: Context, refusal: Refusal) -> None:
 
 @asynccontextmanager
 async def open_worker(
-    settings: CacheSettings, *descriptions: Description, started_at: float = 1.0
+    settings: CacheSettings, *descriptions: Description, started_at: float = 1.0, port: int = 0
 ) -> AsyncIterator[ScriptedWorker]:
     """A worker that serves these models (by default `family()`) and keeps what it makes in these tiers."""
     built = await asyncio.to_thread(build_tiers, settings, CollectorRegistry(), process="scripted")
@@ -529,7 +537,7 @@ async def open_worker(
         if tiers.objects is not None:
             shared = namespace(settings.secret_bytes, Scope.SHARED, Principal(""))
             worker.catalogue = Catalogue(tiers.objects, tiers.below_memory, shared)
-        await worker.start()
+        await worker.start(port)
         try:
             yield worker
         finally:
