@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
-from gateway.plan import Plan, Policy, choose_seed, make_plan
+from gateway.plan import DefaultPolicy, Plan, Policy, choose_seed, default_policy, make_plan
 from gateway.resolve import Resolver, Visit
 from gateway.validate import complete, given_fields
 from gateway.wire import CHUNK_BYTES
@@ -48,6 +48,7 @@ class MediaServicer:
         *,
         secret: bytes,
         default_seed: int,
+        policies: Sequence[DefaultPolicy],
     ) -> None:
         self._models = models
         self._resolver = resolver
@@ -58,6 +59,7 @@ class MediaServicer:
         self._ledger = ledger
         self._tracing = tracing
         self._default_seed = default_seed
+        self._policies = tuple(policies)
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
     async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
@@ -114,9 +116,10 @@ class MediaServicer:
                 yield media.DownloadResponse(chunk=chunk)
 
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
-        policy = Policy.of(request.cache_policy)
         description = await self._models.describe(request.model, "animate_image")
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
+        default = default_policy(self._policies, description.model, principal.tenant)
+        policy = Policy.of(request.cache_policy, default, seeded="seed" in given)
         defaults = {"seed": self._default_seed}
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
         source = await self._picture(request, principal)

@@ -139,6 +139,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 telemetry.tracing,
                 secret=secret,
                 default_seed=section.default_seed,
+                policies=section.policies,
             ),
         )
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger))

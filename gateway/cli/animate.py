@@ -52,7 +52,7 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @click.option("--format", "container", type=click.Choice(["mp4", "webm"]), help="Container of the file.")
 @click.option("--seed", type=int, help="Same seed, same video. [default: the deployment's]")
 @click.option("--extra", multiple=True, metavar="NAME=VALUE", help="A parameter only this model has. Repeatable.")
-@click.option("--cache", "mode", type=click.Choice(list(_MODES)), default="use", show_default=True, help="Policy.")
+@click.option("--cache", "mode", type=click.Choice(list(_MODES)), help="Policy. [default: the deployment's]")
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
@@ -101,9 +101,8 @@ def _read(picture: Path) -> bytes:
 
 
 def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **options: Any) -> AnimateImageRequest:
-    policy = pb.CachePolicy(
-        mode=_MODES[options.pop("mode")], no_store=options.pop("no_store"), fresh=options.pop("fresh")
-    )
+    mode = _MODES.get(options.pop("mode"), pb.CachePolicy.MODE_UNSPECIFIED)
+    policy = pb.CachePolicy(mode=mode, no_store=options.pop("no_store"), fresh=options.pop("fresh"))
     if (max_age := options.pop("max_age")) is not None:
         policy.max_age.FromMilliseconds(max_age)
     extra = dict(_extra(entry) for entry in options.pop("extra"))
