@@ -15,6 +15,11 @@ INLINE_LIMIT = 64 * 1024  # outputs up to this size may travel inside the record
 _SCHEMA = 1
 
 
+def media_tag(identity: str) -> str:
+    """The tag of everything that a picture or a sound of this identity went into."""
+    return f"media:{identity}"
+
+
 class NotARecord(ValueError):
     """These bytes are not a record of this schema."""
 

@@ -5,32 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import grpc
 from opentelemetry.trace import SpanKind, StatusCode
 
 from cache.build import Tiers
-from cache.description import Scope
+from cache.description import HOUR, Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
-from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
+from gateway.errors import InvalidField, NotFound, OutOfRange, Refused
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
 from gateway.plan import DefaultPolicy, Plan, Policy, choose_seed, default_policy, make_plan
 from gateway.resolve import Resolver, Visit
+from gateway.uploads import Uploads
 from gateway.validate import complete, given_fields
 from gateway.wire import CHUNK_BYTES
 from reprise.v1 import common_pb2 as pb
 from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-UPLOAD_TTL = 2 * 3600.0  # seconds without use
+_ARTIFACT_TTL = 2 * HOUR  # seconds; how long Redis keeps what was downloaded
 _NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy"})
 
 
@@ -41,6 +42,7 @@ class MediaServicer:
         resolver: Resolver,
         tiers: Tiers,
         darkroom: Darkroom,
+        uploads: Uploads,
         names: Names,
         peers: Peers,
         ledger: Ledger,
@@ -53,6 +55,7 @@ class MediaServicer:
         self._models = models
         self._resolver = resolver
         self._files = tiers.through_memory
+        self._uploads = uploads
         self._darkroom = darkroom
         self._names = names
         self._peers = peers
@@ -94,8 +97,7 @@ class MediaServicer:
         with self._visit("reprise.v1.MediaService/Upload", context) as visit:
             namespace = self._own_files(visit.principal)
             source = await self._darkroom.identify(namespace, request.content)
-            if not await self._files.keep(namespace, request.content, UPLOAD_TTL):
-                raise Unavailable("STORE_UNREACHABLE")
+            await self._uploads.keep(namespace, source.file, source.identity, request.content)
             digest = pb.Digest(hex=source.file.hex, size=source.file.size)
             return media.UploadResponse(digest=digest, width=source.width, height=source.height)
 
@@ -106,7 +108,7 @@ class MediaServicer:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
             data = self._resolver.just_made(digest, visit.principal)
             for namespace in self._namespaces(visit.principal).values() if data is None else ():
-                data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
+                data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL)
                 if data is not None:
                     break
             if data is None:
@@ -132,14 +134,11 @@ class MediaServicer:
                 return await self._darkroom.identify(namespace, request.image)
             case "image_digest":
                 digest = _digest(request.image_digest, "image_digest")
-
-                async def fetch() -> bytes:
-                    data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
-                    if data is None:
-                        raise NotFound("DIGEST_UNKNOWN")
-                    return data
-
-                return await self._darkroom.recognise(namespace, digest, fetch)
+                source = await self._darkroom.recognise(
+                    namespace, digest, partial(self._uploads.fetch, namespace, digest)
+                )
+                await self._uploads.used(namespace, digest)
+                return source
         raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
 
     def _own_files(self, principal: Principal) -> str:

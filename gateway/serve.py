@@ -39,6 +39,7 @@ from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.resolve import Resolver
 from gateway.settings import GatewaySettings
 from gateway.status import ErrorInterceptor
+from gateway.uploads import Uploads
 from gateway.wire import serialize
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2, media_pb2
@@ -133,6 +134,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 resolver,
                 tiers,
                 darkroom,
+                Uploads(tiers.through_memory),
                 names,
                 peers,
                 ledger,

@@ -21,8 +21,8 @@ from cache.description import Stage
 from cache.digest import Digest
 from cache.flight import Flight
 from cache.hierarchy import Found
-from cache.keys import Address
-from cache.record import INLINE_LIMIT, Record
+from cache.keys import Address, depends_on
+from cache.record import INLINE_LIMIT, Record, media_tag
 from cache.record import Output as Stored
 from cache.tier import TierName
 from inference import tensors
@@ -242,8 +242,14 @@ class Job:
             ttl=stage.ttl,
             expires_at=now + stage.max_age,
             upstream={role: self._name_of(name) for role, name in self._upstream_roles(stage)},
+            tags=self._media_tags(stage),
             execution={**self._shop.execution, "dtype": " ".join(made.types)},
         )
+
+    def _media_tags(self, stage: Stage) -> tuple[str, ...]:
+        pictures = self._plan.pictures
+        read = depends_on(self._plan.description, stage) & pictures.keys()
+        return tuple(sorted(media_tag(pictures[name].identity) for name in read))
 
     def _other_addresses(self) -> frozenset[Address]:
         return frozenset(self.aliases - {self._address})

@@ -124,6 +124,8 @@ def test_the_most_specific_default_holds(model: str, tenant: str, expected: str)
     ]
     for order in (defaults, defaults[::-1]):
         assert ages[expected] == default_policy(order, model, tenant).max_age
+    of_one = [default for default in defaults if not (default.model and default.tenant)]
+    assert ages["tenant" if expected == "both" else expected] == default_policy(of_one, model, tenant).max_age
 
 
 def test_where_no_default_applies_nothing_is_said() -> None:

@@ -107,6 +107,16 @@ async def test_a_record_says_what_its_output_cost_and_came_from(bench: Bench) ->
     assert denoise.total_device_seconds == pytest.approx(final.total_device_seconds - final.device_seconds)
 
 
+async def test_a_record_names_the_media_it_depends_on(bench: Bench) -> None:
+    """Through any number of stages, under every address; what came from text alone names none."""
+    heard = await bench.run()
+    (identity,) = {picture.identity for picture in bench.ask().pictures.values()}
+    records = [record for space in set(bench.ask().namespaces.values()) for record in await bench.records(space)]
+    told = {record.stage: record.tags for record in records}
+    assert {"text": (), "moments": (tag := (f"media:{identity}",)), "denoise": tag, "video": tag} == told
+    assert (tag, tag) == (heard.record.tags, heard.alias.tags)
+
+
 async def test_the_result_is_had_under_both_its_names(bench: Bench) -> None:
     """The answer holds the record at the canonical address, and the same as found at the request's own."""
     request = bench.ask()
