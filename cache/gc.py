@@ -102,23 +102,18 @@ class _Sweeper:
         """Remove the blobs that are not among these."""
         async for page in self.objects.pages(f"b/{namespace}/"):
             for entries in _parts([entry for entry in page if _key_of(entry.name) is not None]):
-                await self._settle(
-                    (entry, Why.FORGOTTEN if _hex_of(entry) not in named and self._is_old(entry) else None)
-                    for entry in entries
-                )
+                await self._settle((entry, None if _hex_of(entry) in named else Why.FORGOTTEN) for entry in entries)
 
     async def _judge(self, entry: Entry) -> Record | Why | None:
-        """The record if it stays; why it goes; None for one that cannot be judged, or is too young to be."""
+        """The record if it is alive, else why it goes; None for one that cannot be judged."""
         try:
             record = await self._read(entry)
         except TierError:
             self.swept.unread += 1
             return None
         except (Damaged, NotARecord):
-            return Why.DAMAGED if self._is_old(entry) else None
-        if record is not None and record.expired(self.clock()) and self._is_old(entry):
-            return Why.EXPIRED
-        return record
+            return Why.DAMAGED
+        return Why.EXPIRED if record is not None and record.expired(self.clock()) else record
 
     async def _read(self, entry: Entry) -> Record | None:
         """None if it has gone meanwhile. Raises TierError, and Damaged or NotARecord for what is no record."""
@@ -131,7 +126,7 @@ class _Sweeper:
     async def _settle(self, verdicts: Iterable[tuple[Entry, Record | Why | None]]) -> None:
         doomed: list[tuple[Entry, Why]] = []
         for entry, verdict in verdicts:
-            if isinstance(verdict, Why):
+            if isinstance(verdict, Why) and self._is_old(entry):
                 doomed.append((entry, verdict))
             else:
                 self._keep(entry)

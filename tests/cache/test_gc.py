@@ -131,8 +131,9 @@ async def test_nothing_within_the_margin_goes(tiers: Tiers) -> None:
     await objects_of(tiers).put(f"r/{NAMESPACE}/ab/ab{'0' * 62}", b"damaged", 60.0, replace=True)
     before = await names(tiers)
 
-    swept = await sweep(objects_of(tiers), margin=100.0, clock=later(50.0))
-    assert ({}, 4) == (entries(swept), swept.kept.entries)
+    for dry_run in (True, False):
+        swept = await sweep(objects_of(tiers), margin=100.0, clock=later(50.0), dry_run=dry_run)
+        assert ({}, 4) == (entries(swept), swept.kept.entries)
     assert before == await names(tiers)
 
     swept = await sweep(objects_of(tiers), margin=100.0, clock=later(150.0))
@@ -158,6 +159,18 @@ async def test_what_is_no_record_goes(folder: Tiers) -> None:
         await objects.put(name, damaged, 60.0, replace=True)
         swept = await sweep(objects, clock=later(), dry_run=True)
         assert {Why.DAMAGED: 1, Why.FORGOTTEN: 1} == entries(swept)
+
+
+async def test_nothing_enormous_is_read(folder: Tiers) -> None:
+    """What is too large for a record is none, and takes no memory."""
+    await objects_of(folder).put(f"r/{NAMESPACE}/ab/ab{'0' * 62}", bytes(2 * 1024 * 1024), 60.0, replace=True)
+    objects = Faulty(objects_of(folder))
+
+    async def get(name: str, ttl: float) -> bytes | None:
+        raise AssertionError("read")
+
+    objects.get = get  # type: ignore[attr-defined]
+    assert {Why.DAMAGED: 1} == entries(await sweep(objects, clock=later()))  # type: ignore[arg-type]
 
 
 async def test_what_is_not_ours_is_left_alone(folder: Tiers) -> None:
