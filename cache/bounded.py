@@ -111,6 +111,11 @@ class Bounded(Generic[K, V]):
         self._policy.accessed(key)
         return entry.value
 
+    def peek(self, key: K, now: float) -> tuple[V, int] | None:
+        """The value and its weight in bytes, its age and its standing with the policy left as they are."""
+        entry = self._entries.get(key)
+        return None if entry is None or now >= entry.expires else (entry.value, entry.weight)
+
     def put(
         self,
         key: K,

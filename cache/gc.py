@@ -168,14 +168,10 @@ async def _described(objects: ObjectsStore) -> set[str]:
 
 def _key_of(name: str) -> Key | None:
     """The key of an entry of ours."""
-    kind, _, rest = name.partition("/")
-    namespace, _, rest = rest.partition("/")
     try:
-        address = Address.parse(f"{namespace}/{rest.rpartition('/')[2]}")
+        return Key.parse(name)
     except ValueError:
         return None
-    key = Key.of_record(address) if kind == "r" else Key("b", address.namespace, address.content_id)
-    return key if str(key) == name else None
 
 
 def _hex_of(entry: Entry) -> str:

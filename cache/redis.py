@@ -46,6 +46,11 @@ class RedisStore:
         value: bytes | None = await self._ask(lambda client: client.getex(name, px=_milliseconds(ttl)))
         return value
 
+    async def peek(self, name: str) -> bytes | None:
+        """The value, its age left as it is."""
+        value: bytes | None = await self._ask(lambda client: client.get(name))
+        return value
+
     async def get_many(self, names: Sequence[str], ttl: float) -> list[bytes | None]:
         # A pipeline of GETEX and not MGET: as many round trips, but it refreshes ages and works across cluster slots.
         pipeline = self._client.pipeline(transaction=False)

@@ -114,6 +114,10 @@ class Client:
     async def stats(self) -> cache_pb2.StatsResponse:
         return await self._cache.Stats(cache_pb2.StatsRequest(), timeout=_LATER, metadata=self._metadata)
 
+    async def inspect(self, key: str) -> cache_pb2.InspectResponse:
+        request = cache_pb2.InspectRequest(key=key)
+        return await self._cache.Inspect(request, timeout=_LATER, metadata=self._metadata)
+
 
 def _refuse_too_large(field: str, file: bytes) -> None:
     if len(file) > LARGEST_FILE:

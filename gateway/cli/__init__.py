@@ -2,7 +2,7 @@
 
 import click
 
-from gateway.cli import animate, follow, gc, stack, stats, trace
+from gateway.cli import animate, follow, gc, inspect, stack, stats, trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -10,5 +10,15 @@ def main() -> None:
     """Generative media that is never computed twice."""
 
 
-for command in (stack.up, stack.down, animate.animate, follow.watch, follow.cancel, stats.stats, trace.trace, gc.gc):
+for command in (
+    stack.up,
+    stack.down,
+    animate.animate,
+    follow.watch,
+    follow.cancel,
+    stats.stats,
+    trace.trace,
+    inspect.inspect,
+    gc.gc,
+):
     main.add_command(command)
