@@ -70,9 +70,17 @@ def objects_of(tiers: Tiers) -> ObjectsStore:
     return tiers.objects
 
 
-async def store(tiers: Tiers, name: str, data: bytes, *, namespace: str = NAMESPACE, **fields: float) -> Record:
+async def store(
+    tiers: Tiers,
+    name: str,
+    data: bytes,
+    *,
+    namespace: str = NAMESPACE,
+    ttl: float = 10 * MARGIN,
+    max_age: float = 10 * MARGIN,
+) -> Record:
     """A record with its blob, made now."""
-    record = record_of(data, name=name, now=time.time(), **{"ttl": 10 * MARGIN, "max_age": 10 * MARGIN} | fields)
+    record = record_of(data, name=name, now=time.time(), ttl=ttl, max_age=max_age)
     record = dataclasses.replace(record, address=dataclasses.replace(record.address, namespace=namespace))
     assert await (await tiers.below_memory.commit(record, data))
     return record

@@ -867,6 +867,7 @@ async def test_status_counts_generations_and_the_pool(bench: Bench) -> None:
     assert status.state == StatusResponse.STATE_READY
     assert (status.generations, status.queued, status.busy) == (1, 0, False)
     assert (status.pool_entries, status.pool_bytes) == (2, bench.shop.pool.bytes)
+    assert status.model_bytes == 32  # eight numbers of four bytes
 
 
 # The real model.

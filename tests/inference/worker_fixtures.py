@@ -85,6 +85,7 @@ class GatedModel:
         self.step_gate = Gate()  # passed before each step of denoise is told
         self.trouble: dict[str, list[Callable[[], object]]] = {}  # for the next runs of a stage, by stage
         self.previews = 0
+        self.modules = [torch.nn.Linear(3, 2)]  # 8 numbers, of no use but to weigh something
 
     def run(self, stage: str, call: Call) -> Output:
         self.runs[stage] += 1
