@@ -2,7 +2,7 @@
 
 import click
 
-from gateway.cli import animate, follow, gc, inspect, stack, stats, trace
+from gateway.cli import animate, doctor, follow, gc, inspect, stack, stats, trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +20,6 @@ for command in (
     trace.trace,
     inspect.inspect,
     gc.gc,
+    doctor.doctor,
 ):
     main.add_command(command)
