@@ -108,11 +108,18 @@ async def test_an_edge_without_a_gateway_is_found(world: World, reply: bytes, sa
     assert (State.FAIL, True) == (found.state, said in found.what)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:8080", "http://127.0.0.1:9"])
-async def test_an_edge_that_is_not_there_is_found(world: World, url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("file:///etc/passwd", "its address is no URL"),
+        ("localhost:8080", "its address is no URL"),
+        ("http://127.0.0.1:9", "does not answer: URLError"),
+    ],
+)
+async def test_an_edge_that_is_not_there_is_found(world: World, url: str, said: str) -> None:
     """No file is opened, whatever the address says."""
     found = only(await examine(settings_of(world), edge=url), "edge")
-    assert (State.FAIL, True) == (found.state, bool(found.fix))
+    assert (State.FAIL, said, True) == (found.state, found.what, bool(found.fix))
 
 
 # Workers.
