@@ -6,6 +6,7 @@ Nothing of the deployment's is touched: what is written for a try lies under a n
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import shutil
@@ -200,11 +201,10 @@ async def examine_objects(
     if not settings.enabled:
         return [ok("objects", "switched off by cache.l3.enabled: nothing survives a restart of Redis")]
     folder = Path(settings.url.removeprefix("file://")) if settings.url.startswith("file://") else None
+    if folder is not None and not await asyncio.to_thread(folder.is_dir):
+        return [await asyncio.to_thread(absent, folder)]
     try:
         store = await asyncio.to_thread(_open, settings)
-    except OSError as error:
-        cure = "name a folder that this user may make and write to in cache.l3.url"
-        return [fail("objects", f"the folder cannot be opened: {error.strerror}", cure)]
     except Exception as error:  # noqa: BLE001  # the library has no base for what it says of a bad configuration
         return [fail("objects", f"cannot be opened: {type(error).__name__}", _objects_cure(type(error).__name__))]
     findings = await _try_objects(store, settings, clock)
@@ -318,6 +318,17 @@ def _kind_of(error: TierError) -> str:
     if code := re.search(r"<Code>(\w{1,64})</Code>", said):
         return code[1]
     return "unreachable" if "error sending request" in said else str(error)
+
+
+def absent(folder: Path) -> Finding:
+    """Of a folder that is not there: whether it can be made. It is not made here, where it would be another user's."""
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        cure = "name a folder that this user may make and write to in cache.l3.url"
+        return fail("objects", f"there is no folder {folder}, and it cannot be made in {above}", cure)
+    return warn(
+        "objects", f"there is no folder {folder} yet", "none: it is made at the first start. Or correct cache.l3.url"
+    )
 
 
 def space(total: int, free: int) -> Finding:

@@ -311,11 +311,13 @@ async def test_a_store_that_does_not_do_what_it_is_asked_is_found(
     assert {finding: "fail"} == states(found)
 
 
-async def test_a_folder_that_cannot_be_made_is_found(tmp_path: Path) -> None:
-    """Because something else is in its place."""
+def test_a_folder_that_is_not_there_is_found_and_not_made(tmp_path: Path) -> None:
+    """It can be made, or something else is in its place."""
     (tmp_path / "file").write_bytes(b"")
-    (finding,) = await examine_objects(L3Settings(url=f"file://{tmp_path / 'file' / 'objects'}"))
-    assert (State.FAIL, True) == (finding.state, "folder" in finding.fix)
+    for folder, state in (("new/objects", State.WARN), ("file/objects", State.FAIL), ("file", State.FAIL)):
+        (finding,) = asyncio.run(examine_objects(L3Settings(url=f"file://{tmp_path / folder}")))
+        assert (state, True) == (finding.state, "cache.l3.url" in finding.fix)
+    assert ["file"] == [path.name for path in tmp_path.iterdir()]
 
 
 async def test_a_full_disk_is_found(tmp_path: Path) -> None:
