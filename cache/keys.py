@@ -70,6 +70,17 @@ class Key:
     def of_wire(cls, address: Address) -> Key:
         return cls("w", address.namespace, address.content_id)
 
+    @classmethod
+    def parse(cls, name: str) -> Key:
+        """The key of a stored entry. Raises ValueError for what is no name of a record or a blob."""
+        kind, _, rest = name.partition("/")
+        namespace, _, rest = rest.partition("/")
+        address = Address.parse(f"{namespace}/{rest[3:]}")
+        key = cls("r" if kind == "r" else "b", address.namespace, address.content_id)
+        if str(key) != name:
+            raise ValueError("not a key")
+        return key
+
     def __str__(self) -> str:
         return f"{self.kind}/{self.namespace}/{self.hex[:2]}/{self.hex}"
 

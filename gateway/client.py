@@ -221,6 +221,11 @@ class Client:
         async for response in self._doors[0].cache.Invalidate(request, metadata=self._metadata):
             yield response
 
+    async def inspect(self, key: str) -> cache_pb2.InspectResponse:
+        """Where an entry lies, and what its record says; `key` in any of the forms that InspectRequest has."""
+        request = cache_pb2.InspectRequest(key=key)
+        return await self._ask(lambda door: door.cache.Inspect(request, timeout=_LATER, metadata=self._metadata))
+
     async def switch(self, request: cache_pb2.SwitchRequest) -> cache_pb2.SwitchResponse:
         return await self._ask(lambda door: door.cache.Switch(request, timeout=_LATER, metadata=self._metadata))
 
@@ -302,6 +307,10 @@ def _broken(problem: Problem) -> bool:
     A gateway that stops answers calls that it has not begun with CANCELLED (grpc#41785), which nobody here asked for.
     """
     return not problem.reason and problem.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+    async def inspect(self, key: str) -> cache_pb2.InspectResponse:
+        request = cache_pb2.InspectRequest(key=key)
+        return await self._cache.Inspect(request, timeout=_LATER, metadata=self._metadata)
 
 
 def _refuse_too_large(field: str, file: bytes) -> None:

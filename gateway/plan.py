@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from google.protobuf.duration_pb2 import Duration
+from pydantic import Field, model_validator
 
 from cache.description import Description, Scalar, Scope, Stage
 from cache.keys import Address, addresses, content_ids
 from cache.record import Record
+from cache.settings import Section
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
 from reprise.v1.common_pb2 import CachePolicy
 
 _MAX_SEED = 2**53
 _MOST_LABELS, _LONGEST_LABEL = 8, 64
-_MODES = frozenset(CachePolicy.Mode.values())
+_KNOWN_MODES = frozenset(CachePolicy.Mode.values())
+_MODES = {
+    "": CachePolicy.MODE_USE,
+    "use": CachePolicy.MODE_USE,
+    "refresh": CachePolicy.MODE_REFRESH,
+    "bypass": CachePolicy.MODE_BYPASS,
+    "only-if-cached": CachePolicy.MODE_ONLY_IF_CACHED,
+}
+
+
+class DefaultPolicy(Section):
+    """What holds for requests of a model, a tenant or both, as far as they say nothing else themselves."""
+
+    model: str = ""  # empty: every model
+    tenant: str = ""  # empty: every tenant
+    mode: Literal["", "use", "refresh", "bypass", "only-if-cached"] = ""
+    fresh: bool = False
+    no_store: bool = False
+    max_age: float | None = Field(None, ge=0)  # seconds
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.fresh and self.mode == "only-if-cached":
+            raise ValueError("a fresh result is never cached: choose another mode")
+        return self
+
+    def applies(self, model: str, tenant: str) -> bool:
+        return self.model in ("", model) and self.tenant in ("", tenant)
+
+    @property
+    def specificity(self) -> tuple[bool, bool]:
+        """Model and tenant together come before the tenant alone, and that before the model alone."""
+        return bool(self.tenant), bool(self.model)
+
+
+def default_policy(defaults: Sequence[DefaultPolicy], model: str, tenant: str) -> DefaultPolicy:
+    """The most specific of those that apply; no two of `defaults` are of the same model and tenant."""
+    able = [default for default in defaults if default.applies(model, tenant)]
+    return max(able, key=lambda default: default.specificity, default=_NO_DEFAULT)
+
+
+_NO_DEFAULT = DefaultPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +90,28 @@ class Policy:
         return self.max_age is None or now - record.made_at <= self.max_age
 
     @classmethod
-    def of(cls, message: CachePolicy) -> Policy:
-        """Raises InvalidField for what means nothing here."""
-        mode = message.mode
-        if mode not in _MODES:
+    def of(cls, message: CachePolicy, default: DefaultPolicy = _NO_DEFAULT, *, seeded: bool = False) -> Policy:
+        """The policy of a request that says `message`, and that has a seed or not (`seeded`).
+
+        It overrides the default in what it says itself. A default variety is not for who asks for a certain result: by
+        its seed, or by naming a mode. Raises InvalidField for what means nothing here.
+        """
+        if message.mode not in _KNOWN_MODES:
             raise InvalidField("cache_policy.mode", "must be one that this gateway knows")
+        mode = message.mode or _MODES[default.mode]
+        fresh = message.fresh or (default.fresh and not message.mode and not seeded)
         refresh, bypass = mode == CachePolicy.MODE_REFRESH, mode == CachePolicy.MODE_BYPASS
         only_if_cached = mode == CachePolicy.MODE_ONLY_IF_CACHED
-        if message.fresh and only_if_cached:
+        if fresh and only_if_cached:
             raise InvalidField("cache_policy.fresh", "a fresh result is never cached: choose another mode")
         return cls(
-            read=not (refresh or bypass or message.fresh),
+            read=not (refresh or bypass or fresh),
             generate=not only_if_cached,
             reuse=not (refresh or bypass),
-            store=not (bypass or message.no_store),
+            store=not (bypass or message.no_store or default.no_store),
             refresh=refresh,
-            max_age=_seconds(message.max_age) if message.HasField("max_age") else None,
-            fresh=message.fresh,
+            max_age=_seconds(message.max_age) if message.HasField("max_age") else default.max_age,
+            fresh=fresh,
             labels=_labels(message),
         )
 

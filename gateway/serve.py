@@ -46,6 +46,7 @@ from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.resolve import Resolver
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
+from gateway.uploads import Uploads
 from gateway.validate import parse
 from gateway.wire import serialize
 from gateway.workers import Fleet
@@ -161,12 +162,14 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 Explainer(tiers, forwarder, history, costs),
                 tiers,
                 darkroom,
+                Uploads(tiers.through_memory),
                 names,
                 peers,
                 ledger,
                 telemetry.tracing,
                 secret=secret,
                 default_seed=section.default_seed,
+                policies=section.policies,
             ),
             unparsed=frozenset({"AnimateImage"}),
         )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from cache.settings import MIB, ProcessSettings, Section
 from gateway.identity import IdentitySettings
+from gateway.plan import DefaultPolicy
 
 OTHERS = frozenset({"worker"})  # sections of the file that a gateway leaves to workers
 
@@ -27,6 +28,7 @@ class GatewaySection(Section):
     default_models: Mapping[str, str] = Field(default_factory=dict)  # task -> model; else the only one there is
     revisions: Mapping[str, str] = Field(default_factory=dict)  # model -> revision; else the newest healthy worker's
     default_seed: int = Field(42, ge=0, lt=2**53)
+    policies: tuple[DefaultPolicy, ...] = ()  # of requests that say nothing else; the most specific one holds
     grace: float = Field(10.0, ge=0)  # how long work goes on after its last follower has left
     linger: float = Field(60.0, ge=0)  # how long a finished generation can still be watched
     heartbeat: float = Field(15.0, gt=0)  # a stream is never silent for longer
@@ -43,6 +45,13 @@ class GatewaySection(Section):
         if url and not re.fullmatch(r"https?://[^/\s?#][^\s?#]*", url):
             raise ValueError("must be http(s)://host, with port and path where needed, and without a query")
         return url
+
+    @field_validator("policies")
+    @classmethod
+    def _are_of_different_requests(cls, policies: tuple[DefaultPolicy, ...]) -> tuple[DefaultPolicy, ...]:
+        if len({(policy.model, policy.tenant) for policy in policies}) != len(policies):
+            raise ValueError("two of them are for the same model and tenant: make them one")
+        return policies
 
 
 class GatewaySettings(ProcessSettings):

@@ -248,7 +248,7 @@ class Fleet:
 
     async def _follow_names(self) -> None:
         for name in self._addresses:
-            if (found := await _resolve(name)) is not None:
+            if (found := await resolve(name)) is not None:
                 self._resolved[name] = found
         wanted = {address for found in self._resolved.values() for address in found}
         for gone in self._workers.keys() - wanted:
@@ -267,7 +267,7 @@ def _rendezvous(address: str, affinity: str) -> bytes:
     return blake3(f"{address}\0{affinity}".encode()).digest()
 
 
-async def _resolve(address: str) -> list[str] | None:
+async def resolve(address: str) -> list[str] | None:
     """The addresses behind a name. None if that cannot be known now."""
     if not address.startswith("dns:///"):
         return [address]

@@ -37,7 +37,7 @@ from inference.events import Event, Outcome
 from inference.foresight import foresee
 from inference.handover import Note, Notes
 from inference.job import Job
-from inference.models.base import Artifact, Model, Tensors
+from inference.models.base import Artifact, Model, Tensors, weight_of
 from inference.plan import Meaning, Plan, call_for, canonical_first, meaning_of, read_plan
 from inference.status import report_fault
 from inference.workshop import Workshop
@@ -64,6 +64,7 @@ class Engine:
         self.shop = shop
         self.draining = False
         self._spill_after = spill_after
+        self._model_bytes = sum(weight_of(model.modules) for model in models.values())
         self._flights: Flights[_Key, Event] = Flights(grace=grace)
         self._notes: Notes[_Key] = Notes(grace=grace)
         self._jobs: WeakKeyDictionary[Flight[Event], Job] = WeakKeyDictionary()
@@ -164,6 +165,7 @@ class Engine:
             pool_evictions=shop.pool.evictions,
             device_bytes_free=shop.memory.free,
             device_bytes_total=shop.memory.total,
+            model_bytes=self._model_bytes,
         )
 
     async def _understand(self, plan: Plan) -> Meaning:

@@ -54,7 +54,7 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @click.option("--format", "container", type=click.Choice(["mp4", "webm"]), help="Container of the file.")
 @click.option("--seed", type=int, help="Same seed, same video. [default: the deployment's]")
 @click.option("--extra", multiple=True, metavar="NAME=VALUE", help="A parameter only this model has. Repeatable.")
-@click.option("--cache", "mode", type=click.Choice(list(_MODES)), help="Policy. [default: use]")
+@click.option("--cache", "mode", type=click.Choice(list(_MODES)), help="Policy. [default: the deployment's]")
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")

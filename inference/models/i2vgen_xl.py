@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ class I2VGenXL:
             "denoise": self._denoise,
             "video": self._video,
         }
+
+    @property
+    def modules(self) -> Iterable[torch.nn.Module]:
+        return [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
 
     def run(self, stage: str, call: Call) -> Output:
         """The output of one stage; see each below for its tensors. Raises Cancelled from within `call.step`."""

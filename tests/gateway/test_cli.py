@@ -388,6 +388,33 @@ async def test_stats_is_for_operators(world: World, tmp_path: Path) -> None:
         assert (1, True) == (done.exit_code, said in done.stderr)
 
 
+async def test_inspect_says_where_an_entry_lies_and_how_it_was_made(world: World) -> None:
+    """By the address of an answer; what cannot be found or read is a sentence."""
+    desk = await world.desk(await world.worker())
+    made = await desk.animate("A  cat")
+    await desk.stored(made)
+    shown = await run("inspect", made.report.address, desk=desk)
+
+    assert 0 == shown.exit_code
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    namespace, _, content_id = made.report.address.partition("/")
+    assert ["record", content_id, "in", "namespace", namespace] == lines[0]
+    assert [["l1", "hit"], ["l2", "hit"], ["l3", "hit"]] == [
+        line[:2] for line in lines if line[0] in ("l1", "l2", "l3")
+    ]
+    rows = {" ".join(line[:-1]) if line[0] == "canonical" else line[0]: line for line in lines}
+    assert ["model", "small", "r1"] == rows["model"]
+    assert ["stage", "render"] == rows["stage"]
+    assert "1,000" in rows["output"]
+    assert namespace in rows["canonical address"][-1]
+    for key, said in (
+        ("cat.png", "INVALID_ARGUMENT FIELD_INVALID: KEY: must be r/"),
+        (f"{'0' * 32}/{'0' * 64}", "NOT_FOUND"),
+    ):
+        done = await run("inspect", key, desk=desk)
+        assert (1, True) == (done.exit_code, said in done.stderr)
+
+
 async def test_trace_draws_the_request(world: World, file: Path, tmp_path: Path) -> None:
     """Its tiers, its generation and its worker, indented below one another, out of the span files."""
     desk = await world.desk(await world.worker())

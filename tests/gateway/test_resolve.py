@@ -445,6 +445,31 @@ async def test_an_omitted_seed_is_the_deployments(world: World) -> None:
     assert "hit from L1" == outcome(await desk.animate(seed=7))
 
 
+async def test_a_tenant_may_have_variety_by_default(world: World, tmp_path: Path) -> None:
+    """Creative use is fresh, customer service cached; whoever names a seed or a mode gets what it says."""
+    keys = tmp_path / "keys.yaml"
+    people = {"ann": "studio", "bob": "service"}
+    keys.write_text("\n".join(f"- {{key_sha256: {hash_key(u)!r}, tenant: {t}, user: {u}}}" for u, t in people.items()))
+    worker = await world.worker()
+    policies = [{"tenant": "studio", "fresh": True}, {"model": "small", "mode": "bypass"}, {"tenant": "service"}]
+    desk = await world.desk(worker, identity={"mode": "api_keys", "file": keys}, policies=policies)
+    ann, bob = [await desk.connect(api_key=user) for user in people]
+
+    varied = [(await ann.animate(ask())).result.seed for _ in range(3)]
+    assert (3, 3) == (len(set(varied)), worker.generations)
+    use = {"mode": pb.CachePolicy.MODE_USE}
+    assert ["miss", "hit from L1"] == [outcome(await ann.animate(ask(policy=use))) for _ in range(2)]
+    assert "hit from L1" == outcome(await ann.animate(ask(seed=varied[0])))
+    assert ["miss", "hit from L1"] == [outcome(await bob.animate(ask())) for _ in range(2)]
+
+
+async def test_a_model_may_have_a_policy_by_default(world: World) -> None:
+    """Also the one that a request does not name, because it is the only one there is."""
+    worker = await world.worker()
+    desk = await world.desk(worker, policies=[{"model": "small", "mode": "bypass"}])
+    assert ["bypass", "bypass"] == [outcome(await desk.animate()) for _ in range(2)]
+
+
 # Tenants.
 
 

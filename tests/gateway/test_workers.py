@@ -182,7 +182,7 @@ async def test_a_worker_that_left_its_name_finishes_what_it_has(world: World, mo
     async def resolve(name: str) -> list[str] | None:
         return known[name]
 
-    monkeypatch.setattr(module, "_resolve", resolve)
+    monkeypatch.setattr(module, "resolve", resolve)
     monkeypatch.setattr(module, "_RESOLVE_EVERY", 0.01)
     leaving, staying = await world.worker(), await world.worker()
     gate = leaving.hold("step")
@@ -216,7 +216,7 @@ async def test_a_name_that_cannot_be_resolved_now_keeps_its_workers(
         asked += 1
         return answers.pop() if answers else None
 
-    monkeypatch.setattr(module, "_resolve", resolve)
+    monkeypatch.setattr(module, "resolve", resolve)
     monkeypatch.setattr(module, "_RESOLVE_EVERY", 0.001)
     async with Fleet(["dns:///workers:1"]) as fleet, asyncio.timeout(10):
         await eventually(lambda: _now(asked >= 5))
@@ -229,5 +229,5 @@ async def _now(value: object) -> bool:
 
 async def test_an_unknown_name_is_no_error() -> None:
     """It stands for nobody yet."""
-    assert await module._resolve("dns:///nowhere.invalid:1") is None
-    assert ["127.0.0.1:5"] == await module._resolve("127.0.0.1:5")
+    assert await module.resolve("dns:///nowhere.invalid:1") is None
+    assert ["127.0.0.1:5"] == await module.resolve("127.0.0.1:5")

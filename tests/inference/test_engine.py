@@ -108,6 +108,18 @@ async def test_a_record_says_what_its_output_cost_and_came_from(bench: Bench) ->
     assert denoise.total_device_seconds == pytest.approx(final.total_device_seconds - final.device_seconds)
 
 
+async def test_a_record_names_the_media_it_depends_on(bench: Bench) -> None:
+    """Through any number of stages, under every address; what came from text alone names none."""
+    heard = await bench.run()
+    (identity,) = {picture.identity for picture in bench.ask().pictures.values()}
+    records = [record for space in set(bench.ask().namespaces.values()) for record in await bench.records(space)]
+    tag = f"media:{identity}"
+    named = {record.stage: tag in record.tags for record in records}
+    assert {"text": False, "moments": True, "denoise": True, "video": True} == named
+    assert tag in heard.record.tags
+    assert heard.record.tags == heard.alias.tags
+
+
 async def test_the_result_is_had_under_both_its_names(bench: Bench) -> None:
     """The answer holds the record at the canonical address, and the same as found at the request's own."""
     request = bench.ask()
@@ -860,6 +872,7 @@ async def test_status_counts_generations_and_the_pool(bench: Bench) -> None:
     assert status.state == StatusResponse.STATE_READY
     assert (status.generations, status.queued, status.busy) == (1, 0, False)
     assert (status.pool_entries, status.pool_bytes) == (2, bench.shop.pool.bytes)
+    assert status.model_bytes == 32  # eight numbers of four bytes
 
 
 # The real model.

@@ -7,6 +7,7 @@ import pytest
 
 from cache.digest import Digest
 from inference.models import small
+from inference.models.base import weight_of
 from inference.models.i2vgen_xl import MARKER, I2VGenXL
 
 
@@ -44,6 +45,13 @@ def test_the_folder_is_small_and_says_what_it_is(small_folder: Path, model: I2VG
     assert json.loads((small_folder / MARKER).read_text())["random_weights"] is True
     assert model.description.random_weights
     assert sum(path.stat().st_size for path in small_folder.rglob("*") if path.is_file()) < 6 * 2**20
+
+
+def test_a_model_weighs_what_its_files_hold(small_folder: Path, model: I2VGenXL) -> None:
+    """All its networks, as they lie on the device; what two of them share is counted once."""
+    files = sum(path.stat().st_size for path in small_folder.rglob("*.safetensors"))
+    assert files * 0.9 < weight_of(model.modules) <= files
+    assert weight_of([model.pipeline.vae]) == weight_of([model.pipeline.vae, model.pipeline.vae.decoder])
 
 
 @pytest.mark.parametrize("text", ["Ein Hund läuft", "猫が歩く", "🙂\u200d🙂", "\x00\x7f\ud7ff", "nai\u0308ve"])

@@ -172,7 +172,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total")
+    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total", "model_bytes")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[StatusResponse.State]
@@ -192,6 +192,7 @@ class StatusResponse(_message.Message):
     POOL_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_FREE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
     state: StatusResponse.State
     queued: int
     busy: bool
@@ -201,4 +202,5 @@ class StatusResponse(_message.Message):
     pool_evictions: int
     device_bytes_free: int
     device_bytes_total: int
-    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ...) -> None: ...
+    model_bytes: int
+    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ..., model_bytes: _Optional[int] = ...) -> None: ...
