@@ -7,7 +7,8 @@ import pytest
 
 from cache.digest import Digest
 from inference.models import small
-from inference.models.i2vgen_xl import MARKER, I2VGenXL
+from inference.models.i2vgen_xl import I2VGenXL
+from inference.models.loading import MARKER
 
 
 def files(folder: Path) -> dict[str, str]:
