@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from inference.models.base import Model
 
 # The pipeline class a model names in its model_index.json -> the module of its family, which has a `load` of its own.
-FAMILIES = {"I2VGenXLPipeline": "inference.models.i2vgen_xl"}
+FAMILIES = {
+    "I2VGenXLPipeline": "inference.models.i2vgen_xl",
+    "WanImageToVideoPipeline": "inference.models.wan_i2v",
+}
 
 
 def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Model:
