@@ -68,8 +68,6 @@ class Family:
     library: Callable[[Any, Request, str], Any]  # (pipeline, request, output type): the frames of its own call
     varied: Mapping[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)  # further values, by parameter
     cases: tuple[Mapping[str, Scalar], ...] = ()  # changes made together
-    steps: str = "denoise"  # the stage that tells its steps
-    half: str = "bfloat16"
     weights: str = "unet"  # a folder with weights
     # What may change about a model: how, and the kinds of stages that run on it.
     changes: Mapping[str, tuple[Callable[[Any], object], set[str]]] = dataclasses.field(default_factory=dict)
@@ -373,7 +371,7 @@ class Proof:
 
     def test_half_precision_equals_the_librarys_call(self, folder: Path) -> None:
         """The same holds in half precision, whose outputs are other bits."""
-        model = opened(folder, self.family.half)
+        model = opened(folder, "bfloat16")
         request = base_request(model.description, self.family.asked)
         outputs = run(model, request, pass_on=through_bytes)
         assert results(outputs) == library_output(self.family, model, request)
