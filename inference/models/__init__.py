@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # The pipeline class a model names in its model_index.json -> the module of its family, which has a `load` of its own.
 FAMILIES = {
     "I2VGenXLPipeline": "inference.models.i2vgen_xl",
+    "StableVideoDiffusionPipeline": "inference.models.svd",
     "WanImageToVideoPipeline": "inference.models.wan_i2v",
 }
 
