@@ -32,8 +32,11 @@ FAMILIES = {
 def build(folder: Path, seed: int = 0, *, family: str = "i2vgen-xl") -> Path:
     """Writes the family's model into `folder` unless it is there already. Equal seeds give identical files.
 
-    Raises ValueError for a folder that holds something else: nothing is overwritten but an earlier small model.
+    Raises ValueError for an unknown family, and for a folder that holds something else: nothing is overwritten but an
+    earlier small model.
     """
+    if family not in FAMILIES:
+        raise ValueError(f"there is no small model of {family}; there is one of {', '.join(sorted(FAMILIES))}")
     module = importlib.import_module(FAMILIES[family])
     # Says that the weights are random. A folder that has it is complete, because it arrives with everything else.
     marker: dict[str, object] = {
