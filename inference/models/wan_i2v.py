@@ -12,7 +12,7 @@ seed. Its encoder sees the picture as the first frame of a clip that is black fr
 the number of frames; but as it only looks back, a longer clip's encoding begins with a shorter one's, to the bit. So
 `condition` encodes the shortest of a few spans that is long enough, and the denoising takes what it needs of it:
 clips of many lengths share one encoding, and it is found by its name like any other. The price is that the first short
-clip of a picture encodes up to its span's end, at most a few times of what it needs and under a percent of its whole.
+clip of a picture encodes more than it needs, which is under a percent of a generation of fifty steps.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def files(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_one_seed_gives_one_model(tmp_path: Path, family: str) -> None:
-    """Built anywhere with the same seed, every file is the same; with another, the weights and the note of it differ."""
+    """Built anywhere with one seed, every file is the same; with another, the weights and the note of it differ."""
     built = {name: files(small.build(tmp_path / name, seed, family=family)) for name, seed in SEEDS.items()}
     assert built["first"] == built["second"]
     different = {Path(name).name for name, digest in built["first"].items() if built["other"][name] != digest}

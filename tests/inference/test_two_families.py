@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -62,8 +63,9 @@ class Fleet:
         return {key: value for key, value in {**ASKED, **TEXTS, **more}.items() if key in declared}
 
     async def ask(self, name: str, **more: Scalar) -> Heard:
-        request: RunRequest = ask(self.model(name).description, picture=PICTURE, **self.wanted(name, **more))
-        if "prompt" not in self.wanted(name):
+        wanted: dict[str, Any] = {**self.wanted(name, **more)}
+        request: RunRequest = ask(self.model(name).description, picture=PICTURE, **wanted)
+        if "prompt" not in wanted:
             del request.parameters["prompt"]
         return await self.wire.run(request)
 
