@@ -33,6 +33,10 @@ from inference import rendition, tensors
 from inference.models import load, small
 from inference.models.base import Artifact, Call, Cancelled, Output, Tensors
 
+CPU_AND_ACCELERATOR = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+]
 TEXTS = ("a dog runs", "")  # what a text is changed to, where the model allows it
 
 
@@ -369,9 +373,10 @@ class Proof:
         assert results(shelf.run(proven, evidence.base)) == results(evidence.outputs)
         assert shelf.ran == ran
 
-    def test_half_precision_equals_the_librarys_call(self, folder: Path) -> None:
-        """The same holds in half precision, whose outputs are other bits."""
-        model = opened(folder, "bfloat16")
+    @pytest.mark.parametrize("device", CPU_AND_ACCELERATOR)
+    def test_half_precision_equals_the_librarys_call(self, folder: Path, device: str) -> None:
+        """The same holds in half precision, on any device; it gives other bits."""
+        model = opened(folder, "bfloat16" if device == "cpu" else None, device)
         request = base_request(model.description, self.family.asked)
         outputs = run(model, request, pass_on=through_bytes)
         assert results(outputs) == library_output(self.family, model, request)

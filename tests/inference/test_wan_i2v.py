@@ -16,6 +16,7 @@ from inference.models.loading import open_pipeline
 from inference.models.small.wan_i2v import transformer
 from inference.models.wan_i2v import SPANS, describe
 from tests.inference.proof import (
+    CPU_AND_ACCELERATOR,
     Evidence,
     Family,
     Proof,
@@ -118,11 +119,12 @@ def request_(model: StagedModel) -> Request:
     return base_request(model.description, FAMILY.asked)
 
 
+@pytest.mark.parametrize("device", CPU_AND_ACCELERATOR)
 @pytest.mark.parametrize("longer", SPANS[:3])
-def test_a_longer_encoding_begins_with_the_shorter_one(model: StagedModel, longer: int) -> None:
+def test_a_longer_encoding_begins_with_the_shorter_one(folder: Path, longer: int, device: str) -> None:
     """The encoder only looks back: what it makes of a clip's beginning does not depend on how the clip goes on."""
-    vae = model.pipeline.vae
-    first = torch.randn(1, 3, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    vae = opened(folder, device=device).pipeline.vae
+    first = torch.randn(1, 3, 1, 64, 64, generator=torch.Generator().manual_seed(1)).to(device)
 
     def encode(frames: int) -> torch.Tensor:
         clip = torch.cat([first, first.new_zeros(1, 3, frames - 1, 64, 64)], dim=2)
