@@ -448,3 +448,14 @@ def write_spans(desk: Desk, data: Path) -> None:
     file.shutdown()
     with (data / "spans" / "gateway.jsonl").open("a") as more:
         more.write('{"name": "half a li')
+
+
+def test_models_are_checked_by_a_process_with_torch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What that process says is passed on with its exit code; without torch there is a sentence."""
+    result = CliRunner().invoke(main, ["models", "check", str(tmp_path), "--device", "cpu", "--dtype", "float32"])
+    assert result.exit_code == 1
+    assert "neither a folder nor a hub id of a model" in capfd.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        result = CliRunner().invoke(main, ["models", "check", str(tmp_path)])
+    assert (result.exit_code, "reprise[inference]" in result.output) == (1, True)
