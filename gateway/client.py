@@ -8,7 +8,7 @@ from types import TracebackType
 
 import grpc
 
-from gateway.picture_files import LARGEST_FILE
+from gateway.blueprint import LARGEST_FILE
 from reprise.v1 import cache_pb2, common_pb2, media_pb2
 from reprise.v1.cache_pb2_grpc import CacheServiceStub
 from reprise.v1.media_pb2_grpc import MediaServiceStub

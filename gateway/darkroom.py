@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
 from cache.digest import Digest
+from gateway.blueprint import LARGEST_FILE, MIB
 from gateway.errors import Internal, Overloaded
-from gateway.picture_files import LARGEST_FILE, MIB
+from gateway.framing import WHOLE, Framing
 from gateway.pictures import Picture, decode, too_large
 
-_Place: TypeAlias = tuple[str, Digest]  # namespace and digest of the file
+_Place: TypeAlias = tuple[str, Digest, Framing]  # namespace, digest of the file, and what of it is meant
 
 
 class _Known(NamedTuple):
@@ -55,8 +56,8 @@ class Darkroom:
 
     Decoding runs in a few threads of its own. A caller that leaves does not free its thread before it is done, so that
     asking and leaving again and again cannot make more of them. At most `most_waiting` files wait or are decoded at
-    once; equal files of one namespace at the same time are one. What is remembered is remembered per namespace: how
-    long an answer takes must not tell what others have uploaded.
+    once; equal files of one namespace at the same time, framed alike, are one. What is remembered is remembered per
+    namespace: how long an answer takes must not tell what others have uploaded.
     """
 
     def __init__(self, *, threads: int = 2, most_waiting: int = 64, most_remembered: int = 16_384) -> None:
@@ -67,22 +68,24 @@ class Darkroom:
         self._developing: dict[_Place, asyncio.Future[Picture]] = {}
         self.developed = 0  # files decoded since the start
 
-    async def identify(self, namespace: str, raw: bytes) -> Source:
-        """The picture in this file. Raises TooLarge, InvalidField, Overloaded."""
+    async def identify(self, namespace: str, raw: bytes, framing: Framing = WHOLE) -> Source:
+        """The picture in this file, or the part of it that is meant. Raises TooLarge, InvalidField, Overloaded."""
         if len(raw) > LARGEST_FILE:
             raise too_large()
 
         async def given() -> bytes:
             return raw
 
-        return await self.recognise(namespace, await _digest_of(raw), given)
+        return await self.recognise(namespace, await _digest_of(raw), given, framing)
 
-    async def recognise(self, namespace: str, file: Digest, fetch: Callable[[], Awaitable[bytes]]) -> Source:
+    async def recognise(
+        self, namespace: str, file: Digest, fetch: Callable[[], Awaitable[bytes]], framing: Framing = WHOLE
+    ) -> Source:
         """The picture in the file of this digest; `fetch` gets the file if it must be decoded.
 
         Raises what `identify` and `fetch` raise.
         """
-        place = (namespace, file)
+        place = (namespace, file, framing)
         develop = partial(self._picture, place, fetch)
         if known := self._recall(place):
             return Source(file, known, None, develop)
@@ -111,7 +114,7 @@ class Darkroom:
     def _begin(self, place: _Place, raw: bytes) -> asyncio.Future[Picture]:
         if len(self._developing) >= self._most_waiting:
             raise Overloaded("GATEWAY_BUSY")
-        under_way = asyncio.get_running_loop().run_in_executor(self._threads, decode, raw)
+        under_way = asyncio.get_running_loop().run_in_executor(self._threads, decode, raw, place[2])
         self._developing[place] = under_way
         under_way.add_done_callback(partial(self._end, place))
         return under_way

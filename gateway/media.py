@@ -18,6 +18,7 @@ from cache.keys import Principal, namespaces
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
+from gateway.framing import Framing
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
@@ -31,7 +32,7 @@ from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 UPLOAD_TTL = 2 * 3600.0  # seconds without use
-_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy"})
+_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy"})
 
 
 class MediaServicer:
@@ -123,10 +124,10 @@ class MediaServicer:
         return make_plan(description, parameters, {"image": source}, self._namespaces(principal), policy)
 
     async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
-        namespace = self._own_files(principal)
+        namespace, framing = self._own_files(principal), Framing.of(request.framing)
         match request.WhichOneof("picture"):
             case "image":
-                return await self._darkroom.identify(namespace, request.image)
+                return await self._darkroom.identify(namespace, request.image, framing)
             case "image_digest":
                 digest = _digest(request.image_digest, "image_digest")
 
@@ -136,7 +137,7 @@ class MediaServicer:
                         raise NotFound("DIGEST_UNKNOWN")
                     return data
 
-                return await self._darkroom.recognise(namespace, digest, fetch)
+                return await self._darkroom.recognise(namespace, digest, fetch, framing)
         raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
 
     def _own_files(self, principal: Principal) -> str:

@@ -21,7 +21,7 @@ from gateway.errors import InvalidField
 
 LONGEST_TEXT = 2000  # characters, where a model says nothing else
 EXTRA = "extra"
-NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy"})
+NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy"})
 
 
 # From a message to names and values.

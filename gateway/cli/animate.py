@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from gateway.blueprint import LARGEST_FILE
 from gateway.cli.options import call, console, gateway_options, refuse_unwritable, typed, write
 from gateway.client import Client, Media
-from gateway.picture_files import LARGEST_FILE
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
+from reprise.v1.media_pb2 import AnimateImageRequest, Framing, GenerationEvent, Stored
 
 _LONGEST_AGE = 10**9  # seconds
 _MODES = {
@@ -36,12 +36,24 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
     return round(seconds * 1000)
 
 
+def _box(context: click.Context, option: click.Parameter, text: str | None) -> Framing:
+    if text is None:
+        return Framing()
+    try:
+        left, top, width, height = map(int, text.split(","))
+        return Framing(left=left, top=top, width=width, height=height)
+    except ValueError:
+        raise click.BadParameter("must be four numbers of pixels") from None
+
+
 @click.command()
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--prompt", "-p", required=True, help="What should happen.")
 @click.option("--negative-prompt", default="", help="What should not.")
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The video. [default: PICTURE.mp4]")
 @click.option("--model", default="", help="Name of the model. [default: the deployment's]")
+@click.option("--crop", "framing", callback=_box, metavar="LEFT,TOP,WIDTH,HEIGHT", help="The part that is meant.")
+@click.option("--rotate", type=click.Choice(["90", "180", "270"]), help="Clockwise degrees, after --crop.")
 @click.option("--width", type=int, help="Pixels.")
 @click.option("--height", type=int, help="Pixels.")
 @click.option("--frames", "num_frames", type=int, help="Frames of the video.")
@@ -106,11 +118,14 @@ def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **o
     )
     if (max_age := options.pop("max_age")) is not None:
         policy.max_age.FromMilliseconds(max_age)
+    framing = options.pop("framing")
+    if (rotation := options.pop("rotate")) is not None:
+        framing.rotation = int(rotation)
     extra = dict(_extra(entry) for entry in options.pop("extra"))
     given = {name: value for name, value in options.items() if value is not None}
     if container := given.pop("container", None):
         given["format"] = container
-    request = AnimateImageRequest(model=model, image=image, extra=extra, cache_policy=policy)
+    request = AnimateImageRequest(model=model, image=image, framing=framing, extra=extra, cache_policy=policy)
     for name, value in {"prompt": prompt, "negative_prompt": negative_prompt, **given}.items():
         try:
             setattr(request, name, value)

@@ -74,6 +74,7 @@ async def test_animate_passes_every_option_on(world: World, file: Path, tmp_path
     worker = await world.worker()
     desk = await world.desk(worker)
     options = "--negative-prompt blur --frames 8 --steps 5 --guidance 7.5 --playback-fps 12 --seed 9 --extra eta=0.5"
+    options += " --crop 2,1,9,12 --rotate 90"
     done = await run("animate", file, "-p", "a cat", "-o", tmp_path / "o", *options.split(), "--no-store", desk=desk)
     assert 0 == done.exit_code
     (request,) = worker.requests
@@ -82,6 +83,7 @@ async def test_animate_passes_every_option_on(world: World, file: Path, tmp_path
     assert expected | {"playback_fps": 12, "seed": 9, "eta": 0.5} == {
         name: parameters[name] for name in (*expected, "playback_fps", "seed", "eta")
     }
+    assert (12, 9) == (request.pictures["image"].width, request.pictures["image"].height)  # cut out, and turned
     assert request.store_nothing
     assert "stored: not_stored" in done.stdout
 
@@ -120,6 +122,8 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         (("animate", file, *prompt, "--frames", -1), desk, "--frames: this value is out of any range"),
         (("animate", file, *prompt, "--seed", 2**64), desk, "--seed: this value is out of any range"),
         (("animate", file, *prompt, "--max-age", "nan"), desk, "max-age"),
+        (("animate", file, *prompt, "--crop", "1,2,3"), desk, "'--crop': must be four numbers of pixels"),
+        (("animate", file, *prompt, "--crop", "9,0,8,8"), desk, "--crop width: must lie inside the upright picture"),
         (("animate", file, *prompt, "--extra", "eta"), desk, "'eta' is not NAME=VALUE"),
         (("animate", file, *prompt, "--extra", "size=99999999999999999999"), desk, "--extra size: must be"),
         (("animate", file, *prompt, "--model", "large"), desk, "NOT_FOUND MODEL_UNKNOWN"),
