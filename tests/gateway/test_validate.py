@@ -391,7 +391,9 @@ def test_no_parameter_of_the_contract_is_left_out() -> None:
         if field.has_presence and field.cpp_type != field.CPPTYPE_MESSAGE and field.name != "image":
             setattr(request, field.name, 1)
 
-    assert names - {"model", "image", "image_digest", "cache_policy", "extra"} == set(given_fields(request)[0])
+    assert names - {"model", "image", "image_digest", "framing", "cache_policy", "extra"} == set(
+        given_fields(request)[0]
+    )
 
 
 def test_the_extra_map_keeps_its_types() -> None:
