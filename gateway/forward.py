@@ -23,7 +23,6 @@ from cache.record import NotARecord, Record
 from cache.telemetry import Tracing
 from cache.tier import TierName
 from gateway.answer import tier_message
-from gateway.darkroom import Source
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Planned, Settled, Step
 from gateway.plan import Plan
@@ -45,6 +44,10 @@ class _Artifact:
     canonical: Record
     own: Record  # as found under the address of the request as it was written
     data: bytes
+
+
+class _NearGone(Exception):
+    """The encodings of a near-duplicate that a plan counts on are not there any more."""
 
 
 class Forwarder:
@@ -78,28 +81,26 @@ class Forwarder:
 
         `fill` is told of the artifact before anybody else. Raises Refused, or the worker's refusal translated.
         """
+
+        def completed(done: Completed) -> None:
+            made = [stage.stage for stage in done.stages if stage.outcome == pb.STAGE_OUTCOME_RUN]
+            self._hierarchy.expect(plan.addresses[name] for name in made if name in plan.addresses)
+            fill(done)
+
         try:
-            records = await self._stage_records(plan)
+            records = await known_encodings(self._hierarchy, plan, self._clock())
             flight.publish(Planned(expected_stages(plan, records)))
-            artifact = await self._run_somewhere(flight, plan, records, span, fill)
+            try:
+                artifact = await self._run_somewhere(flight, plan, records, span, completed)
+            except _NearGone:
+                plan = plan.with_stand_ins({})
+                records = await known_encodings(self._hierarchy, plan, self._clock())
+                artifact = await self._run_somewhere(flight, plan, records, span, completed)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
                 flight.publish(Settled(await self._store(artifact, plan)))
         finally:
             self._abandoned.discard(flight)
-
-    async def _stage_records(self, plan: Plan) -> dict[str, tuple[Record, TierName]]:
-        if not plan.policy.reuse:
-            return {}
-        description = plan.description
-        reachable = {
-            plan.addresses[stage.name]: stage
-            for stage in plan.stages
-            if stage.cached and stage is not description.final and not _after_canonical(description, stage.name)
-        }
-        found = await self._hierarchy.find_many([(address, stage.ttl) for address, stage in reachable.items()])
-        oldest = 0.0 if plan.policy.max_age is None else self._clock() - plan.policy.max_age
-        return {reachable[address].name: known for address, known in found.items() if known[0].made_at >= oldest}
 
     async def _run_somewhere(
         self,
@@ -111,6 +112,8 @@ class Forwarder:
     ) -> _Artifact | None:
         description = plan.description
         failed: list[Worker] = []
+        if any(set(stage.media) & plan.stand_ins.keys() and stage.name not in records for stage in plan.stages):
+            raise _NearGone
         with_pixels = _reads_media(plan, records)
         while True:
             worker = self._fleet.home(description.model, description.revision, plan.affinity, without=failed)
@@ -124,8 +127,11 @@ class Forwarder:
                 _log.warning("worker silent, trying another", worker=worker.address)
                 failed.append(worker)
             except grpc.aio.AioRpcError as error:
-                if explain_error(error).reason == "MEDIA_NEEDED" and not with_pixels:
+                reason = explain_error(error).reason
+                if reason == "MEDIA_NEEDED" and not with_pixels:
                     with_pixels = True
+                elif reason == "NEAR_GONE" and plan.stand_ins:
+                    raise _NearGone from None
                 elif error.code() is grpc.StatusCode.UNAVAILABLE:
                     _log.warning("worker lost, trying another", worker=worker.address)
                     failed.append(worker)
@@ -135,7 +141,8 @@ class Forwarder:
     @contextmanager
     def _room_for_pixels(self, plan: Plan, with_pixels: bool) -> Iterator[None]:
         """A run's request lives as long as the run, and its pictures are most of it. Raises Overloaded."""
-        size = sum(source.width * source.height * 3 for source in plan.media.values()) if with_pixels else 0
+        sources = [source for name, source in plan.media.items() if with_pixels and name not in plan.stand_ins]
+        size = sum(source.width * source.height * 3 for source in sources)
         if size and self._pixels and self._pixels + size > self._max_pixels:
             raise Overloaded("GATEWAY_BUSY")
         self._pixels += size
@@ -179,6 +186,21 @@ class Forwarder:
             artifact.canonical, artifact.data, aliases=aliases, replace=plan.policy.replaces
         )
         return Stored(state=Stored.STATE_DURABLE if await durable else Stored.STATE_NOT_STORED)
+
+
+async def known_encodings(hierarchy: Hierarchy, plan: Plan, now: float) -> dict[str, tuple[Record, TierName]]:
+    """What the tiers hold of the stages before the result that a gateway can name, by stage."""
+    if not plan.policy.reuse:
+        return {}
+    description = plan.description
+    reachable = {
+        plan.addresses[stage.name]: stage
+        for stage in plan.stages
+        if stage.cached and stage is not description.final and not _after_canonical(description, stage.name)
+    }
+    found = await hierarchy.find_many([(address, stage.ttl) for address, stage in reachable.items()])
+    oldest = 0.0 if plan.policy.max_age is None else now - plan.policy.max_age
+    return {reachable[address].name: known for address, known in found.items() if known[0].made_at >= oldest}
 
 
 async def _read(
@@ -256,7 +278,7 @@ async def _run_request(plan: Plan, records: Mapping[str, tuple[Record, TierName]
         model=plan.description.model,
         revision=plan.description.revision,
         parameters={name: _parameter(value) for name, value in plan.parameters.items()},
-        pictures={name: await _picture(source, with_pixels) for name, source in plan.media.items()},
+        pictures={name: await _picture(plan, name, with_pixels) for name in plan.media},
         namespaces={scope.value: namespace for scope, namespace in plan.namespaces.items()},
         addresses={stage: str(address) for stage, address in plan.addresses.items()},
         records={stage: record.to_bytes() for stage, (record, _) in records.items()},
@@ -278,7 +300,11 @@ def _parameter(value: Scalar) -> pb.ParameterValue:
             return pb.ParameterValue(int_value=value)
 
 
-async def _picture(source: Source, with_pixels: bool) -> Picture:
+async def _picture(plan: Plan, name: str, with_pixels: bool) -> Picture:
+    source, stand_in = plan.media[name], plan.stand_ins.get(name)
+    if stand_in is not None:  # without pixels in any case: none are to be encoded under another's name
+        identity = stand_in.identity
+        return Picture(identity=source.identity, width=source.width, height=source.height, near_identity=identity)
     if not with_pixels:
         return Picture(identity=source.identity, width=source.width, height=source.height)
     picture = await source.pixels()
@@ -307,7 +333,7 @@ def _completed(
     for stage in finished.stages:
         if stage.outcome == pb.STAGE_OUTCOME_REUSED and not stage.tier and stage.stage in records:
             stage.tier = tier_message(records[stage.stage][1])  # it came inside the record that we had found
-    return Completed(reply, list(finished.stages), finished.joined)
+    return Completed(reply, list(finished.stages), finished.joined, plan.stand_ins)
 
 
 def _publish(flight: Flight[Step], completed: Completed) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -23,7 +23,7 @@ from cache.telemetry import trace_id_of
 from cache.tier import Lookup
 from gateway.answer import Answer
 from gateway.errors import Cancelled, NotFound
-from gateway.plan import Plan
+from gateway.plan import Plan, StandIn
 from gateway.wire import Reply, event_response
 from reprise.v1.common_pb2 import Digest, StageReport
 from reprise.v1.media_pb2 import Accepted, GenerationEvent, Result, Stored
@@ -45,6 +45,7 @@ class Completed:
     reply: Reply
     stages: Sequence[StageReport]
     joined: bool  # another gateway had begun it
+    stand_ins: Mapping[str, StandIn]  # by medium: what it rests on, which may be less than was planned
 
 
 @dataclass(frozen=True, slots=True)

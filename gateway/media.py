@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from cache.build import Tiers
 from cache.description import Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
+from cache.near import USUAL_DISTANCE
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
@@ -49,6 +51,7 @@ class MediaServicer:
         *,
         secret: bytes,
         default_seed: int,
+        similar_by_default: Callable[[str, str], bool] = lambda model, tenant: False,
     ) -> None:
         self._models = models
         self._resolver = resolver
@@ -59,6 +62,7 @@ class MediaServicer:
         self._ledger = ledger
         self._tracing = tracing
         self._default_seed = default_seed
+        self._similar = similar_by_default
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
     async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
@@ -117,6 +121,8 @@ class MediaServicer:
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
         policy = Policy.of(request.cache_policy)
         description = await self._models.describe(request.model, "animate_image")
+        if not request.cache_policy.HasField("similarity") and self._similar(description.model, principal.tenant):
+            policy = replace(policy, similarity=USUAL_DISTANCE)
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
         defaults = {"seed": self._default_seed}
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)

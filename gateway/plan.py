@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from google.protobuf.duration_pb2 import Duration
 
 from cache.description import Description, Scalar, Scope, Stage
 from cache.keys import Address, addresses, content_ids
+from cache.near import MOST_DISTANCE, USUAL_DISTANCE, Likeness
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
-from reprise.v1.common_pb2 import CachePolicy
+from reprise.v1.common_pb2 import CachePolicy, Similarity
 
 _MAX_SEED = 2**53
 
@@ -28,6 +29,7 @@ class Policy:
     refresh: bool = False
     max_age: float | None = None  # seconds
     fresh: bool = False
+    similarity: int | None = None  # bits by which a picture may look different whose encodings stand in
 
     @property
     def replaces(self) -> bool:
@@ -52,7 +54,16 @@ class Policy:
             refresh=refresh,
             max_age=_seconds(message.max_age) if message.HasField("max_age") else None,
             fresh=message.fresh,
+            similarity=_bits(message.similarity),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A near-duplicate whose encodings are read in place of a picture's own."""
+
+    identity: str
+    likeness: Likeness
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,7 @@ class Plan:
     namespaces: Mapping[Scope, str]
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
 
     @property
     def address(self) -> Address:
@@ -88,6 +100,10 @@ class Plan:
         """The same plan, for those who must not keep pictures alive."""
         return replace(self, media={})
 
+    def with_stand_ins(self, stand_ins: Mapping[str, StandIn]) -> Plan:
+        """The same request answered with what near-duplicates' encodings give, or exactly if there are none."""
+        return make_plan(self.description, self.parameters, self.media, self.namespaces, self.policy, stand_ins)
+
 
 def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar]:
     """The given parameters, with a seed drawn if variety is asked for. Raises InvalidField if both are."""
@@ -104,10 +120,20 @@ def make_plan(
     media: Mapping[str, Source],
     namespaces: Mapping[Scope, str],
     policy: Policy,
+    stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Plan:
     """`parameters` are complete and validated."""
-    ids = content_ids(description, parameters, {name: source.identity for name, source in media.items()})
-    return Plan(description, parameters, media, namespaces, addresses(description, ids, namespaces), policy)
+    instead = {name: stand_in.identity for name, stand_in in (stand_ins or {}).items()}
+    identities = {name: source.identity for name, source in media.items()}
+    ids = content_ids(description, parameters, identities, instead=instead)
+    where = addresses(description, ids, namespaces, instead)
+    return Plan(description, parameters, media, namespaces, where, policy, stand_ins or {})
+
+
+def _bits(similarity: Similarity) -> int | None:
+    if similarity.max_distance > MOST_DISTANCE:
+        raise InvalidField("cache_policy.similarity.max_distance", f"must be at most {MOST_DISTANCE} bits")
+    return (similarity.max_distance or USUAL_DISTANCE) if similarity.pictures else None
 
 
 def _seconds(duration: Duration) -> float:

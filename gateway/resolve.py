@@ -23,6 +23,7 @@ from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
 from gateway.generation import Completed, Generation, Generations, Settled, Step, result_message
 from gateway.ledger import Ledger
+from gateway.look_alikes import LookAlikes
 from gateway.peers import Names
 from gateway.plan import Plan
 from gateway.wire import Reply
@@ -51,6 +52,7 @@ class Resolver:
         flights: Flights[object, Step],
         generations: Generations,
         names: Names,
+        look_alikes: LookAlikes,
         tracing: Tracing,
         ledger: Ledger,
         *,
@@ -65,6 +67,7 @@ class Resolver:
         self._flights = flights
         self._generations = generations
         self._names = names
+        self._look_alikes = look_alikes
         self._tracing = tracing
         self._max_generations = max_generations
         self._heartbeat = heartbeat
@@ -74,13 +77,15 @@ class Resolver:
 
     async def resolve(self, plan: Plan, visit: Visit) -> AsyncGenerator[bytes]:
         """Responses in wire form, the result in the last. Raises Refused."""
-        lookups: Sequence[Lookup] = ()
-        if plan.policy.read:
+        reply, lookups = await self._look_up(plan)
+        if reply is None and (near := await self._look_alikes.stand_in(plan)) is not None:
+            plan = near
             reply, lookups = await self._look_up(plan)
-            if reply is not None:
-                for message in self._hit(plan, visit, reply, lookups):
-                    yield message
-                return
+        self._look_alikes.remember(plan)
+        if reply is not None:
+            for message in self._hit(plan, visit, reply, lookups):
+                yield message
+            return
         if not plan.policy.generate:
             raise NotFound("NOT_CACHED")
         span = self._begin_span(plan, visit, lookups)
@@ -123,6 +128,8 @@ class Resolver:
         return reply.data if reply is not None else None
 
     async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup]]:
+        if not plan.policy.read:
+            return None, ()
         reply, lookup = self._in_memory(plan)
         if reply is not None:
             return reply, (lookup,)
@@ -131,7 +138,7 @@ class Resolver:
         lookups = (lookup, *found.lookups)
         if found.record is not None and found.data is not None:
             reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
-            self._hold(plan, reply)
+            self._hold(reply)
             return reply, lookups
         if self._memory.held(Key.of_wire(plan.address)) is None:
             return None, lookups
@@ -157,13 +164,13 @@ class Resolver:
         touched = self._hierarchy.touch(reply.record)
         if touched is not reply.record:
             reply = replace(reply, record=touched)
-            self._hold(plan, reply)
+            self._hold(reply)
         return reply
 
-    def _hold(self, plan: Plan, reply: Reply) -> None:
+    def _hold(self, reply: Reply) -> None:
         record = reply.record
         self._memory.hold(
-            Key.of_wire(plan.address),
+            Key.of_wire(record.address),
             reply,
             reply.weight,
             record.ttl,
@@ -173,9 +180,8 @@ class Resolver:
 
     def _hit(self, plan: Plan, visit: Visit, reply: Reply, lookups: Sequence[Lookup]) -> Iterator[bytes]:
         tier = lookups[-1].tier
-        answer = Answer(
-            Outcome.HIT, reply.record, plan.address, lookups, hit_stages(plan.stages, reply.record, tier), tier
-        )
+        stages = hit_stages(plan.stages, reply.record, tier)
+        answer = Answer(Outcome.HIT, reply.record, plan.address, lookups, stages, tier, plan.stand_ins)
         span = None
         if self._tracing.wants(visit.parent, time.perf_counter() - visit.started):
             span = self._begin_span(plan, visit, lookups)
@@ -227,15 +233,16 @@ class Resolver:
 
     def _fill(self, plan: Plan, done: Completed) -> None:
         if plan.policy.store:
-            self._hold(plan, done.reply)
+            self._hold(done.reply)
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
             self.ledger.generated()
 
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
-                if stored.state == Stored.STATE_DURABLE and self._memory.held(Key.of_wire(plan.address)) is reply:
-                    self._hold(plan, replace(reply, durable=True))
+                held = self._memory.held(Key.of_wire(reply.record.address))
+                if stored.state == Stored.STATE_DURABLE and held is reply:
+                    self._hold(replace(reply, durable=True))
 
     def _completed(self, generation: Generation, done: Completed) -> Answer:
         plan = generation.plan
@@ -249,7 +256,8 @@ class Resolver:
         else:
             outcome = Outcome.MISS
         tier = tier_name(final.tier) if outcome is Outcome.HIT else None
-        return Answer(outcome, done.reply.record, plan.address, generation.lookups, done.stages, tier)
+        record = done.reply.record
+        return Answer(outcome, record, record.address, generation.lookups, done.stages, tier, done.stand_ins)
 
     def _answered(self, visit: Visit, answer: Answer, span: Span | None = None) -> None:
         visit.set_cache_status(answer.cache_status(self._clock()))

@@ -32,6 +32,7 @@ from gateway.forward import Forwarder
 from gateway.generation import Generations, Step
 from gateway.identity import IdentityInterceptor, identifier
 from gateway.ledger import Ledger
+from gateway.look_alikes import LookAlikes
 from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
@@ -96,7 +97,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
         names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
         peers = await stack.enter_async_context(Peers(secret))
-        darkroom = stack.enter_context(Darkroom())
+        darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0))
         ledger = Ledger(telemetry.registry)
         catalogue = (
             Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
@@ -120,6 +121,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             flights,
             Generations(linger=section.linger, max_bytes=section.linger_bytes),
             names,
+            LookAlikes(tiers.below_memory, max_bytes=section.similarity.max_bytes),
             telemetry.tracing,
             ledger,
             max_generations=section.max_generations,
@@ -139,6 +141,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 telemetry.tracing,
                 secret=secret,
                 default_seed=section.default_seed,
+                similar_by_default=section.similarity.by_default,
             ),
         )
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger))

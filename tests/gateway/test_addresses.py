@@ -154,11 +154,12 @@ def _turned(image: Image.Image, orientation: int, how: Image.Transpose) -> Sent:
 
 
 def _paletted(image: Image.Image, seed: int) -> Sent | None:
-    colours = [colour for _, colour in image.getcolors(256) or ()]
-    if not colours:
+    pixels = [*zip(*[iter(image.tobytes())] * 3, strict=True)]
+    colours = sorted(set(pixels))
+    if len(colours) > 256:
         return None
     random.Random(seed).shuffle(colours)
-    indices = bytes(colours.index(pixel) for pixel in zip(*[iter(image.tobytes())] * 3, strict=True))
+    indices = bytes(map(colours.index, pixels))
     made = Image.frombytes("P", image.size, indices)
     made.putpalette([value for colour in colours for value in colour])
     return Sent(file_of(made))
@@ -234,8 +235,7 @@ _SPACE = ["", " ", "\n", "\u2003", " \r\n\t"]
 
 
 def _written(text: str, draw: random.Random) -> str:
-    form = draw.choice(("NFC", "NFD"))
-    written = unicodedata.normalize(form, text)
+    written = unicodedata.normalize("NFC" if draw.random() < 0.5 else "NFD", text)
     if draw.random() < 0.5:
         written = written.replace("Å", "\u212b")  # the unit of length is the same letter
     return draw.choice(_SPACE) + written.replace("\n", draw.choice(("\n", "\r\n", "\r"))) + draw.choice(_SPACE)
@@ -270,7 +270,7 @@ def request_for(meaning: Meaning, draw: random.Random) -> AnimateImageRequest:
     if sent.framing is not None:
         fields["framing"] = sent.framing
     if draw.random() < 0.3:
-        fields["cache_policy"] = pb.CachePolicy(mode=draw.choice((1, 2, 3, 4)), no_store=True)
+        fields["cache_policy"] = pb.CachePolicy(mode=draw.choice(pb.CachePolicy.Mode.keys()), no_store=True)
     pieces = [AnimateImageRequest(**{name: value}).SerializeToString() for name, value in fields.items()]
     pieces += [AnimateImageRequest(extra={name: value}).SerializeToString() for name, value in extra.items()]
     draw.shuffle(pieces)  # fields come in any order on the wire

@@ -40,6 +40,9 @@ POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "max age": ({"max_age": Duration(seconds=2, nanos=500_000_000)}, {"max_age": 2.5}),
     "no age at all": ({"max_age": Duration()}, {"max_age": 0.0}),
     "fresh": ({"fresh": True}, {"read": False, "fresh": True}),
+    "near-duplicates": ({"similarity": {"pictures": True}}, {"similarity": 8}),
+    "nearer duplicates": ({"similarity": {"pictures": True, "max_distance": 3}}, {"similarity": 3}),
+    "a distance of nothing": ({"similarity": {"max_distance": 3}}, {}),
 }
 
 

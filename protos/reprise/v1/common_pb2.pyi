@@ -108,7 +108,7 @@ class StageReport(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ...) -> None: ...
 
 class CacheReport(_message.Message):
-    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address")
+    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address", "similar")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     LOOKUPS_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +117,7 @@ class CacheReport(_message.Message):
     DEVICE_SECONDS_SAVED_FIELD_NUMBER: _ClassVar[int]
     MADE_AT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SIMILAR_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     tier: Tier
     lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
@@ -125,10 +126,31 @@ class CacheReport(_message.Message):
     device_seconds_saved: float
     made_at: _timestamp_pb2.Timestamp
     address: str
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
+    similar: _containers.RepeatedCompositeFieldContainer[SimilarPicture]
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ..., similar: _Optional[_Iterable[_Union[SimilarPicture, _Mapping]]] = ...) -> None: ...
+
+class Similarity(_message.Message):
+    __slots__ = ("pictures", "max_distance")
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    MAX_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    pictures: bool
+    max_distance: int
+    def __init__(self, pictures: _Optional[bool] = ..., max_distance: _Optional[int] = ...) -> None: ...
+
+class SimilarPicture(_message.Message):
+    __slots__ = ("media", "distance", "thumbnail_difference", "identity")
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    THUMBNAIL_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    media: str
+    distance: int
+    thumbnail_difference: float
+    identity: str
+    def __init__(self, media: _Optional[str] = ..., distance: _Optional[int] = ..., thumbnail_difference: _Optional[float] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
-    __slots__ = ("mode", "no_store", "max_age", "fresh")
+    __slots__ = ("mode", "no_store", "max_age", "fresh", "similarity")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[CachePolicy.Mode]
@@ -145,8 +167,10 @@ class CachePolicy(_message.Message):
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
     mode: CachePolicy.Mode
     no_store: bool
     max_age: _duration_pb2.Duration
     fresh: bool
-    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ...) -> None: ...
+    similarity: Similarity
+    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., similarity: _Optional[_Union[Similarity, _Mapping]] = ...) -> None: ...
