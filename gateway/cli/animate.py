@@ -66,6 +66,7 @@ def _box(context: click.Context, option: click.Parameter, text: str | None) -> F
 @click.option("--extra", multiple=True, metavar="NAME=VALUE", help="A parameter only this model has. Repeatable.")
 @click.option("--cache", "mode", type=click.Choice(list(_MODES)), default="use", show_default=True, help="Policy.")
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
+@click.option("--similar", is_flag=True, help="Let encodings of a near-duplicate picture stand in; it is said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
@@ -116,6 +117,8 @@ def _request(image: bytes, *, prompt: str, negative_prompt: str, model: str, **o
     policy = pb.CachePolicy(
         mode=_MODES[options.pop("mode")], no_store=options.pop("no_store"), fresh=options.pop("fresh")
     )
+    if options.pop("similar"):
+        policy.similarity.pictures = True
     if (max_age := options.pop("max_age")) is not None:
         policy.max_age.FromMilliseconds(max_age)
     framing = options.pop("framing")
@@ -201,6 +204,8 @@ def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) ->
             out.print(f"  {stage.stage:<16} reused from {_tier(stage.tier)}, {stage.device_seconds:.3f} s saved")
         elif stage.outcome == pb.STAGE_OUTCOME_RUN:
             out.print(f"  {stage.stage:<16} run, {stage.device_seconds:.3f} s")
+    for each in report.similar:
+        out.print(f"  not exact: a near-duplicate of the {each.media} stood in, {each.distance} of 256 bits away")
     out.print(
         f"device time: {report.device_seconds_spent:.3f} s spent, {report.device_seconds_saved:.3f} s saved; "
         f"seed {media.result.seed}; stored: {Stored.State.Name(stored).removeprefix('STATE_').lower()}"

@@ -17,6 +17,8 @@ from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from PIL import Image
+from skimage import data
 
 from cache.telemetry import SpanFile, trace_id_of
 from gateway.cli import main
@@ -104,6 +106,21 @@ async def test_policies_are_words_of_the_command(world: World, file: Path, tmp_p
     ):
         assert words in (await run(*command, *options, "--durable", desk=desk)).stdout
     assert 4 == worker.generations
+
+
+async def test_what_is_not_exact_is_said(world: World, tmp_path: Path) -> None:
+    """With `--similar` a near-duplicate's encodings may stand in, and the command says that they did."""
+    desk = await world.desk(await world.worker())
+    photograph = Image.fromarray(data.astronaut())
+    files = [tmp_path / f"{quality}.jpg" for quality in (90, 80)]
+    for file in files:
+        photograph.save(file, quality=int(file.stem))
+    first, second = [
+        await run("animate", each, "-p", "a cat", "-o", tmp_path / "out", "--similar", "--durable", desk=desk)
+        for each in files
+    ]
+    assert "not exact" not in first.stdout
+    assert re.search(r"^  not exact: a near-duplicate of the image stood in, \d of 256 bits away$", second.stdout, re.M)
 
 
 async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) -> None:

@@ -258,13 +258,13 @@ async def test_policies_that_reuse_nothing_borrow_nothing(world: World) -> None:
 
 
 async def test_what_was_not_to_be_stored_stands_in_for_nothing(world: World) -> None:
-    """A picture sent with `no_store` leaves no look behind."""
+    """A picture sent with `no_store` leaves no look behind, also where others have stored its encodings."""
     worker = await world.worker()
-    desk = await world.desk(worker)
-    await desk.animate(image=ORIGINAL, policy={"no_store": True})
-
-    assert [] == similar(await desk.animate(image=AGAIN, policy=ALLOWED))
-    assert 2 == worker.ran["picture"]
+    await made_from(await world.desk(worker))
+    for policy, expected in (({"no_store": True}, []), ({}, [IDENTITY])):
+        desk = await world.desk(worker)
+        await desk.animate("a dog", image=ORIGINAL, policy=policy)
+        assert expected == similar(await desk.animate(image=AGAIN, policy=ALLOWED | {"no_store": True}))
 
 
 async def test_only_cached_finds_what_rests_on_a_near_duplicate(world: World) -> None:
@@ -309,6 +309,20 @@ async def test_a_picture_without_its_encodings_stands_in_for_nothing(world: Worl
 
     assert [] == similar(await desk.animate(image=AGAIN, policy=ALLOWED))
     assert ["", ""] == [each.pictures["image"].near_identity for each in worker.requests]
+
+
+async def test_the_nearest_that_has_its_encodings_stands_in(world: World) -> None:
+    """Of several the nearest; one that is nearer and has none is passed over."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    for file in (AGAIN, ORIGINAL):
+        await made_from(desk, file)
+    asked = {"image": jpeg(quality=79), "policy": ALLOWED | {"no_store": True}}
+    assert [decode(AGAIN).identity] == similar(await desk.animate(**asked))
+    await _forget(world, worker, "picture")  # of the first request
+
+    assert [IDENTITY] == similar(await desk.animate(**asked))
+    assert 2 == worker.ran["picture"]
 
 
 async def _forget(world: World, worker: ScriptedWorker, stage: str) -> None:

@@ -181,8 +181,17 @@ def shared_tiles() -> bytes:
 
 
 def nested_grid() -> bytes:
-    inner = [grid(number, TILES, 2, (60, 44)) for number in (6, 7)]
-    return heif([*TILES, *inner, grid(1, inner, 2, (120, 44))])
+    parts = [coded(6, noise((60, 44))), grid(7, TILES, 2, (60, 44))]
+    return heif([*TILES, *parts, grid(1, parts, 2, (120, 44))])
+
+
+def avif_of_many_frames() -> bytes:
+    """The stream of one picture twice over in one item."""
+    whole = avif()
+    at, media = whole.index(b"av1C"), whole.index(b"mdat")
+    (size,) = struct.unpack_from(">I", whole, at - 4)
+    settings = whole[at + 4 : at - 4 + size]
+    return heif([Item(1, b"av01", whole[media + 4 :] * 2, [(b"av1C", settings), ispe(*SIZE)])], brands=b"avifmif1avif")
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -191,6 +200,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a second size in the stream": (in_the_stream, "PICTURE_UNREADABLE"),
     "many pictures in one item": (lambda: heif([coded(1, PHOTO, repeat=3)]), "PICTURE_UNREADABLE"),
     "AVIF of another size": (avif_of_another_size, "PICTURE_UNREADABLE"),
+    "AVIF, many pictures in one item": (avif_of_many_frames, "PICTURE_UNREADABLE"),
     "no size": (lambda: without(b"ispe"), "PICTURE_UNREADABLE"),
     "no configuration": (lambda: without(b"hvcC"), "PICTURE_UNREADABLE"),
     "ten bits": (lambda: heif([coded(1, PHOTO, depth=10)]), "PICTURE_MODE"),
