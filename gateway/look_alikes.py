@@ -7,8 +7,10 @@ encodings of every stage that reads it.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from heapq import nsmallest
 
 from cache.bounded import Bounded, Removal
 from cache.description import Scope
@@ -21,7 +23,8 @@ from gateway.plan import Plan, StandIn
 
 _OVERHEAD = 512  # bytes charged to every look
 _KEPT = 2 * 3600.0  # seconds without a request for the picture
-_MOST_TRIED = 4  # of the nearest
+_MOST_COMPARED = 64  # by their pixels, of the nearest by their hash
+_MOST_TRIED = 4  # of those, until one's encodings are found
 
 
 class LookAlikes:
@@ -60,20 +63,15 @@ class LookAlikes:
         for name, source in plan.media.items():
             if await self._complete(plan, name):
                 continue
-            if (look := self._by_tenant[tenant].get(source.identity) or await _look_of(source)) is None:
+            self._kept.expire(self._clock())
+            known = dict(self._by_tenant.get(tenant, {}))
+            if (look := known.pop(source.identity, None) or await _look_of(source)) is None:
                 continue
-            for candidate in self._nearest(tenant, source.identity, look, most):
+            for candidate in await asyncio.to_thread(_nearest, look, known, most):
                 near = plan.with_stand_ins({name: candidate})
                 if await self._complete(near, name):
                     return near
         return None
-
-    def _nearest(self, tenant: str, identity: str, look: Look, most: int) -> list[StandIn]:
-        self._kept.expire(self._clock())
-        looks = self._by_tenant.get(tenant, {})
-        close = [other for other, known in looks.items() if other != identity and distance(look, known) <= most]
-        found = [StandIn(other, alike) for other in close if (alike := likeness(look, looks[other], most)) is not None]
-        return sorted(found, key=lambda each: (each.likeness.distance, each.likeness.difference))[:_MOST_TRIED]
 
     async def _complete(self, plan: Plan, name: str) -> bool:
         """Whether the tiers hold the encodings of every stage that reads this medium."""
@@ -88,6 +86,13 @@ class LookAlikes:
         del looks[identity]
         if not looks:
             del self._by_tenant[tenant]
+
+
+def _nearest(look: Look, known: Mapping[str, Look], most: int) -> list[StandIn]:
+    """Those of the known that are the same picture, the nearest first. Blocking."""
+    close = nsmallest(_MOST_COMPARED, known, key=lambda identity: distance(look, known[identity]))
+    found = [StandIn(each, alike) for each in close if (alike := likeness(look, known[each], most)) is not None]
+    return sorted(found, key=lambda each: (each.likeness.distance, each.likeness.difference))[:_MOST_TRIED]
 
 
 async def _look_of(source: Source) -> Look | None:

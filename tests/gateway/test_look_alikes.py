@@ -15,10 +15,12 @@ from cache.keys import Address, Key
 from cache.near import look_of
 from gateway.client import Media
 from gateway.identity import hash_key
+from gateway.look_alikes import LookAlikes
 from gateway.pictures import decode
 from reprise.v1 import common_pb2 as pb
 from tests.gateway import worker as scripted
 from tests.gateway.test_pictures import file_of
+from tests.gateway.test_plan import plan
 from tests.gateway.worker import ScriptedWorker
 from tests.gateway.world import Desk, World, ask, outcome, problem_of, stages
 
@@ -317,7 +319,7 @@ async def test_the_nearest_that_has_its_encodings_stands_in(world: World) -> Non
     desk = await world.desk(worker)
     for file in (AGAIN, ORIGINAL):
         await made_from(desk, file)
-    asked = {"image": jpeg(quality=79), "policy": ALLOWED | {"no_store": True}}
+    asked: dict[str, Any] = {"image": jpeg(quality=79), "policy": ALLOWED | {"no_store": True}}
     assert [decode(AGAIN).identity] == similar(await desk.animate(**asked))
     await _forget(world, worker, "picture")  # of the first request
 
@@ -347,6 +349,43 @@ async def test_near_requests_at_once_are_one_generation(world: World) -> None:
     assert ["coalesced", "coalesced", "miss"] == sorted(outcome(each) for each in media)
     assert [[IDENTITY]] * 3 == [similar(each) for each in media]
     assert 2 == worker.generations
+
+
+async def test_looks_are_bounded(world: World) -> None:
+    """The picture not asked for since longest is forgotten first, and is then no candidate any more."""
+    worker = await world.worker()
+    desk = await world.desk(worker, similarity={"max_bytes": 2 * 13_000})
+    others = [jpeg(Image.fromarray(each())) for each in (data.rocket, data.coffee)]
+    asked: dict[str, Any] = {"image": AGAIN, "policy": ALLOWED | {"no_store": True}}
+    for file in (ORIGINAL, others[0], ORIGINAL, others[1]):
+        await made_from(desk, file)
+    assert [IDENTITY] == similar(await desk.animate(**asked))
+    await made_from(desk, jpeg(Image.fromarray(data.chelsea())))
+    await made_from(desk, jpeg(Image.fromarray(data.camera()).convert("RGB")))
+    assert [] == similar(await desk.animate(**asked))
+
+
+async def test_looks_grow_old() -> None:
+    """A picture nobody asked for in two hours is forgotten, whatever room there is."""
+    now = 1000.0
+    hierarchy: Any = None
+    alikes = LookAlikes(hierarchy, max_bytes=10**6, clock=lambda: now)
+
+    def remember(image: str) -> None:
+        planned = plan(image=image)
+        planned.media["image"].look = look(ORIGINAL)
+        alikes.remember(planned)
+
+    remember("one")
+    now += 7000
+    remember("two")
+    assert 2 == len(alikes)
+    now += 300
+    remember("three")
+    assert 2 == len(alikes)
+    now += 7000
+    remember("four")
+    assert 2 == len(alikes)
 
 
 async def test_it_can_be_switched_off(world: World) -> None:
