@@ -14,7 +14,7 @@ import aiohttp
 import grpc
 
 from cache.digest import Digest
-from gateway.picture_files import LARGEST_FILE
+from gateway.blueprint import LARGEST_FILE
 from gateway.status import Problem, explain_error
 from reprise.v1 import cache_pb2, common_pb2, media_pb2
 from reprise.v1.cache_pb2_grpc import CacheServiceStub

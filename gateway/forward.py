@@ -23,7 +23,6 @@ from cache.record import NotARecord, Record
 from cache.telemetry import Tracing
 from cache.tier import TierName
 from gateway.answer import tier_message
-from gateway.darkroom import Source
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Piece, Planned, Settled, Step
 from gateway.plan import Plan, after_canonical
@@ -46,6 +45,10 @@ class _Artifact:
     canonical: Record
     own: Record  # as found under the address of the request as it was written
     data: bytes
+
+
+class _NearGone(Exception):
+    """The encodings of a near-duplicate that a plan counts on are not there any more."""
 
 
 @dataclass(slots=True)
@@ -94,11 +97,23 @@ class Forwarder:
 
         `fill` is told of the artifact before anybody else. Raises Refused, or the worker's refusal translated.
         """
+
+        def completed(done: Completed) -> None:
+            made = [stage.stage for stage in done.stages if stage.outcome == pb.STAGE_OUTCOME_RUN]
+            self._hierarchy.expect(plan.addresses[name] for name in made if name in plan.addresses)
+            fill(done)
+
         try:
-            records, reasons = await self._stage_records(plan)
+            records, reasons = await known_encodings(self._hierarchy, plan, self._clock())
             flight.publish(Planned(expected_stages(plan, records), reasons))
-            run = _Run(flight, plan, records, span, fill, with_pixels=_reads_media(plan, records))
-            artifact = await self._run_somewhere(run)
+            run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
+            try:
+                artifact = await self._run_somewhere(run)
+            except _NearGone:
+                plan = plan.with_stand_ins({})
+                records, _ = await known_encodings(self._hierarchy, plan, self._clock())
+                run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
+                artifact = await self._run_somewhere(run)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
                 flight.publish(Settled(await self._store(artifact, plan)))
@@ -123,16 +138,11 @@ class Forwarder:
             raise Internal("WORKER_STAGES_DIFFER")
         return foreseen if known <= foreseen.addresses.keys() else None
 
-    async def _stage_records(self, plan: Plan) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
-        """Outputs of stages that can be reused; and what the tiers said of those that cannot."""
-        if not plan.policy.reuse:
-            return {}, {}
-        stages = plan.reachable
-        asked = await self._hierarchy.ask_many([(plan.addresses[stage.name], stage.ttl) for stage in stages])
-        return sift(plan, {stage.name: asked[plan.addresses[stage.name]] for stage in stages}, self._clock())
-
     async def _run_somewhere(self, run: _Run) -> _Artifact | None:
         """The artifact if it still needs storing, None if a worker has seen to that."""
+        borrowed = run.plan.stand_ins.keys()
+        if any(set(stage.media) & borrowed and stage.name not in run.records for stage in run.plan.stages):
+            raise _NearGone
         failed: list[Worker] = []
         description = run.plan.description
         while True:
@@ -146,8 +156,11 @@ class Forwarder:
                 _log.warning("worker silent, trying another", worker=home.address)
                 failed.append(home)
             except grpc.aio.AioRpcError as error:
-                if explain_error(error).reason == "MEDIA_NEEDED" and not run.with_pixels:
+                reason = explain_error(error).reason
+                if reason == "MEDIA_NEEDED" and not run.with_pixels:
                     run.with_pixels = True
+                elif reason == "NEAR_GONE" and run.plan.stand_ins:
+                    raise _NearGone from None
                 elif error.code() is grpc.StatusCode.UNAVAILABLE:
                     _log.warning("worker lost, trying another", worker=home.address)
                     failed.append(home)
@@ -183,7 +196,8 @@ class Forwarder:
     @contextmanager
     def _room_for_pixels(self, run: _Run) -> Iterator[None]:
         """A run's request lives as long as the run, and its pictures are most of it. Raises Overloaded."""
-        sources = run.plan.media.values() if run.with_pixels else ()
+        plan = run.plan
+        sources = [source for name, source in plan.media.items() if run.with_pixels and name not in plan.stand_ins]
         size = sum(source.width * source.height * 3 for source in sources)
         if size and self._pixels and self._pixels + size > self._max_pixels:
             raise Overloaded("GATEWAY_BUSY")
@@ -229,6 +243,19 @@ class Forwarder:
             artifact.canonical, artifact.data, aliases=aliases, replace=plan.policy.replaces
         )
         return Stored(state=Stored.STATE_DURABLE if await durable else Stored.STATE_NOT_STORED)
+
+
+async def known_encodings(
+    hierarchy: Hierarchy, plan: Plan, now: float
+) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
+    """What the tiers hold of the stages before the result that a gateway can name, by stage; and what they said of
+    those that they do not hold.
+    """
+    if not plan.policy.reuse:
+        return {}, {}
+    stages = plan.reachable
+    asked = await hierarchy.ask_many([(plan.addresses[stage.name], stage.ttl) for stage in stages])
+    return sift(plan, {stage.name: asked[plan.addresses[stage.name]] for stage in stages}, now)
 
 
 async def _read(
@@ -329,7 +356,7 @@ async def _run_request(
         model=plan.description.model,
         revision=plan.description.revision,
         parameters={name: _parameter(value) for name, value in plan.parameters.items()},
-        pictures={name: await _picture(source, with_pixels) for name, source in plan.media.items()},
+        pictures={name: await _picture(plan, name, with_pixels) for name in plan.media},
         namespaces={scope.value: namespace for scope, namespace in plan.namespaces.items()},
         addresses={stage: str(address) for stage, address in plan.addresses.items()},
         records={stage: record.to_bytes() for stage, (record, _) in records.items()},
@@ -354,12 +381,15 @@ def _parameter(value: Scalar) -> pb.ParameterValue:
             return pb.ParameterValue(int_value=value)
 
 
-async def _picture(source: Source, with_pixels: bool) -> Picture:
-    if not with_pixels:
-        return Picture(identity=source.identity, width=source.width, height=source.height)
-    picture = await source.pixels()
-    source.release()
-    return Picture(identity=picture.identity, width=picture.width, height=picture.height, rgb=picture.rgb)
+async def _picture(plan: Plan, name: str, with_pixels: bool) -> Picture:
+    source, stand_in = plan.media[name], plan.stand_ins.get(name)
+    picture = Picture(identity=source.identity, width=source.width, height=source.height, part_of=source.part_of)
+    if stand_in is not None:  # without pixels in any case: none are to be encoded under another's name
+        picture.near_identity = stand_in.identity
+    elif with_pixels:
+        picture.rgb = (await source.pixels()).rgb
+        source.release()
+    return picture
 
 
 async def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
@@ -382,7 +412,7 @@ def _completed(
     reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
     _name_tiers(finished.stages, records)
     stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
-    return Completed(reply, stages, finished.joined)
+    return Completed(reply, stages, finished.joined, plan.stand_ins)
 
 
 def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Record, TierName]]) -> None:

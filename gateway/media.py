@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
@@ -16,11 +17,13 @@ from cache.build import Tiers
 from cache.description import HOUR, Description, Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
+from cache.near import USUAL_DISTANCE
 from cache.switches import Subject
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused
 from gateway.explain import Explainer
+from gateway.framing import Framing
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
@@ -36,7 +39,7 @@ from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _ARTIFACT_TTL = 2 * HOUR  # seconds; how long Redis keeps what was downloaded
-_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy", "delivery"})
+_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy", "delivery"})
 
 
 class MediaServicer:
@@ -56,6 +59,7 @@ class MediaServicer:
         secret: bytes,
         default_seed: int,
         policies: Sequence[DefaultPolicy],
+        similar_by_default: Callable[[str, str], bool] = lambda model, tenant: False,
     ) -> None:
         self._models = models
         self._resolver = resolver
@@ -72,6 +76,7 @@ class MediaServicer:
         self._switches = tiers.switches
         self._plans = Plans()
         self._policies = tuple(policies)
+        self._similar = similar_by_default
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
     async def AnimateImage(self, message: bytes, context: Context) -> AsyncIterator[bytes]:
@@ -162,6 +167,8 @@ class MediaServicer:
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
         default = default_policy(self._policies, description.model, principal.tenant)
         policy = Policy.of(request.cache_policy, default, seeded="seed" in given)
+        if not request.cache_policy.HasField("similarity") and self._similar(description.model, principal.tenant):
+            policy = replace(policy, similarity=USUAL_DISTANCE)
         if self._is_off(description, principal):
             policy = policy.off()
         defaults = {"seed": self._default_seed}
@@ -184,14 +191,14 @@ class MediaServicer:
         return not (self._switches.on(Subject.MODEL, description.model) and self._switches.on(Subject.TENANT, tenant))
 
     async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
-        namespace = self._own_files(principal)
+        namespace, framing = self._own_files(principal), Framing.of(request.framing)
         match request.WhichOneof("picture"):
             case "image":
-                return await self._darkroom.identify(namespace, request.image)
+                return await self._darkroom.identify(namespace, request.image, framing)
             case "image_digest":
                 digest = _digest(request.image_digest, "image_digest")
                 source = await self._darkroom.recognise(
-                    namespace, digest, partial(self._uploads.fetch, namespace, digest)
+                    namespace, digest, partial(self._uploads.fetch, namespace, digest), framing
                 )
                 await self._uploads.used(namespace, digest)
                 return source

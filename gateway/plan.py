@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from google.protobuf.duration_pb2 import Duration
@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 
 from cache.description import Description, Scalar, Scope, Stage
 from cache.keys import Address, addresses, content_ids
+from cache.near import MOST_DISTANCE, USUAL_DISTANCE, Likeness
 from cache.record import Record
 from cache.settings import Section
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
-from reprise.v1.common_pb2 import CachePolicy
+from reprise.v1.common_pb2 import CachePolicy, Similarity
 
 _MAX_SEED = 2**53
 _MOST_LABELS, _LONGEST_LABEL = 8, 64
@@ -76,6 +77,7 @@ class Policy:
     max_age: float | None = None  # seconds
     fresh: bool = False
     labels: tuple[str, ...] = ()
+    similarity: int | None = None  # bits by which a picture may look different whose encodings stand in
 
     def off(self) -> Policy:
         """The same while the cache is switched off for this request."""
@@ -113,7 +115,16 @@ class Policy:
             max_age=_seconds(message.max_age) if message.HasField("max_age") else default.max_age,
             fresh=fresh,
             labels=_labels(message),
+            similarity=_bits(message.similarity),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A near-duplicate whose encodings are read in place of a picture's own."""
+
+    identity: str
+    likeness: Likeness
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,7 @@ class Plan:
     identities: Mapping[str, str]  # of the media, by name
     tags: tuple[str, ...] = ()  # for whatever is made
     by_url: bool = False  # the caller would rather have a URL than the bytes
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
 
     @property
     def address(self) -> Address:
@@ -162,6 +174,19 @@ class Plan:
         """The same plan, for those who must not keep pictures alive."""
         return replace(self, media={})
 
+    def with_stand_ins(self, stand_ins: Mapping[str, StandIn]) -> Plan:
+        """The same request answered with what near-duplicates' encodings give, or exactly if there are none."""
+        return make_plan(
+            self.description,
+            self.parameters,
+            self.media,
+            self.namespaces,
+            self.policy,
+            tags=self.tags,
+            by_url=self.by_url,
+            stand_ins=stand_ins,
+        )
+
 
 def after_canonical(description: Description, name: str) -> bool:
     """Whether only a worker can name this stage's output: it comes after what a canonicalising stage makes of it."""
@@ -187,11 +212,14 @@ def make_plan(
     *,
     tags: tuple[str, ...] = (),
     by_url: bool = False,
+    stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Plan:
     """`parameters` are complete and validated."""
+    instead = {name: stand_in.identity for name, stand_in in (stand_ins or {}).items()}
     identities = {name: source.identity for name, source in media.items()}
-    where = addresses(description, content_ids(description, parameters, identities), namespaces)
-    return Plan(description, parameters, media, namespaces, where, policy, identities, tags, by_url)
+    ids = content_ids(description, parameters, identities, instead=instead)
+    where = addresses(description, ids, namespaces, instead)
+    return Plan(description, parameters, media, namespaces, where, policy, identities, tags, by_url, stand_ins or {})
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:
@@ -199,6 +227,12 @@ def _labels(message: CachePolicy) -> tuple[str, ...]:
     if len(labels) > _MOST_LABELS or not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
         raise InvalidField("cache_policy.labels", f"at most {_MOST_LABELS}, of 1 to {_LONGEST_LABEL} characters each")
     return labels
+
+
+def _bits(similarity: Similarity) -> int | None:
+    if similarity.max_distance > MOST_DISTANCE:
+        raise InvalidField("cache_policy.similarity.max_distance", f"must be at most {MOST_DISTANCE} bits")
+    return (similarity.max_distance or USUAL_DISTANCE) if similarity.pictures else None
 
 
 def _seconds(duration: Duration) -> float:

@@ -39,6 +39,7 @@ from gateway.http_server import HttpServer
 from gateway.identity import IdentityInterceptor, identifier
 from gateway.ledger import Ledger
 from gateway.links import Links
+from gateway.look_alikes import LookAlikes
 from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
@@ -114,7 +115,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
         names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
         peers = await stack.enter_async_context(Peers(secret))
-        darkroom = stack.enter_context(Darkroom())
+        darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0))
         ledger = Ledger(telemetry.registry)
         catalogue = (
             Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
@@ -139,12 +140,15 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         if http is not None:
             stack.push_async_callback(http.stop, 0)
         links = _links(section, secret, http)
+        look_alikes = LookAlikes(tiers.below_memory, max_bytes=section.similarity.max_bytes)
+        tiers.orders.on_order(look_alikes.obey)
         resolver = Resolver(
             tiers,
             forwarder,
             flights,
             Generations(linger=section.linger, max_bytes=section.linger_bytes),
             names,
+            look_alikes,
             telemetry.tracing,
             ledger,
             history,
@@ -170,6 +174,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 secret=secret,
                 default_seed=section.default_seed,
                 policies=section.policies,
+                similar_by_default=section.similarity.by_default,
             ),
             unparsed=frozenset({"AnimateImage"}),
         )

@@ -14,6 +14,17 @@ from gateway.plan import DefaultPolicy
 OTHERS = frozenset({"worker"})  # sections of the file that a gateway leaves to workers
 
 
+class SimilaritySettings(Section):
+    """Near-duplicates of pictures. A request that says what it wants is not overruled."""
+
+    models: tuple[str, ...] = ()  # whose requests may use them unless they say no
+    tenants: tuple[str, ...] = ()  # likewise
+    max_bytes: int = Field(32 * MIB, ge=0)  # of looks to recognise pictures by, all together; 0: never
+
+    def by_default(self, model: str, tenant: str) -> bool:
+        return model in self.models or tenant in self.tenants
+
+
 class GatewaySection(Section):
     name: str = "gateway"
     host: str = "127.0.0.1"
@@ -37,6 +48,7 @@ class GatewaySection(Section):
     longest_generation: float = Field(3600.0, gt=0)
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish
+    similarity: SimilaritySettings = SimilaritySettings()
     reflection: bool = True
 
     @field_validator("public_url")

@@ -22,7 +22,7 @@ from gateway.errors import InvalidField
 LONGEST_TEXT = 2000  # characters, where a model says nothing else
 EXTRA = "extra"
 M = TypeVar("M", bound=Message)
-NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy", "delivery"})
+NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy", "delivery"})
 
 
 # From bytes to a message, and from a message to names and values.

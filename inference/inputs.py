@@ -22,9 +22,9 @@ from cache.tier import TierName, proves_absence
 from cache.work import Work, divide
 from inference import tensors
 from inference.device import out_of_memory
-from inference.errors import MediaNeeded
+from inference.errors import MediaNeeded, NearGone
 from inference.models.base import Tensors
-from inference.plan import Meaning, Plan, lacks_media
+from inference.plan import Meaning, Plan, lacks_loan, lacks_media
 from inference.pool import Hot, compact
 from inference.workshop import Workshop
 
@@ -56,7 +56,8 @@ class Inputs:
     async def find(self) -> None:
         """Learn which outputs there are; called again later, which have been made since.
 
-        Raises MediaNeeded if what is left to run needs pixels that are not there.
+        Raises MediaNeeded if what is left to run needs pixels that are not there, NearGone if it needs encodings of a
+        near-duplicate that are not.
         """
         if not self._plan.reuse_nothing:
             self._find_in_pool(self._unknown())
@@ -66,8 +67,10 @@ class Inputs:
         self._release(self._hot.keys() - needed)
 
     def work(self) -> Work:
-        """What there is to do, as far as is known. Raises MediaNeeded."""
+        """What there is to do, as far as is known. Raises MediaNeeded and NearGone."""
         work = divide(self._plan.stages, self._meaning.outputs, self.records.keys() - self._lost)
+        if lacks_loan(work, self._plan.instead):
+            raise NearGone
         if lacks_media(work, self._plan.pictures):
             raise MediaNeeded
         return work

@@ -166,7 +166,7 @@ class Job:
         work = inputs.work()
         for stage in work.reuse:
             self._totals[stage.name] = inputs.records[stage.name].total_device_seconds
-            self._lineage[stage.name] = _inherited(inputs.records[stage.name])
+            self._lineage[stage.name] = _inherited(inputs.records[stage.name]) | self._media(stage)
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
         for stage in work.run[:-1]:
@@ -294,11 +294,19 @@ class Job:
 
     def _ancestry(self, stage: Stage) -> frozenset[str]:
         """Tags that say of what a stage's output is made, at whatever distance."""
-        media = frozenset(tags.of_media(self._plan.pictures[name].identity) for name in stage.media)
         made_of = self._upstream(stage)
         names = frozenset(tags.of_ancestor(self._meaning.ids[name]) for name in made_of)
         stages = frozenset(map(tags.of_stage, made_of))
-        return media.union(names, stages, *(self._lineage[name] for name in made_of))
+        return self._media(stage).union(names, stages, *(self._lineage[name] for name in made_of))
+
+    def _media(self, stage: Stage) -> frozenset[str]:
+        pictures = [self._plan.pictures[name] for name in stage.media]
+        return frozenset(
+            tags.of_media(identity)
+            for picture in pictures
+            for identity in (picture.identity, picture.part_of)
+            if identity
+        )
 
     def _upstream_roles(self, stage: Stage) -> list[tuple[str, str]]:
         return [(role, name) for role, name in stage.upstream.items() if name in self._meaning.ids]

@@ -18,6 +18,8 @@ from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from PIL import Image
+from skimage import data
 
 from cache.telemetry import SpanFile, trace_id_of
 from gateway.cli import main
@@ -99,6 +101,7 @@ async def test_animate_passes_every_option_on(world: World, file: Path, tmp_path
     worker = await world.worker()
     desk = await world.desk(worker)
     options = "--negative-prompt blur --frames 8 --steps 5 --guidance 7.5 --playback-fps 12 --seed 9 --extra eta=0.5"
+    options += " --crop 2,1,9,12 --rotate 90"
     done = await run("animate", file, "-p", "a cat", "-o", tmp_path / "o", *options.split(), "--no-store", desk=desk)
     assert 0 == done.exit_code
     (request,) = worker.requests
@@ -107,6 +110,7 @@ async def test_animate_passes_every_option_on(world: World, file: Path, tmp_path
     assert expected | {"playback_fps": 12, "seed": 9, "eta": 0.5} == {
         name: parameters[name] for name in (*expected, "playback_fps", "seed", "eta")
     }
+    assert (12, 9) == (request.pictures["image"].width, request.pictures["image"].height)  # cut out, and turned
     assert request.store_nothing
     assert "stored: not_stored" in done.stdout
 
@@ -129,6 +133,21 @@ async def test_policies_are_words_of_the_command(world: World, file: Path, tmp_p
     assert 4 == worker.generations
 
 
+async def test_what_is_not_exact_is_said(world: World, tmp_path: Path) -> None:
+    """With `--similar` a near-duplicate's encodings may stand in, and the command says that they did."""
+    desk = await world.desk(await world.worker())
+    photograph = Image.fromarray(data.astronaut())
+    files = [tmp_path / f"{quality}.jpg" for quality in (90, 80)]
+    for file in files:
+        photograph.save(file, quality=int(file.stem))
+    first, second = [
+        await run("animate", each, "-p", "a cat", "-o", tmp_path / "out", "--similar", "--durable", desk=desk)
+        for each in files
+    ]
+    assert "not exact" not in first.stdout
+    assert re.search(r"^  not exact: a near-duplicate of the image stood in, \d of 256 bits away$", second.stdout, re.M)
+
+
 async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) -> None:
     """Exit code 1 or 2, one error, no traceback; which field, what it must be, and when to retry."""
     worker = await world.worker()
@@ -145,6 +164,8 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         (("animate", file, *prompt, "--frames", -1), desk, "--frames: this value is out of any range"),
         (("animate", file, *prompt, "--seed", 2**64), desk, "--seed: this value is out of any range"),
         (("animate", file, *prompt, "--max-age", "nan"), desk, "max-age"),
+        (("animate", file, *prompt, "--crop", "1,2,3"), desk, "'--crop': must be four numbers of pixels"),
+        (("animate", file, *prompt, "--crop", "9,0,8,8"), desk, "--crop width: must lie inside the upright picture"),
         (("animate", file, *prompt, "--extra", "eta"), desk, "'eta' is not NAME=VALUE"),
         (("animate", file, *prompt, "--extra", "size=99999999999999999999"), desk, "--extra size: must be"),
         (("animate", file, *prompt, "--model", "large"), desk, "NOT_FOUND MODEL_UNKNOWN"),

@@ -21,7 +21,7 @@ from tests.gateway.worker import family
 
 
 def source(identity: str) -> Source:
-    known: Any = (identity, 16, 16)
+    known: Any = (identity, 16, 16, "")
     return Source(None, known, None, None)  # type: ignore[arg-type]  # neither file nor pixels are asked for
 
 
@@ -41,6 +41,9 @@ POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "max age": ({"max_age": Duration(seconds=2, nanos=500_000_000)}, {"max_age": 2.5}),
     "no age at all": ({"max_age": Duration()}, {"max_age": 0.0}),
     "fresh": ({"fresh": True}, {"read": False, "fresh": True}),
+    "near-duplicates": ({"similarity": {"pictures": True}}, {"similarity": 8}),
+    "nearer duplicates": ({"similarity": {"pictures": True, "max_distance": 3}}, {"similarity": 3}),
+    "a distance of nothing": ({"similarity": {"max_distance": 3}}, {}),
 }
 
 

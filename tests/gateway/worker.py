@@ -144,6 +144,7 @@ class Refusal(Exception):
 UNAVAILABLE = Refusal(grpc.StatusCode.UNAVAILABLE, "DRAINING")
 PLAN_DIFFERS = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "PLAN_DIFFERS")
 MEDIA_NEEDED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "MEDIA_NEEDED")
+NEAR_GONE = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "NEAR_GONE")
 QUEUE_FULL = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_after=7)
 DEVICE_MEMORY = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "DEVICE_MEMORY")
 BAD_FRAMES = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INPUT_INVALID", field="num_frames")
@@ -333,6 +334,7 @@ class _Job:
         self.description = description
         self.parameters = {name: _scalar(value) for name, value in request.parameters.items()}
         self.media = {name: picture.identity for name, picture in request.pictures.items()}
+        self.instead = {name: each.near_identity for name, each in request.pictures.items() if each.near_identity}
         self.namespaces = {Scope(scope): namespace for scope, namespace in request.namespaces.items()}
         self.own = self._addresses({})
         if {stage: str(address) for stage, address in self.own.items()} != dict(request.addresses):
@@ -348,8 +350,8 @@ class _Job:
         self.began = 0.0
 
     def _addresses(self, canonical: Mapping[str, Digest]) -> dict[str, Address]:
-        ids = content_ids(self.description, self.parameters, self.media, canonical)
-        return addresses(self.description, ids, self.namespaces)
+        ids = content_ids(self.description, self.parameters, self.media, canonical, self.instead)
+        return addresses(self.description, ids, self.namespaces, self.instead)
 
     def canonical_address(self) -> Address:
         return self.addresses[self.description.final.name]
@@ -444,6 +446,8 @@ class _Job:
         return await self._run(stage, upstream, flight)
 
     async def _run(self, stage: Stage, upstream: list[bytes], flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
+        if self.instead.keys() & set(stage.media):
+            raise NEAR_GONE
         if stage.media and not self.request.pictures["image"].rgb:
             raise MEDIA_NEEDED
         if stage.name == "denoise":

@@ -388,6 +388,59 @@ async def test_pixels_are_asked_for_when_they_are_needed(bench: Bench) -> None:
     assert (await bench.run()).stages == ALL_RUN
 
 
+# Near-duplicates.
+
+OTHER = Pixels(colour=9)  # whose encodings stand in
+
+
+async def test_borrowed_encodings_are_read_and_what_comes_of_them_is_kept_apart(bench: Bench) -> None:
+    """The result is the one the other picture has, under an address that no exact request has, nor a third picture."""
+    other = await bench.run(picture=OTHER)
+    borrowing = await bench.run(near=OTHER, with_pixels=False)
+    third = await bench.run(picture=Pixels(colour=8), near=OTHER, with_pixels=False)
+    exact = await bench.run()
+
+    reused = ("REUSED", "POOL")
+    assert borrowing.stages == ALL_RUN | {"tokens": NOT_NEEDED, "text": reused, "moments": reused}
+    assert other.data == borrowing.data == third.data
+    assert exact.data != other.data
+    assert len({heard.record.address for heard in (other, borrowing, third, exact)}) == 4
+    assert stage_runs(bench)["moments"] == 2
+
+
+async def test_what_rests_on_borrowed_encodings_is_reused_by_its_like_alone(bench: Bench) -> None:
+    """Another file from the same latents, for the same picture with the same stand-in; the exact one denoises anew."""
+    await bench.run(picture=OTHER)
+    await bench.run(near=OTHER, with_pixels=False)
+    bench.forget_memory()
+    assert (await bench.run(near=OTHER, with_pixels=False, fps=9)).stages["denoise"] == ("REUSED", "L3")
+    assert (await bench.run(fps=9)).stages["denoise"][0] == "RUN"
+
+
+@pytest.mark.parametrize("with_pixels", [False, True])
+async def test_nothing_is_encoded_under_anothers_name(bench: Bench, with_pixels: bool) -> None:
+    """Without the encodings it counts on a plan is refused before any stage runs, also if it brings pixels."""
+    refused = await bench.begin(near=OTHER, with_pixels=with_pixels).refusal()
+    assert (refused.reason, refused.code.name) == ("NEAR_GONE", "FAILED_PRECONDITION")
+    assert stage_runs(bench) == {}
+    assert bench.stored("r") == set()
+
+
+async def test_borrowed_encodings_that_go_while_a_run_waits_are_not_made(tmp_path: Path) -> None:
+    """Their record is found and their bytes are not: the run is refused, and the other picture's name stays clean."""
+    async with open_bench(tmp_path / "l3", model=_Large("moments")) as bench:
+        first = await bench.run(picture=OTHER)
+        encoded = await bench.record_at(bench.ask(picture=OTHER).addresses["moments"])
+        assert encoded is not None
+        bench.forget_memory()
+        bench.lose_blob(encoded.output.digest)
+        before = stage_runs(bench)
+        assert (await bench.begin(near=OTHER).refusal()).reason == "NEAR_GONE"
+        assert stage_runs(bench) == before
+        again = await bench.run(picture=OTHER, reuse_nothing=True)
+        assert (again.data, bench.model.runs["moments"]) == (first.data, 2)
+
+
 # Policies.
 
 

@@ -185,6 +185,7 @@ def ask(
     *,
     picture: Pixels = Pixels(),  # immutable
     with_pixels: bool = True,
+    near: Pixels | None = None,
     principal: Principal = ALICE,
     follower: str = "",
     reuse_nothing: bool = False,
@@ -195,20 +196,22 @@ def ask(
     must_run: bool = False,
     **parameters: Scalar,
 ) -> RunRequest:
-    """A request as a gateway would make it."""
+    """A request as a gateway would make it; `near` is the picture whose encodings stand in."""
     complete = {each.name: parameters.get(each.name, each.default) for each in description.parameters}
     complete["prompt"] = parameters.get("prompt", "a cat")
     known = {name: value for name, value in complete.items() if value is not None}
     image = picture.message(with_pixels=with_pixels)
     spaces = namespaces(SECRET, principal)
-    ids = content_ids(description, known, {"image": image.identity})
+    instead = {"image": near.message().identity} if near is not None else {}
+    image.near_identity = instead.get("image", "")
+    ids = content_ids(description, known, {"image": image.identity}, instead=instead)
     return RunRequest(
         model=description.model,
         revision=description.revision,
         parameters={name: _value(value) for name, value in known.items()},
         pictures={"image": image},
         namespaces={scope.value: space for scope, space in spaces.items()},
-        addresses={name: str(address) for name, address in addresses(description, ids, spaces).items()},
+        addresses={name: str(address) for name, address in addresses(description, ids, spaces, instead).items()},
         follower=follower,
         reuse_nothing=reuse_nothing,
         store_nothing=store_nothing,

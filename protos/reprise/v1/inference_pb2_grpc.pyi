@@ -34,6 +34,8 @@ class InferenceServiceStub:
       serves another revision. Describe again, plan again.
     - FAILED_PRECONDITION, reason MEDIA_NEEDED: a stage must read the media itself, and the plan brought none. Send
       the plan again with the pixels.
+    - FAILED_PRECONDITION, reason NEAR_GONE: the encodings of a near-duplicate that the plan counts on are gone, and
+      this picture's own would not be those. Plan again without it.
     - RESOURCE_EXHAUSTED: the queue is full (retry after RetryInfo), or the device has not enough memory.
     - UNAVAILABLE: draining or loading. Try another worker.
     - CANCELLED: abandoned by its last follower.
@@ -92,6 +94,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
           serves another revision. Describe again, plan again.
         - FAILED_PRECONDITION, reason MEDIA_NEEDED: a stage must read the media itself, and the plan brought none. Send
           the plan again with the pixels.
+        - FAILED_PRECONDITION, reason NEAR_GONE: the encodings of a near-duplicate that the plan counts on are gone, and
+          this picture's own would not be those. Plan again without it.
         - RESOURCE_EXHAUSTED: the queue is full (retry after RetryInfo), or the device has not enough memory.
         - UNAVAILABLE: draining or loading. Try another worker.
         - CANCELLED: abandoned by its last follower.
