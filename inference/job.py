@@ -111,7 +111,6 @@ class Job:
         if found.record is None or found.data is None:
             return None
         self.span.set_attribute("reprise.run.outcome", "hit")
-        self.answered = True
         log.chunks(found.data)
         aliases = self._other_addresses()
         durable = await self._heal(found, found.record, found.data, aliases)

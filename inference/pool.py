@@ -46,9 +46,6 @@ class Pool:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, address: Address) -> bool:
-        return address in self._entries
-
     @property
     def bytes(self) -> int:
         return self._entries.bytes

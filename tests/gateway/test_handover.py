@@ -172,6 +172,24 @@ async def test_a_run_whose_other_worker_dies_comes_home(world: World, when: str)
     assert 2 == sum(request.must_run for request in home.requests)
 
 
+async def test_a_run_whose_other_worker_hangs_comes_home(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its silence, while its connection still stands."""
+    monkeypatch.setattr(module, "_SIGN_OF_LIFE", 0.5)
+    workers = await idle_workers(world, 2)
+    for worker in workers:
+        worker.speaks_every = 0.05
+    home = await home_of_next(world, workers)
+    (other,) = [worker for worker in workers if worker is not home]
+    desk = await world.desk(*workers)
+    other.hold("step")
+    follower = desk.follow()
+    await follower.seen("queued")
+    other.speaks_every = None
+    assert "miss" == outcome(await follower.media())
+    assert (1, 0) == (home.generations, other.generations)
+    assert [False, True] == [request.must_run for request in home.requests]
+
+
 async def test_a_run_elsewhere_does_not_need_its_home(world: World) -> None:
     """The home dies meanwhile: the run goes on, and the caller hears nothing of it."""
     workers = await idle_workers(world, 2)

@@ -185,6 +185,42 @@ async def test_what_the_plan_brings_the_record_of_need_not_be_waited_for(bench: 
         await each.end()
 
 
+async def test_what_is_hot_here_need_not_be_waited_for(bench: Bench) -> None:
+    """Also where the gateway knows of no encoding: those before have found it, so nobody is about to make it."""
+    await bench.run(seed=7)
+    steps = bench.model.step_gate
+    steps.close()
+    runs = [bench.begin(seed=1)]
+    await steps.reached()
+    runs.append(bench.begin(seed=2))
+    assert await stays(runs[1])
+    away = bench.begin(seed=3, idle=[ONE])
+    assert ONE == await sent_to(away)
+    await away.leave()
+    steps.open()
+    for run in runs:
+        await run.end()
+
+
+async def test_what_is_only_being_stored_keeps_nobody_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that have given their answer are in nobody's way: the next one has the device at once, here."""
+    real, stored = bench.shop.hierarchy.commit, asyncio.get_running_loop().create_future()
+
+    async def commit(*arguments: Any, **options: Any) -> asyncio.Future[bool]:
+        await real(*arguments, **options)
+        return stored
+
+    monkeypatch.setattr(bench.shop.hierarchy, "commit", commit)
+    runs = []
+    for colour in range(3):
+        runs.append(bench.begin(picture=Pixels(colour), idle=[ONE]))
+        await runs[-1].hears(lambda heard: any(each.HasField("finished") for each in heard.responses))
+    assert [[]] * 3 == [run.heard.elsewhere for run in runs]
+    stored.set_result(True)
+    for run in runs:
+        await run.end()
+
+
 # The memory.
 
 
