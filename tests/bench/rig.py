@@ -86,13 +86,12 @@ def standing(data: Path, *, step_seconds: float) -> Iterator[Rig]:
 def with_floors(rig: Rig, data: Path, recordings: floors.Recordings) -> Iterator[Rig]:
     """The same, and the two servers that repeat what was recorded."""
     with leashed(data / "floors") as stack:
-        stack.data.mkdir(parents=True)
-        file = stack.data / "recordings.msgpack"
-        floors.save(recordings, file)
+        folder = stack.data / "recordings"
+        floors.save(recordings, folder)
         parts = []
         for kind in ("bare", "naive"):
             address = f"{LOOPBACK}:{free_port()}"
-            parts.append(_program(stack.data, kind, address, "tests.bench.floors", kind, str(file), _port(address)))
+            parts.append(_program(stack.data, kind, address, "tests.bench.floors", kind, str(folder), _port(address)))
         with starting_on(MEASURED):
             started = stack.up(parts)
         yield Rig(
