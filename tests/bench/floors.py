@@ -44,7 +44,7 @@ def save(recordings: Recordings, folder: Path) -> None:
 def _load(folder: Path) -> dict[bytes, list[bytes]]:
     return {
         (own / "request").read_bytes(): [message.read_bytes() for message in sorted(own.glob("[0-9]*"))]
-        for own in sorted(folder.iterdir())
+        for own in sorted(request.parent for request in folder.rglob("request"))
     }
 
 
