@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import click
 import grpc
-import msgpack
 import uvloop
 from grpc_health.v1 import health, health_pb2_grpc
 
@@ -30,12 +29,23 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 1024 * 1024))
 
 
-def save(recordings: Recordings, file: Path) -> None:
-    file.write_bytes(msgpack.packb([[request, list(messages)] for request, messages in recordings.items()]))
+def save(recordings: Recordings, folder: Path) -> None:
+    """A file for each message: a server that once held all of them in one buffer has another allocator from then on,
+    because glibc learns from the largest buffer that was ever given back.
+    """
+    for number, (request, messages) in enumerate(recordings.items()):
+        own = folder / f"{number:03}"
+        own.mkdir(parents=True)
+        (own / "request").write_bytes(request)
+        for position, message in enumerate(messages):
+            (own / f"{position:03}").write_bytes(message)
 
 
-def _load(file: Path) -> dict[bytes, list[bytes]]:
-    return dict(msgpack.unpackb(file.read_bytes()))
+def _load(folder: Path) -> dict[bytes, list[bytes]]:
+    return {
+        (own / "request").read_bytes(): [message.read_bytes() for message in sorted(own.glob("[0-9]*"))]
+        for own in sorted(request.parent for request in folder.rglob("request"))
+    }
 
 
 def add_bare(server: grpc.aio.Server, recordings: Recordings) -> None:
@@ -70,9 +80,9 @@ def _add(server: grpc.aio.Server, handler: Any) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"AnimateImage": handler}),))
 
 
-async def _serve(kind: str, file: Path, port: int) -> None:
+async def _serve(kind: str, folder: Path, port: int) -> None:
     server = grpc.aio.server(options=_OPTIONS)
-    {"bare": add_bare, "naive": add_naive}[kind](server, await asyncio.to_thread(_load, file))
+    {"bare": add_bare, "naive": add_naive}[kind](server, await asyncio.to_thread(_load, folder))
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
@@ -84,15 +94,15 @@ async def _serve(kind: str, file: Path, port: int) -> None:
 
 @click.command()
 @click.argument("kind", type=click.Choice(["bare", "naive"]))
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("port", type=int)
-def main(kind: str, file: Path, port: int) -> None:
+def main(kind: str, folder: Path, port: int) -> None:
     """Serve recorded answers until told to stop."""
     if kind == "naive":
-        asyncio.run(_serve(kind, file, port))
+        asyncio.run(_serve(kind, folder, port))
     else:
         keep_large_buffers()
-        uvloop.run(_serve(kind, file, port))
+        uvloop.run(_serve(kind, folder, port))
 
 
 if __name__ == "__main__":

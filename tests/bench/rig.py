@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,16 +83,21 @@ def standing(data: Path, *, step_seconds: float) -> Iterator[Rig]:
 
 
 @contextmanager
-def with_floors(rig: Rig, data: Path, recordings: floors.Recordings) -> Iterator[Rig]:
-    """The same, and the two servers that repeat what was recorded."""
+def with_floors(rig: Rig, data: Path, recordings: Mapping[int, floors.Recordings]) -> Iterator[Rig]:
+    """The same, and the servers that repeat what was recorded, by size of files: `bare` all, `naive-SIZE` one each.
+
+    What a naive server pays for a size depends on the sizes its allocator has met before.
+    """
     with leashed(data / "floors") as stack:
-        stack.data.mkdir(parents=True)
-        file = stack.data / "recordings.msgpack"
-        floors.save(recordings, file)
+        folder = stack.data / "recordings"
+        for size, of_size in recordings.items():
+            floors.save(of_size, folder / str(size))
         parts = []
-        for kind in ("bare", "naive"):
+        for name in ("bare", *(f"naive-{size}" for size in recordings)):
+            kind, _, only = name.partition("-")
             address = f"{LOOPBACK}:{free_port()}"
-            parts.append(_program(stack.data, kind, address, "tests.bench.floors", kind, str(file), _port(address)))
+            arguments = (kind, str(folder / only), _port(address))
+            parts.append(_program(stack.data, name, address, "tests.bench.floors", *arguments))
         with starting_on(MEASURED):
             started = stack.up(parts)
         yield Rig(

@@ -67,14 +67,14 @@ async def prepared(rig: Rig, data: Path, sizes: Sequence[int]) -> AsyncIterator[
             await _sees_its_worker(rig.addresses[name])
         requests = {size: [_request(size, seed) for seed in range(max(clients_for(size)))] for size in sizes}
         recordings = {
-            request: await _placed(rig, callers, request, size) for size in sizes for request in requests[size]
+            size: {request: await _placed(rig, callers, request, size) for request in requests[size]} for size in sizes
         }
         rig = stack.enter_context(with_floors(rig, data, recordings))
-        for name in ("bare", "naive"):
+        for name in rig.addresses.keys() - callers.keys():
             callers[name] = await stack.enter_async_context(Caller(rig.addresses[name]))
 
         def hit(name: str, server: str, size: int) -> Subject:
-            ask = _in_turn(callers[server], requests[size], len(recordings[requests[size][0]]))
+            ask = _in_turn(callers[server], requests[size], len(recordings[size][requests[size][0]]))
             return Subject(name, size, server, ask, clients_for(size))
 
         in_redis = tuple(size for size in sizes if size <= LARGEST_IN_REDIS)
@@ -84,7 +84,7 @@ async def prepared(rig: Rig, data: Path, sizes: Sequence[int]) -> AsyncIterator[
             await objects.put(size)
         subjects = []
         for size in sizes:
-            subjects += [hit("bare", "bare", size), hit("L1", "gateway", size), hit("naive", "naive", size)]
+            subjects += [hit("bare", "bare", size), hit("L1", "gateway", size), hit("naive", f"naive-{size}", size)]
             subjects += [hit("L2" if size in in_redis else "L2+L3", "gateway-l2", size), hit("L3", "gateway-l3", size)]
             if size in in_redis:
                 subjects.append(Subject("raw Redis", size, HERE, partial(redis.get, size), clients_for(size)))
