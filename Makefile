@@ -6,7 +6,7 @@ JOBS ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo check protos web up down clean
+.PHONY: help install test demo bench check protos web up down clean
 
 help: ## Show this list
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,9 @@ test: install web ## Run all tests (ARGS='-k stack' to choose, JOBS=4 for more p
 
 demo: install ## Start everything real, show what is reused, stop it again
 	python deploy/demo.py
+
+bench: install ## Measure hits, misses and crowds against the floors of this machine (ARGS=--quick)
+	python -m tests.bench $(ARGS)
 
 check: install ## Formatting, lint, types, import contracts, the protocol and its stubs
 	ruff format --check

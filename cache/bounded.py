@@ -120,6 +120,11 @@ class Bounded(Generic[K, V]):
         entry = self._entries.get(key)
         return entry.value if entry is not None and now < entry.expires else None
 
+    def weight_of(self, key: K) -> int:
+        """Bytes that an entry is charged; 0 if there is none."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else entry.weight
+
     def put(
         self,
         key: K,

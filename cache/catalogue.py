@@ -14,7 +14,7 @@ from cache.errors import TierError
 from cache.hierarchy import Hierarchy
 from cache.objects import ObjectsStore
 
-_PREFIX = "models/"
+PREFIX = "models/"
 _TTL = 30 * 24 * 3600.0  # seconds without a look; for Redis only, the durable tier keeps it
 
 
@@ -32,11 +32,11 @@ class Catalogue:
         if not await self._hierarchy.keep(self._namespace, content, _TTL):
             raise TierError("the description could not be stored")
         pointer = {"revision": description.revision, "hex": description.digest.hex, "size": description.digest.size}
-        await self._objects.put(_PREFIX + description.model, json.dumps(pointer).encode(), _TTL, replace=True)
+        await self._objects.put(PREFIX + description.model, json.dumps(pointer).encode(), _TTL, replace=True)
 
     async def active(self, model: str) -> Description | None:
         """The active description of a model; None if there is none that can be read. Raises TierError."""
-        pointer = await self._objects.get(_PREFIX + model, _TTL)
+        pointer = await self._objects.get(PREFIX + model, _TTL)
         if pointer is None:
             return None
         try:
@@ -52,4 +52,4 @@ class Catalogue:
 
     async def models(self) -> list[str]:
         """Names of all models ever published. Raises TierError."""
-        return sorted(name.removeprefix(_PREFIX) for name in await self._objects.names(_PREFIX))
+        return sorted(name.removeprefix(PREFIX) for name in await self._objects.names(PREFIX))

@@ -37,17 +37,16 @@ def unseal(key: Key, data: bytes) -> bytes:
     """The payload. Raises Damaged unless it is, bit for bit, what was sealed under this key."""
     if len(data) < OVERHEAD or data[: _HEADER.size] != _header(key, len(data) - OVERHEAD):
         raise Damaged("not an entry of this layout, kind and length")
-    payload = data[OVERHEAD:]
-    if _checksum(key, payload) != data[_HEADER.size : OVERHEAD]:
+    if _checksum(key, memoryview(data)[OVERHEAD:]) != data[_HEADER.size : OVERHEAD]:
         raise Damaged("the checksum differs")
-    return payload
+    return data[OVERHEAD:]
 
 
 def _header(key: Key, length: int) -> bytes:
     return _HEADER.pack(_MAGIC, _VERSION, key.kind.encode(), length)
 
 
-def _checksum(key: Key, payload: bytes) -> bytes:
+def _checksum(key: Key, payload: bytes | memoryview) -> bytes:
     hasher = blake3(str(key).encode() + b"\0")
     hasher.update(payload)
     return hasher.digest()

@@ -24,6 +24,7 @@ from cache.news import News
 
 K = TypeVar("K", bound=Hashable)
 E = TypeVar("E")
+V = TypeVar("V")
 
 
 class Flight(Generic[E]):
@@ -151,6 +152,29 @@ class Flights(Generic[K, E]):
     def _cancel_if_still_deserted(self, flight: Flight[E]) -> None:
         if flight.followers == 0 and not flight.goes_on:
             self.cancel(flight)
+
+
+class Errands(Generic[K, V]):
+    """Short work whose only news is its result: whoever wants the same at the same time waits for the same call.
+
+    It is done to its end, whoever leaves: it must have a bound of its own.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: dict[K, asyncio.Future[V]] = {}
+
+    async def share(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
+        """What the work returns or raises, called once for everybody who is waiting for this key."""
+        errand = self._under_way.get(key)
+        if errand is None:
+            errand = self._under_way[key] = asyncio.ensure_future(work())
+            errand.add_done_callback(lambda done: self._done(key, done))
+        return await asyncio.shield(errand)
+
+    def _done(self, key: K, errand: asyncio.Future[V]) -> None:
+        del self._under_way[key]
+        if not errand.cancelled():
+            errand.exception()  # seen, also when everybody has left
 
 
 class Deserted(Exception):

@@ -147,6 +147,11 @@ class Hierarchy:
             self._absent.pop(entry.address, None)
         return await self._writer.submit(writes)
 
+    def expect(self, addresses: Iterable[Address]) -> None:
+        """Somebody else has made these just now: whatever was remembered of their absence is old."""
+        for address in addresses:
+            self._absent.pop(address, None)
+
     def touch(self, record: Record) -> Record:
         """Note an access: at most once per half TTL the shared tiers' copies of the record are rewritten."""
         now = self._clock()

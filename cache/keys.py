@@ -7,6 +7,9 @@ An address says where it is kept: the namespace of the stage's scope, then the c
 Two parties compute these. The gateway knows a request as it was written; the worker also knows what a canonicalising
 stage made of it (text to token ids). Both call `content_ids`; the worker passes the outputs it knows, and what
 follows from them is then named by those outputs. So two spellings with one meaning share everything downstream.
+
+A request may let the encodings of a near-duplicate stand in for its own picture's. Those have the names they have
+everywhere. What is made of them is another output than the exact one, and is named as such, so that the two never meet.
 """
 
 from __future__ import annotations
@@ -70,6 +73,17 @@ class Key:
     def of_wire(cls, address: Address) -> Key:
         return cls("w", address.namespace, address.content_id)
 
+    @classmethod
+    def parse(cls, name: str) -> Key:
+        """The key of a stored entry. Raises ValueError for what is no name of a record or a blob."""
+        kind, _, rest = name.partition("/")
+        namespace, _, rest = rest.partition("/")
+        address = Address.parse(f"{namespace}/{rest[3:]}")
+        key = cls("r" if kind == "r" else "b", address.namespace, address.content_id)
+        if str(key) != name:
+            raise ValueError("not a key")
+        return key
+
     def __str__(self) -> str:
         return f"{self.kind}/{self.namespace}/{self.hex[:2]}/{self.hex}"
 
@@ -95,16 +109,22 @@ def content_ids(
     parameters: Mapping[str, Scalar],
     media: Mapping[str, str],
     canonical: Mapping[str, Digest] | None = None,
+    instead: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Content id of every stage this request has, by stage name.
 
     `parameters` are complete (defaults filled in), `media` gives the identity of each input by name, `canonical` the
-    output digests of canonicalising stages as far as they are known.
+    output digests of canonicalising stages as far as they are known. `instead` gives the identity of a near-duplicate
+    for inputs whose encodings are borrowed: stages that read such an input are named by it, as in a request of its own;
+    the names of what is made of them hold both identities.
     """
-    known = canonical or {}
+    known, instead = canonical or {}, instead or {}
+    seen = {**media, **instead}
     ids: dict[str, str] = {}
 
-    def upstream(name: str) -> Value:
+    def upstream(name: str, reader: Stage) -> Value:
+        if (own := borrowed(description.stage(name), instead)) and not borrowed(reader, instead):
+            return ["near", ids[name], {medium: media[medium] for medium in own}]
         if name in known:
             return ["output", known[name].hex, known[name].size]
         return ["stage", ids[name]]
@@ -116,16 +136,32 @@ def content_ids(
                 "kind": stage.kind,
                 "fingerprint": stage.fingerprint,
                 "parameters": {role: parameters[name] for role, name in stage.parameters.items()},
-                "media": {name: media[name] for name in stage.media},
-                "upstream": {role: upstream(name) for role, name in stage.upstream.items() if name in ids},
+                "media": {name: seen[name] for name in stage.media},
+                "upstream": {role: upstream(name, stage) for role, name in stage.upstream.items() if name in ids},
             },
         )
     return ids
 
 
-def addresses(description: Description, ids: Mapping[str, str], namespaces: Mapping[Scope, str]) -> dict[str, Address]:
-    """Address of every stage, by stage name."""
-    return {name: Address(namespaces[description.stage(name).scope], content_id) for name, content_id in ids.items()}
+def addresses(
+    description: Description,
+    ids: Mapping[str, str],
+    namespaces: Mapping[Scope, str],
+    instead: Mapping[str, str] | None = None,
+) -> dict[str, Address]:
+    """Address of every stage, by stage name. What is made of borrowed encodings (see `content_ids`) is never shared."""
+    instead, found = instead or {}, {}
+    for name, content_id in ids.items():
+        stage = description.stage(name)
+        approximate = not borrowed(stage, instead) and not depends_on(description, stage).isdisjoint(instead)
+        scope = Scope.TENANT if approximate and stage.scope is Scope.SHARED else stage.scope
+        found[name] = Address(namespaces[scope], content_id)
+    return found
+
+
+def borrowed(stage: Stage, instead: Mapping[str, str]) -> list[str]:
+    """The media that this stage reads itself, and of which it is another's encoding."""
+    return [name for name in stage.media if name in instead]
 
 
 def depends_on(description: Description, stage: Stage) -> frozenset[str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -21,6 +22,20 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 from cache.errors import TierError, TierTimeout
 
 _PIECE = 1024 * 1024  # bytes read at a time
+_LISTED = 1000  # names at a time
+_LEFT_BEHIND = 3600.0  # seconds after which a file that is not finished has nobody who writes it
+
+
+class Entry(NamedTuple):
+    """What a store says of an object without giving its bytes."""
+
+    name: str
+    size: int  # bytes, the envelope's included
+    modified: float  # seconds since the epoch, by the store's clock
+
+    @classmethod
+    def of(cls, meta: Any) -> Self:
+        return cls(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
 
 class ObjectsStore:
@@ -81,7 +96,7 @@ class ObjectsStore:
                 pieces.append(piece)
                 self._moved = _now()
                 deadline.reschedule(self._moved + self._stall)
-            return b"".join(map(bytes, pieces))
+            return b"".join(pieces)
 
     async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]:
         return await asyncio.gather(*(self.get(name, ttl) for name in names))
@@ -103,11 +118,32 @@ class ObjectsStore:
 
     async def names(self, prefix: str, *, after: str | None = None) -> list[str]:
         """Names of everything under a prefix, or of what comes `after` a name there. For small listings and upkeep."""
+        return [entry.name async for page in self.pages(prefix, after=after) for entry in page]
+
+    async def pages(self, prefix: str, *, after: str | None = None) -> AsyncIterator[list[Entry]]:
+        """Everything under a prefix, however much that is. The budget is that of a page."""
+        listing = aiter(obstore.list(self._store, prefix=prefix, offset=after, chunk_size=_LISTED))
+        while True:
+            async with _translated(self._write_timeout):
+                try:
+                    page = await anext(listing)
+                except StopAsyncIteration:
+                    return
+            yield [Entry.of(meta) for meta in page]
+
+    async def folders(self, prefix: str) -> list[str]:
+        """The next part of the names under a prefix that ends in a slash, each once."""
         async with _translated(self._write_timeout):
-            listing: list[str] = []
-            async for page in obstore.list(self._store, prefix=prefix, offset=after):
-                listing.extend(entry["path"] for entry in page)
-            return listing
+            found = await obstore.list_with_delimiter_async(self._store, prefix)
+            return [name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"]]
+
+    async def head(self, name: str) -> Entry | None:
+        """What there is under a name now."""
+        async with _translated(self._write_timeout):
+            try:
+                return Entry.of(await obstore.head_async(self._store, name))
+            except FileNotFoundError:
+                return None
 
     async def aclose(self) -> None:
         """Nothing to close: connections belong to the store object."""
@@ -125,10 +161,17 @@ class ObjectsStore:
 def _folder(root: Path) -> LocalStore:
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.rglob("*#*"):
-        # A writer that was killed leaves its unfinished file under such a name.
-        if re.search(r"#\d+$", leftover.name):
+        # A writer that was killed leaves its unfinished file under such a name. One that lives has begun it lately.
+        if re.search(r"#\d+$", leftover.name) and _is_old(leftover):
             leftover.unlink(missing_ok=True)
     return LocalStore(root)
+
+
+def _is_old(file: Path) -> bool:
+    try:
+        return time.time() - file.stat().st_mtime > _LEFT_BEHIND
+    except FileNotFoundError:
+        return False  # finished, and so renamed, in this moment
 
 
 def _now() -> float:

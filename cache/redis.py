@@ -72,9 +72,13 @@ class RedisStore:
         rows: list[bytes] = await self._ask(lambda client: client.lrange(name, 0, count - 1))
         return rows
 
+    async def publish(self, channel: str, message: bytes) -> int:
+        """How many clients were told."""
+        return int(await self._ask(lambda client: client.publish(channel, message)))
+
     async def usage(self) -> dict[str, int]:
         """Entries, bytes, capacity and evictions of the whole server."""
-        info: dict[str, Any] = await self._ask(lambda client: client.info("everything"))
+        info = await self.info()
         return {
             "entries": sum(
                 int(db["keys"]) for name, db in info.items() if name.startswith("db") and isinstance(db, dict)
@@ -83,6 +87,21 @@ class RedisStore:
             "capacity_bytes": int(info["maxmemory"]),
             "evictions": int(info["evicted_keys"]),
         }
+
+    async def info(self) -> dict[str, Any]:
+        """All that the server says of itself, by the names of Redis's INFO."""
+        info: dict[str, Any] = await self._ask(lambda client: client.info("everything"))
+        return info
+
+    async def setting(self, name: str) -> str:
+        """One setting of the server; empty if it has none of this name."""
+        found: dict[str, str] = await self._ask(lambda client: client.config_get(name))
+        return str(found.get(name, ""))
+
+    async def time(self) -> float:
+        """Seconds since the epoch, by the server's clock."""
+        seconds, microseconds = await self._ask(lambda client: client.time())
+        return int(seconds) + int(microseconds) / 1e6
 
     async def aclose(self) -> None:
         for client in (self._client, *self._guides):

@@ -83,7 +83,7 @@ class StoredTier:
         if data is None:
             return Outcome.MISS, None
         try:
-            return Outcome.HIT, await _unsealed(key, data)
+            return Outcome.HIT, await unsealed(key, data)
         except Damaged:
             if remove:
                 await self._remove_damaged(key)
@@ -97,7 +97,8 @@ class StoredTier:
             return
 
 
-async def _unsealed(key: Key, data: bytes) -> bytes:
+async def unsealed(key: Key, data: bytes) -> bytes:
+    """Like `unseal`, off the event loop where that takes longer than a loop may stand still."""
     return unseal(key, data) if len(data) <= AT_ONCE else await asyncio.to_thread(unseal, key, data)
 
 

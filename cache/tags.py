@@ -43,6 +43,11 @@ def ancestor_in(tag: str) -> str:
     return tag.removeprefix(_ANCESTOR) if tag.startswith(_ANCESTOR) else ""
 
 
+def media_in(tag: str) -> str:
+    """The identity in a tag of a picture or sound; nothing in any other."""
+    return tag.removeprefix(_MEDIA) if tag.startswith(_MEDIA) else ""
+
+
 def user_in(tag: str) -> str:
     """The namespace in a user's tag; nothing in any other."""
     return tag.removeprefix(_USER) if tag.startswith(_USER) else ""

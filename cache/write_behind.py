@@ -216,7 +216,10 @@ class WriteBehind:
         if write.renews:
             await self._renew(tier, write)
             return
-        created = await tier.put(write.key, write.payload, write.ttl, replace=write.replace)
+        # A blob is the same whoever writes it. Written again it is young again, and no sweep takes it for forgotten
+        # while the record that names it is on its way.
+        replace = write.replace or not write.is_index
+        created = await tier.put(write.key, write.payload, write.ttl, replace=replace)
         if not created and write.is_index and not await self._is_live(tier, write):
             await tier.put(write.key, write.payload, write.ttl, replace=True)
 

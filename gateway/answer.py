@@ -3,8 +3,8 @@ views of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,6 +16,7 @@ from cache.reason import Reason
 from cache.record import Record
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
+from gateway.plan import StandIn
 from reprise.v1 import common_pb2 as pb
 
 _TIERS = {
@@ -75,6 +76,7 @@ class Answer:
     tier: TierName | None = None  # that gave the bytes, for a hit
     reason: Reason | None = None  # why this request was not answered from a tier
     nearest: pb.Nearest | None = None
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium: what the result rests on
 
     @property
     def device_seconds_spent(self) -> float:
@@ -98,6 +100,15 @@ class Answer:
             address=str(self.address),
             reason=reason_message(self.reason),
             nearest=self.nearest,
+            similar=[
+                pb.SimilarPicture(
+                    media=name,
+                    distance=stand_in.likeness.distance,
+                    thumbnail_difference=stand_in.likeness.difference,
+                    identity=stand_in.identity,
+                )
+                for name, stand_in in self.stand_ins.items()
+            ],
         )
 
     @property
@@ -112,6 +123,10 @@ class Answer:
 
     def cache_status(self, now: float) -> str:
         """One entry of an RFC 9211 `Cache-Status` field."""
+        similar = max((stand_in.likeness.distance for stand_in in self.stand_ins.values()), default=None)
+        return self._came_from(now) + (f"; similar={similar}" if similar is not None else "")
+
+    def _came_from(self, now: float) -> str:
         match self.outcome:
             case Outcome.HIT:
                 if not self.lookups or self.lookups[-1].outcome is not LookupOutcome.HIT:
@@ -133,6 +148,7 @@ class Answer:
                 "reprise.outcome": self.outcome.value,
                 "reprise.tier": self.tier.value if self.tier else "",
                 "reprise.address": str(self.address),
+                "reprise.similar": len(self.stand_ins),
                 "reprise.bytes": self.record.output.digest.size,
                 "reprise.device_seconds.spent": self.device_seconds_spent,
                 "reprise.device_seconds.saved": self.device_seconds_saved,

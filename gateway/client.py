@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 import aiohttp
 import grpc
 
 from cache.digest import Digest
-from gateway.picture_files import LARGEST_FILE
+from gateway.blueprint import LARGEST_FILE
+from gateway.status import Problem, explain_error
 from reprise.v1 import cache_pb2, common_pb2, media_pb2
 from reprise.v1.cache_pb2_grpc import CacheServiceStub
 from reprise.v1.media_pb2_grpc import MediaServiceStub
@@ -18,12 +23,16 @@ from reprise.v1.media_pb2_grpc import MediaServiceStub
 _MAX_MESSAGE = 64 * 1024 * 1024
 _SOON, _LATER, _UPLOAD = 5.0, 30.0, 60.0  # seconds that a call without a stream may take
 _FETCH = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=30.0)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds before another try, where nobody says how long to wait
+_T = TypeVar("_T")
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
@@ -49,18 +58,32 @@ class Media:
 
 
 class Client:
-    """One connection to a gateway. Use as an async context manager.
+    """A connection to the gateways at `address`: one, or several with commas between them, which are tried in turn.
 
-    Raises grpc.aio.AioRpcError, and ValueError for a picture that is larger than any gateway takes. Streams last as
-    long as they need; other calls have deadlines.
+    Use as an async context manager. Requests are idempotent, so what a retry can avoid is not told: where a gateway
+    dies, has no worker for the moment or says when there is room again, `animate` asks again, within its deadline if
+    it has one, else `tries` times in all. Everything else raises grpc.aio.AioRpcError, and ValueError for a picture
+    that is larger than any gateway takes. Streams last as long as they need; other calls have deadlines.
     """
 
-    def __init__(self, address: str, *, api_key: str = "", session: str = "") -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self._media = MediaServiceStub(self._channel)
-        self._cache = CacheServiceStub(self._channel)
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str = "",
+        session: str = "",
+        tries: int = 4,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._doors = [_Door(each.strip()) for each in address.split(",")]  # the one to go to first
         headers = {"authorization": f"Bearer {api_key}" if api_key else "", "x-reprise-session": session}
         self._metadata = tuple((key, value) for key, value in headers.items() if value)
+        self._tries = tries
+        self._sleep = sleep
+        self._clock = clock
+        self._chance = chance
 
     async def __aenter__(self) -> Client:
         return self
@@ -68,55 +91,99 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        for door in self._doors:
+            await door.channel.close()
 
     async def animate(
         self,
         request: media_pb2.AnimateImageRequest,
         *,
         on_event: Callable[[media_pb2.GenerationEvent], None] = lambda event: None,
+        on_retry: Callable[[Problem, float], None] = lambda problem, seconds: None,
         deadline: float | None = None,
     ) -> Media:
-        """Run a request to its result. `on_event` sees every event as it comes; `deadline` is in seconds."""
+        """Run a request to its result. `on_event` sees every event as it comes; `deadline` is in seconds.
+
+        `on_retry` hears why the request is about to be made again and in how many seconds. What comes then begins
+        anew: another `accepted` with another name, the generation's events from its first on, or a hit. A `fresh`
+        request that was accepted once asks for the seed it was told, and so for the same generation.
+        """
         _refuse_too_large("image", request.image)
-        call = self._media.AnimateImage(request, timeout=deadline, metadata=self._metadata)
-        media = await _collect((response.event async for response in call), on_event)
-        trailers = dict(await call.trailing_metadata() or ())
-        media.cache_status = str(trailers.get("cache-status", ""))
-        return media
+        until = None if deadline is None else self._clock() + deadline
+        patience = _Patience(self, until)
+        heard = _Heard(on_event)
+        while True:
+            door = self._doors[0]
+            try:
+                left = None if until is None else until - self._clock()
+                call = door.media.AnimateImage(request, timeout=left, metadata=self._metadata)
+                await heard.all(response.event async for response in call)
+                trailers = dict(await call.trailing_metadata() or ())
+                return heard.media(str(trailers.get("cache-status", "")))
+            except (grpc.aio.AioRpcError, ConnectionError) as error:
+                if heard.result is not None:
+                    return heard.media()
+                await patience.wait_after(error, door, _worth_another_try, on_retry)
+                request = heard.same_again(request)
+                heard = _Heard(on_event)
 
     async def rejoin(
         self, name: str, *, on_event: Callable[[media_pb2.GenerationEvent], None] = lambda event: None
     ) -> Media:
-        """Everything that happened and happens to a generation, until it is known whether its artifact is durable."""
-        return await _collect(self.watch(name), on_event)
+        """Everything that happened and happens to a generation, until it is known whether its artifact is durable.
+
+        Raises NOT_FOUND when the gateway where it lives is gone: ask for the media itself again.
+        """
+        heard = _Heard(on_event)
+        try:
+            await heard.all(self.watch(name))
+        except grpc.aio.AioRpcError as error:
+            if heard.result is None or error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+        return heard.media()
 
     async def until_stored(self, media: Media) -> media_pb2.Stored.State:
-        """Wait until it is known whether the artifact is durable."""
-        if media.result.stored.state != media_pb2.Stored.STATE_PENDING or not media.name:
-            return media.result.stored.state
+        """Wait until it is known whether the artifact is durable. PENDING if the gateway that knew it is gone."""
         state = media.result.stored.state
-        async for event in self.watch(media.name, media.last_sequence + 1):
-            if event.HasField("stored"):
-                state = event.stored.state
+        if state != media_pb2.Stored.STATE_PENDING or not media.name:
+            return state
+        try:
+            async for event in self.watch(media.name, media.last_sequence + 1):
+                if event.HasField("stored"):
+                    state = event.stored.state
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
         return state
 
     async def watch(self, name: str, from_sequence: int = 0) -> AsyncIterator[media_pb2.GenerationEvent]:
-        request = media_pb2.WatchRequest(name=name, from_sequence=from_sequence)
-        async for response in self._media.Watch(request, metadata=self._metadata):
-            yield response.event
+        """The events of a generation from one on. A stream that breaks is picked up where it broke, at any gateway."""
+        patience = _Patience(self, None)
+        while True:
+            door = self._doors[0]
+            request = media_pb2.WatchRequest(name=name, from_sequence=from_sequence)
+            try:
+                async for response in door.media.Watch(request, metadata=self._metadata):
+                    from_sequence = response.event.sequence + 1
+                    patience.renew()
+                    yield response.event
+            except grpc.aio.AioRpcError as error:
+                await patience.wait_after(error, door, _broken)
+            else:
+                return
 
     async def cancel(self, name: str) -> None:
-        await self._media.Cancel(media_pb2.CancelRequest(name=name), timeout=_SOON, metadata=self._metadata)
+        request = media_pb2.CancelRequest(name=name)
+        await self._ask(lambda door: door.media.Cancel(request, timeout=_SOON, metadata=self._metadata))
 
     async def upload(self, content: bytes) -> media_pb2.UploadResponse:
         _refuse_too_large("content", content)
         request = media_pb2.UploadRequest(content=content)
-        return await self._media.Upload(request, timeout=_UPLOAD, metadata=self._metadata)
+        return await self._ask(lambda door: door.media.Upload(request, timeout=_UPLOAD, metadata=self._metadata))
 
     async def download(self, artifact: common_pb2.Digest, offset: int = 0) -> bytes:
         request = media_pb2.DownloadRequest(artifact=artifact, offset=offset)
-        chunks = self._media.Download(request, metadata=self._metadata)
+        chunks = self._doors[0].media.Download(request, metadata=self._metadata)
         return b"".join([response.chunk.data async for response in chunks])
 
     async def fetch(self, media: Media) -> bytes:
@@ -147,22 +214,103 @@ class Client:
         for each in (request, *([after] if after is not None else [])):
             _refuse_too_large("image", each.image)
         question = media_pb2.ExplainRequest(animate_image=request, after_animate_image=after)
-        return await self._media.Explain(question, timeout=_LATER, metadata=self._metadata)
-
-    async def stats(self) -> cache_pb2.StatsResponse:
-        return await self._cache.Stats(cache_pb2.StatsRequest(), timeout=_LATER, metadata=self._metadata)
+        return await self._ask(lambda door: door.media.Explain(question, timeout=_LATER, metadata=self._metadata))
 
     async def invalidate(self, request: cache_pb2.InvalidateRequest) -> AsyncIterator[cache_pb2.InvalidateResponse]:
         """Who has heard, how far it is, and at last the receipt."""
-        async for response in self._cache.Invalidate(request, metadata=self._metadata):
+        async for response in self._doors[0].cache.Invalidate(request, metadata=self._metadata):
             yield response
 
+    async def inspect(self, key: str) -> cache_pb2.InspectResponse:
+        """Where an entry lies, and what its record says; `key` in any of the forms that InspectRequest has."""
+        request = cache_pb2.InspectRequest(key=key)
+        return await self._ask(lambda door: door.cache.Inspect(request, timeout=_LATER, metadata=self._metadata))
+
     async def switch(self, request: cache_pb2.SwitchRequest) -> cache_pb2.SwitchResponse:
-        return await self._cache.Switch(request, timeout=_LATER, metadata=self._metadata)
+        return await self._ask(lambda door: door.cache.Switch(request, timeout=_LATER, metadata=self._metadata))
 
     async def pin(self, address: str, *, on: bool = True) -> cache_pb2.PinResponse:
         request = cache_pb2.PinRequest(address=address, on=on)
-        return await self._cache.Pin(request, timeout=_LATER, metadata=self._metadata)
+        return await self._ask(lambda door: door.cache.Pin(request, timeout=_LATER, metadata=self._metadata))
+
+    async def stats(self) -> cache_pb2.StatsResponse:
+        request = cache_pb2.StatsRequest()
+        return await self._ask(lambda door: door.cache.Stats(request, timeout=_LATER, metadata=self._metadata))
+
+    async def _ask(self, call: Callable[[_Door], Awaitable[_T]]) -> _T:
+        """What one of the gateways answers, where they are several; the first that can be reached."""
+        patience = _Patience(self, None, tries=len(self._doors))
+        while True:
+            door = self._doors[0]
+            try:
+                return await call(door)
+            except grpc.aio.AioRpcError as error:
+                await patience.wait_after(error, door, _broken)
+
+
+class _Door:
+    """The way to one gateway."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.media = MediaServiceStub(self.channel)
+        self.cache = CacheServiceStub(self.channel)
+
+
+class _Patience:
+    """How often, and with what pauses, one call is made again."""
+
+    def __init__(self, client: Client, until: float | None, *, tries: int | None = None) -> None:
+        self._client = client
+        self._until = until  # on the client's clock; None: `tries` is the bound
+        self._tries = client._tries if tries is None else tries
+        self._failures = 0
+
+    def renew(self) -> None:
+        """There was progress."""
+        self._failures = 0
+
+    async def wait_after(
+        self,
+        error: Exception,
+        door: _Door,
+        worth_it: Callable[[Problem], bool],
+        on_retry: Callable[[Problem, float], None] = lambda problem, seconds: None,
+    ) -> None:
+        """Wait as long as makes sense before another try, at another door. Raises the error if none does."""
+        client = self._client
+        problem = _problem(error)
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._failures) * (0.5 + client._chance() / 2)
+        pause = max(pause, (problem.retry_after or 0.0) * (1.0 + client._chance() / 4))
+        self._failures += 1
+        spent = self._failures >= self._tries if self._until is None else client._clock() + pause >= self._until
+        if spent or not worth_it(problem):
+            raise error
+        if client._doors[0] is door:  # else a call beside this one has turned already
+            client._doors.append(client._doors.pop(0))
+        on_retry(problem, pause)
+        await client._sleep(pause)
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, grpc.RpcError):
+        return explain_error(error)
+    return Problem(grpc.StatusCode.UNAVAILABLE, "", None, str(error), None)
+
+
+def _worth_another_try(problem: Problem) -> bool:
+    """Whether the request may well succeed when it is made again."""
+    if problem.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return problem.retry_after is not None
+    return problem.code is grpc.StatusCode.UNAVAILABLE or _broken(problem)
+
+
+def _broken(problem: Problem) -> bool:
+    """Whether the connection failed, not the request: a gateway says why it refuses, and this comes without a reason.
+
+    A gateway that stops answers calls that it has not begun with CANCELLED (grpc#41785), which nobody here asked for.
+    """
+    return not problem.reason and problem.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 def _refuse_too_large(field: str, file: bytes) -> None:
@@ -170,26 +318,50 @@ def _refuse_too_large(field: str, file: bytes) -> None:
         raise ValueError(f"{field}: a picture file must have at most {LARGEST_FILE:,} bytes; this has {len(file):,}")
 
 
-async def _collect(
-    events: AsyncIterator[media_pb2.GenerationEvent], on_event: Callable[[media_pb2.GenerationEvent], None]
-) -> Media:
-    name, sequence, result = "", 0, None
-    chunks: dict[int, bytes] = {}
-    previews: list[bytes] = []
-    async for event in events:
-        on_event(event)
-        sequence = event.sequence
+class _Heard:
+    """What one stream of events has told so far."""
+
+    def __init__(self, on_event: Callable[[media_pb2.GenerationEvent], None]) -> None:
+        self.result: media_pb2.Result | None = None
+        self._on_event = on_event
+        self._accepted: media_pb2.Accepted | None = None
+        self._sequence = 0
+        self._chunks: dict[int, bytes] = {}
+        self._previews: list[bytes] = []
+
+    async def all(self, events: AsyncIterator[media_pb2.GenerationEvent]) -> None:
+        """Listen to the end. Raises ConnectionError if there was no result until then."""
+        async for event in events:
+            self._on_event(event)
+            self._hear(event)
+        if self.result is None:
+            raise ConnectionError("the stream ended before its result")
+
+    def _hear(self, event: media_pb2.GenerationEvent) -> None:
+        self._sequence = event.sequence
         if event.HasField("accepted"):
-            name = event.accepted.name
+            self._accepted = event.accepted
         if event.HasField("preview"):
-            previews.append(event.preview.image)
+            self._previews.append(event.preview.image)
         if event.HasField("chunk"):
-            chunks[event.chunk.offset] = event.chunk.data
+            self._chunks[event.chunk.offset] = event.chunk.data
         if event.HasField("result"):
-            result = event.result
-        if event.HasField("stored") and result is not None:
-            result.stored.CopyFrom(event.stored)
-    if result is None:
-        raise ConnectionError("the stream ended before its result")
-    data = b"".join(data for _, data in sorted(chunks.items()))
-    return Media(data, result, name, sequence, previews=previews)
+            self.result = event.result
+        if event.HasField("stored") and self.result is not None:
+            self.result.stored.CopyFrom(event.stored)
+
+    def media(self, cache_status: str = "") -> Media:
+        assert self.result is not None  # noqa: S101  # callers see to that
+        data = b"".join(data for _, data in sorted(self._chunks.items()))
+        name = self._accepted.name if self._accepted is not None else ""
+        return Media(data, self.result, name, self._sequence, cache_status, self._previews)
+
+    def same_again(self, request: media_pb2.AnimateImageRequest) -> media_pb2.AnimateImageRequest:
+        """The request for the generation that this stream was about: variety that was drawn once is not drawn again."""
+        if self._accepted is None or not request.cache_policy.fresh:
+            return request
+        again = media_pb2.AnimateImageRequest()
+        again.CopyFrom(request)
+        again.cache_policy.fresh = False
+        again.seed = self._accepted.seed
+        return again

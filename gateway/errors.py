@@ -25,7 +25,13 @@ from typing import ClassVar, Literal, TypeAlias
 import grpc
 
 NotFoundReason: TypeAlias = Literal[
-    "MODEL_UNKNOWN", "DIGEST_UNKNOWN", "NOT_CACHED", "GENERATION_UNKNOWN", "ARTIFACT_UNKNOWN", "URL_EXPIRED"
+    "MODEL_UNKNOWN",
+    "DIGEST_UNKNOWN",
+    "NOT_CACHED",
+    "GENERATION_UNKNOWN",
+    "ARTIFACT_UNKNOWN",
+    "URL_EXPIRED",
+    "ENTRY_UNKNOWN",
 ]
 UnavailableReason: TypeAlias = Literal["NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED"]
 OverloadedReason: TypeAlias = Literal["QUEUE_FULL", "DEVICE_MEMORY", "GATEWAY_BUSY"]
@@ -37,6 +43,7 @@ _NOT_FOUND: dict[NotFoundReason, str] = {
     "GENERATION_UNKNOWN": "no such generation, or it finished too long ago: ask for the media itself again",
     "ARTIFACT_UNKNOWN": "no such artifact: ask for the media itself again",
     "URL_EXPIRED": "this URL has expired: ask for the media itself again",
+    "ENTRY_UNKNOWN": "nothing lies under this key in any tier",
 }
 _UNAVAILABLE: dict[UnavailableReason, str] = {
     "NO_WORKER": "not cached, and no worker that serves this model can be reached",

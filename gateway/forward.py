@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -23,7 +23,6 @@ from cache.record import NotARecord, Record
 from cache.telemetry import Tracing
 from cache.tier import TierName
 from gateway.answer import tier_message
-from gateway.darkroom import Source
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Piece, Planned, Settled, Step
 from gateway.plan import Plan, after_canonical
@@ -32,7 +31,7 @@ from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response
 from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.inference_pb2 import Finished, ForeseeResponse, Picture, RunRequest, RunResponse
+from reprise.v1.inference_pb2 import Elsewhere, Finished, ForeseeResponse, Picture, RunRequest, RunResponse
 from reprise.v1.media_pb2 import Stored
 
 _NO_WORKER_RETRY = 2.0  # seconds
@@ -46,6 +45,25 @@ class _Artifact:
     canonical: Record
     own: Record  # as found under the address of the request as it was written
     data: bytes
+
+
+class _NearGone(Exception):
+    """The encodings of a near-duplicate that a plan counts on are not there any more."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """One generation on its way, wherever it runs."""
+
+    flight: Flight[Step]
+    plan: Plan
+    records: Mapping[str, tuple[Record, TierName]]
+    span: Span
+    fill: Callable[[Completed], None]
+    with_pixels: bool
+
+    async def request(self, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
+        return await _run_request(self.plan, self.records, with_pixels=self.with_pixels, idle=idle, must_run=must_run)
 
 
 class Forwarder:
@@ -79,10 +97,23 @@ class Forwarder:
 
         `fill` is told of the artifact before anybody else. Raises Refused, or the worker's refusal translated.
         """
+
+        def completed(done: Completed) -> None:
+            made = [stage.stage for stage in done.stages if stage.outcome == pb.STAGE_OUTCOME_RUN]
+            self._hierarchy.expect(plan.addresses[name] for name in made if name in plan.addresses)
+            fill(done)
+
         try:
-            records, reasons = await self._stage_records(plan)
+            records, reasons = await known_encodings(self._hierarchy, plan, self._clock())
             flight.publish(Planned(expected_stages(plan, records), reasons))
-            artifact = await self._run_somewhere(flight, plan, records, span, fill)
+            run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
+            try:
+                artifact = await self._run_somewhere(run)
+            except _NearGone:
+                plan = plan.with_stand_ins({})
+                records, _ = await known_encodings(self._hierarchy, plan, self._clock())
+                run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
+                artifact = await self._run_somewhere(run)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
                 flight.publish(Settled(await self._store(artifact, plan)))
@@ -95,7 +126,7 @@ class Forwarder:
         if worker is None:
             return None
         try:
-            foreseen = await worker.foresee(await _run_request(plan, records, with_pixels=False))
+            foreseen = await worker.foresee(await _run_request(plan, records))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise from_upstream(error) from error
@@ -107,49 +138,67 @@ class Forwarder:
             raise Internal("WORKER_STAGES_DIFFER")
         return foreseen if known <= foreseen.addresses.keys() else None
 
-    async def _stage_records(self, plan: Plan) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
-        """Outputs of stages that can be reused; and what the tiers said of those that cannot."""
-        if not plan.policy.reuse:
-            return {}, {}
-        stages = plan.reachable
-        asked = await self._hierarchy.ask_many([(plan.addresses[stage.name], stage.ttl) for stage in stages])
-        return sift(plan, {stage.name: asked[plan.addresses[stage.name]] for stage in stages}, self._clock())
-
-    async def _run_somewhere(
-        self,
-        flight: Flight[Step],
-        plan: Plan,
-        records: Mapping[str, tuple[Record, TierName]],
-        span: Span,
-        fill: Callable[[Completed], None],
-    ) -> _Artifact | None:
-        description = plan.description
+    async def _run_somewhere(self, run: _Run) -> _Artifact | None:
+        """The artifact if it still needs storing, None if a worker has seen to that."""
+        borrowed = run.plan.stand_ins.keys()
+        if any(set(stage.media) & borrowed and stage.name not in run.records for stage in run.plan.stages):
+            raise _NearGone
         failed: list[Worker] = []
-        with_pixels = _reads_media(plan, records)
+        description = run.plan.description
         while True:
-            worker = self._fleet.home(description.model, description.revision, plan.affinity, without=failed)
-            if worker is None:
+            home = self._fleet.home(description.model, description.revision, run.plan.affinity, without=failed)
+            if home is None:
                 raise Unavailable("NO_WORKER", retry_after=_NO_WORKER_RETRY)
             try:
-                with self._room_for_pixels(plan, with_pixels):
-                    request = await _run_request(plan, records, with_pixels=with_pixels)
-                    return await self._run_on(worker, request, flight, plan, records, span, fill)
+                with self._room_for_pixels(run):
+                    return await self._run_at(home, run, failed)
             except WorkerSilent:
-                _log.warning("worker silent, trying another", worker=worker.address)
-                failed.append(worker)
+                _log.warning("worker silent, trying another", worker=home.address)
+                failed.append(home)
             except grpc.aio.AioRpcError as error:
-                if explain_error(error).reason == "MEDIA_NEEDED" and not with_pixels:
-                    with_pixels = True
+                reason = explain_error(error).reason
+                if reason == "MEDIA_NEEDED" and not run.with_pixels:
+                    run.with_pixels = True
+                elif reason == "NEAR_GONE" and run.plan.stand_ins:
+                    raise _NearGone from None
                 elif error.code() is grpc.StatusCode.UNAVAILABLE:
-                    _log.warning("worker lost, trying another", worker=worker.address)
-                    failed.append(worker)
+                    _log.warning("worker lost, trying another", worker=home.address)
+                    failed.append(home)
                 else:
                     raise from_upstream(error) from error
 
+    async def _run_at(self, home: Worker, run: _Run, failed: Collection[Worker]) -> _Artifact | None:
+        """At a plan's home, or at the worker that the home has left it to."""
+        description = run.plan.description
+        idle = self._fleet.idle(description.model, description.revision, run.plan.affinity, without=[home, *failed])
+        async with self._sent(home, run, await run.request(idle=idle)) as told:
+            if not isinstance(told, Elsewhere):
+                return told
+            # As long as this stream is open, the home sends everybody who asks for the same to the same worker.
+            other = self._fleet.find(told.worker)
+            try:
+                if other is not None and not other.silent and other not in failed:
+                    return await self._run_here(other, run)
+            except WorkerSilent:
+                pass
+            except grpc.aio.AioRpcError as error:
+                if not _another_may(error):
+                    raise
+        _log.warning("worker lost, coming back to the home", worker=told.worker, home=home.address)
+        return await self._run_here(home, run)
+
+    async def _run_here(self, worker: Worker, run: _Run) -> _Artifact | None:
+        async with self._sent(worker, run, await run.request(must_run=True)) as told:
+            if isinstance(told, Elsewhere):
+                raise Internal("WORKER_SENT_AWAY")
+            return told
+
     @contextmanager
-    def _room_for_pixels(self, plan: Plan, with_pixels: bool) -> Iterator[None]:
+    def _room_for_pixels(self, run: _Run) -> Iterator[None]:
         """A run's request lives as long as the run, and its pictures are most of it. Raises Overloaded."""
-        size = sum(source.width * source.height * 3 for source in plan.media.values()) if with_pixels else 0
+        plan = run.plan
+        sources = [source for name, source in plan.media.items() if run.with_pixels and name not in plan.stand_ins]
+        size = sum(source.width * source.height * 3 for source in sources)
         if size and self._pixels and self._pixels + size > self._max_pixels:
             raise Overloaded("GATEWAY_BUSY")
         self._pixels += size
@@ -158,24 +207,25 @@ class Forwarder:
         finally:
             self._pixels -= size
 
-    async def _run_on(
-        self,
-        worker: Worker,
-        request: RunRequest,
-        flight: Flight[Step],
-        plan: Plan,
-        records: Mapping[str, tuple[Record, TierName]],
-        parent: Span,
-        fill: Callable[[Completed], None],
-    ) -> _Artifact | None:
-        """The artifact if it still needs storing, None if the worker has seen to that."""
-        span = self._tracing.child(parent, "reprise.worker", {"server.address": worker.address})
+    @asynccontextmanager
+    async def _sent(
+        self, worker: Worker, run: _Run, request: RunRequest
+    ) -> AsyncIterator[_Artifact | Elsewhere | None]:
+        """What a worker has to tell of a run in the end; the stream to it stays open for as long as the block lasts.
+
+        The artifact if it still needs storing, None if the worker has seen to that, or who else has the run.
+        """
+        span = self._tracing.child(run.span, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, span, patience=self._patience)
-        reading = asyncio.create_task(_read(worker, call, flight, plan, records, span, fill))
+        reading = asyncio.create_task(_read(worker, call, run, span))
         try:
-            return await asyncio.shield(reading)
+            told = await asyncio.shield(reading)
+            if isinstance(told, Elsewhere):
+                span.set_attribute("reprise.worker.elsewhere", told.worker)
+                request.ClearField("pictures")  # the call lives on, and has no use for them
+            yield told
         except asyncio.CancelledError:
-            if flight in self._abandoned:
+            if run.flight in self._abandoned and not reading.done():
                 # While our stream is open: once it is closed, the worker does not know this follower any more.
                 await worker.abandon(request.follower)
             raise
@@ -195,28 +245,41 @@ class Forwarder:
         return Stored(state=Stored.STATE_DURABLE if await durable else Stored.STATE_NOT_STORED)
 
 
+async def known_encodings(
+    hierarchy: Hierarchy, plan: Plan, now: float
+) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
+    """What the tiers hold of the stages before the result that a gateway can name, by stage; and what they said of
+    those that they do not hold.
+    """
+    if not plan.policy.reuse:
+        return {}, {}
+    stages = plan.reachable
+    asked = await hierarchy.ask_many([(plan.addresses[stage.name], stage.ttl) for stage in stages])
+    return sift(plan, {stage.name: asked[plan.addresses[stage.name]] for stage in stages}, now)
+
+
 async def _read(
     worker: Worker,
     call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse],
-    flight: Flight[Step],
-    plan: Plan,
-    records: Mapping[str, tuple[Record, TierName]],
+    run: _Run,
     span: Span,
-    fill: Callable[[Completed], None],
-) -> _Artifact | None:
-    """Publish what a worker tells. The artifact if it still needs storing, None if the worker has seen to that."""
+) -> _Artifact | Elsewhere | None:
+    """Publish what a worker tells, to its end or until it says who else has the run (see `Forwarder._sent`)."""
+    flight = run.flight
     chunks: list[bytes] = []
     artifact: _Artifact | None = None
     try:
         async for message in call:
             if message.HasField("finished"):
-                artifact = await _verified(message.finished, b"".join(chunks), plan.address)
-                completed = _completed(artifact, message.finished, plan, records)
-                fill(completed)
+                artifact = await _verified(message.finished, b"".join(chunks), run.plan.address)
+                completed = _completed(artifact, message.finished, run.plan, run.records)
+                run.fill(completed)
                 _publish(flight, completed)
             elif message.HasField("stored"):
                 flight.publish(Settled(message.stored))
                 return None
+            elif message.HasField("elsewhere"):
+                return message.elsewhere
             elif message.event.HasField("chunk"):
                 chunks.append(message.event.chunk.data)
             else:
@@ -274,12 +337,26 @@ def _reads_media(plan: Plan, records: Mapping[str, object]) -> bool:
     return any(stage.media and stage.name not in records for stage in plan.stages)
 
 
-async def _run_request(plan: Plan, records: Mapping[str, tuple[Record, TierName]], *, with_pixels: bool) -> RunRequest:
+def _another_may(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a worker's refusal is about itself and not about the run."""
+    problem = explain_error(error)
+    full = problem.code is grpc.StatusCode.RESOURCE_EXHAUSTED and problem.retry_after is not None
+    return full or problem.code is grpc.StatusCode.UNAVAILABLE or problem.reason == "PLAN_DIFFERS"
+
+
+async def _run_request(
+    plan: Plan,
+    records: Mapping[str, tuple[Record, TierName]],
+    *,
+    with_pixels: bool = False,
+    idle: Sequence[str] = (),
+    must_run: bool = False,
+) -> RunRequest:
     return RunRequest(
         model=plan.description.model,
         revision=plan.description.revision,
         parameters={name: _parameter(value) for name, value in plan.parameters.items()},
-        pictures={name: await _picture(source, with_pixels) for name, source in plan.media.items()},
+        pictures={name: await _picture(plan, name, with_pixels) for name in plan.media},
         namespaces={scope.value: namespace for scope, namespace in plan.namespaces.items()},
         addresses={stage: str(address) for stage, address in plan.addresses.items()},
         records={stage: record.to_bytes() for stage, (record, _) in records.items()},
@@ -289,6 +366,8 @@ async def _run_request(plan: Plan, records: Mapping[str, tuple[Record, TierName]
         follower=secrets.token_hex(16),
         max_age=plan.policy.max_age,
         tags=plan.tags,
+        idle=idle,
+        must_run=must_run,
     )
 
 
@@ -302,12 +381,15 @@ def _parameter(value: Scalar) -> pb.ParameterValue:
             return pb.ParameterValue(int_value=value)
 
 
-async def _picture(source: Source, with_pixels: bool) -> Picture:
-    if not with_pixels:
-        return Picture(identity=source.identity, width=source.width, height=source.height)
-    picture = await source.pixels()
-    source.release()
-    return Picture(identity=picture.identity, width=picture.width, height=picture.height, rgb=picture.rgb)
+async def _picture(plan: Plan, name: str, with_pixels: bool) -> Picture:
+    source, stand_in = plan.media[name], plan.stand_ins.get(name)
+    picture = Picture(identity=source.identity, width=source.width, height=source.height, part_of=source.part_of)
+    if stand_in is not None:  # without pixels in any case: none are to be encoded under another's name
+        picture.near_identity = stand_in.identity
+    elif with_pixels:
+        picture.rgb = (await source.pixels()).rgb
+        source.release()
+    return picture
 
 
 async def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
@@ -330,7 +412,7 @@ def _completed(
     reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
     _name_tiers(finished.stages, records)
     stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
-    return Completed(reply, stages, finished.joined)
+    return Completed(reply, stages, finished.joined, plan.stand_ins)
 
 
 def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Record, TierName]]) -> None:

@@ -29,7 +29,7 @@ from gateway.answer import Answer
 from gateway.errors import Cancelled, NotFound
 from gateway.history import Past
 from gateway.links import Url
-from gateway.plan import Plan
+from gateway.plan import Plan, StandIn
 from gateway.reasons import Seen
 from gateway.wire import Reply, event_response
 from reprise.v1.common_pb2 import Digest, StageReport
@@ -60,6 +60,7 @@ class Completed:
     reply: Reply
     stages: Sequence[StageReport]
     joined: bool  # another gateway had begun it
+    stand_ins: Mapping[str, StandIn]  # by medium: what it rests on, which may be less than was planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from cache.tier import TierName
 from gateway.answer import Answer, Outcome
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -39,19 +41,25 @@ class Ledger:
             ["reason", "field"],
             registry=registry,
         )
+        self._of = cache(self._series)  # finding a series by its labels costs more than counting in it
         self._generations = Counter("reprise_generations", "Generations asked of workers", registry=registry)
 
     def enter(self, method: str, answer: Answer, seconds: float) -> None:
         self.outcomes[answer.outcome] += 1
         self.device_seconds_spent += answer.device_seconds_spent
         self.device_seconds_saved += answer.device_seconds_saved
-        self._answers.labels(method, answer.outcome.value, answer.tier.value if answer.tier else "").inc()
-        self._seconds.labels(method, answer.outcome.value).observe(seconds)
+        answers, took = self._of(method, answer.outcome, answer.tier)
+        answers.inc()
+        took.observe(seconds)
         self._spent.inc(answer.device_seconds_spent)
         self._saved.inc(answer.device_seconds_saved)
 
         if answer.reason is not None:
             self._misses.labels(answer.reason.value, answer.differing).inc()
+
+    def _series(self, method: str, outcome: Outcome, tier: TierName | None) -> tuple[Counter, Histogram]:
+        answers = self._answers.labels(method, outcome.value, tier.value if tier else "")
+        return answers, self._seconds.labels(method, outcome.value)
 
     def generated(self) -> None:
         self.generations += 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,28 +14,32 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from cache import tags
 from cache.build import Tiers
-from cache.description import Description, Scope
+from cache.description import HOUR, Description, Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
+from cache.near import USUAL_DISTANCE
 from cache.switches import Subject
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom, Source
-from gateway.errors import InvalidField, NotFound, OutOfRange, Refused, Unavailable
+from gateway.errors import InvalidField, NotFound, OutOfRange, Refused
 from gateway.explain import Explainer
+from gateway.framing import Framing
 from gateway.identity import current_caller
 from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
-from gateway.plan import Plan, Policy, choose_seed, make_plan
+from gateway.plan import DefaultPolicy, Plan, Policy, choose_seed, default_policy, make_plan
+from gateway.plans import Asked, Plans, asked
 from gateway.resolve import Resolver, Visit
-from gateway.validate import complete, given_fields
+from gateway.uploads import Uploads
+from gateway.validate import complete, given_fields, parse
 from gateway.wire import CHUNK_BYTES
 from reprise.v1 import common_pb2 as pb
 from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-UPLOAD_TTL = 2 * 3600.0  # seconds without use
-_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy", "delivery"})
+_ARTIFACT_TTL = 2 * HOUR  # seconds; how long Redis keeps what was downloaded
+_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy", "delivery"})
 
 
 class MediaServicer:
@@ -45,6 +50,7 @@ class MediaServicer:
         explainer: Explainer,
         tiers: Tiers,
         darkroom: Darkroom,
+        uploads: Uploads,
         names: Names,
         peers: Peers,
         ledger: Ledger,
@@ -52,11 +58,14 @@ class MediaServicer:
         *,
         secret: bytes,
         default_seed: int,
+        policies: Sequence[DefaultPolicy],
+        similar_by_default: Callable[[str, str], bool] = lambda model, tenant: False,
     ) -> None:
         self._models = models
         self._resolver = resolver
         self._explainer = explainer
         self._files = tiers.through_memory
+        self._uploads = uploads
         self._darkroom = darkroom
         self._names = names
         self._peers = peers
@@ -65,13 +74,24 @@ class MediaServicer:
         self._default_seed = default_seed
         self._secret = secret
         self._switches = tiers.switches
+        self._plans = Plans()
+        self._policies = tuple(policies)
+        self._similar = similar_by_default
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
-    async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
+    async def AnimateImage(self, message: bytes, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
-            responding = self._resolver.resolve(await self._plan_animation(request, visit.principal), visit)
+            same = asked(message, visit.principal)
+            if (hit := self._at_hand(same, visit)) is not None:
+                for response in hit:
+                    yield response
+                return
+            request = parse(media.AnimateImageRequest, message)
+            plan = await self._plan_animation(request, visit.principal)
+            self._plans.remember(same, request.model, plan)
+            del message
             request.ClearField("image")  # a stream lasts long, and may have many beside it
-            async with aclosing(responding) as responses:
+            async with aclosing(self._resolver.resolve(plan, visit)) as responses:
                 async for response in responses:
                     yield response
 
@@ -99,8 +119,8 @@ class MediaServicer:
         with self._visit("reprise.v1.MediaService/Upload", context) as visit:
             namespace = self._own_files(visit.principal)
             source = await self._darkroom.identify(namespace, request.content)
-            if not await self._files.keep(namespace, request.content, UPLOAD_TTL):
-                raise Unavailable("STORE_UNREACHABLE")
+            tenant = self._namespaces(visit.principal)[Scope.TENANT]
+            await self._uploads.keep(namespace, tenant, source.file, source.identity, request.content)
             digest = pb.Digest(hex=source.file.hex, size=source.file.size)
             return media.UploadResponse(digest=digest, width=source.width, height=source.height)
 
@@ -113,7 +133,7 @@ class MediaServicer:
             made = self._resolver.just_made(digest, namespaces)
             data = made.data if made is not None else None
             for namespace in namespaces if data is None else ():
-                data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
+                data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL)
                 if data is not None:
                     break
             if data is None:
@@ -132,12 +152,25 @@ class MediaServicer:
                 after = await self._plan_animation(request.after_animate_image, visit.principal)
             return await self._explainer.explain(plan, after)
 
+    def _at_hand(self, same: Asked | None, visit: Visit) -> Iterator[bytes] | None:
+        """The answer to a request that was understood before, if its result is in memory."""
+        known = self._plans.recall(same)
+        if known is None or self._models.active(known.model, "animate_image") is not known.plan.description:
+            return None
+        if self._is_off(known.plan.description, visit.principal):
+            return None
+        return self._resolver.at_hand(known.plan, visit)
+
     async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
-        policy, by_url = Policy.of(request.cache_policy), _by_url(request.delivery)
+        by_url = _by_url(request.delivery)
         description = await self._models.describe(request.model, "animate_image")
+        given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
+        default = default_policy(self._policies, description.model, principal.tenant)
+        policy = Policy.of(request.cache_policy, default, seeded="seed" in given)
+        if not request.cache_policy.HasField("similarity") and self._similar(description.model, principal.tenant):
+            policy = replace(policy, similarity=USUAL_DISTANCE)
         if self._is_off(description, principal):
             policy = policy.off()
-        given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
         defaults = {"seed": self._default_seed}
         parameters = complete(description, choose_seed(given, policy), extra, defaults=defaults)
         source = await self._picture(request, principal)
@@ -158,20 +191,17 @@ class MediaServicer:
         return not (self._switches.on(Subject.MODEL, description.model) and self._switches.on(Subject.TENANT, tenant))
 
     async def _picture(self, request: media.AnimateImageRequest, principal: Principal) -> Source:
-        namespace = self._own_files(principal)
+        namespace, framing = self._own_files(principal), Framing.of(request.framing)
         match request.WhichOneof("picture"):
             case "image":
-                return await self._darkroom.identify(namespace, request.image)
+                return await self._darkroom.identify(namespace, request.image, framing)
             case "image_digest":
                 digest = _digest(request.image_digest, "image_digest")
-
-                async def fetch() -> bytes:
-                    data, _, _ = await self._files.read(namespace, digest, UPLOAD_TTL)
-                    if data is None:
-                        raise NotFound("DIGEST_UNKNOWN")
-                    return data
-
-                return await self._darkroom.recognise(namespace, digest, fetch)
+                source = await self._darkroom.recognise(
+                    namespace, digest, partial(self._uploads.fetch, namespace, digest), framing
+                )
+                await self._uploads.used(namespace, digest)
+                return source
         raise InvalidField("image", "give a picture, or the digest of one that was uploaded")
 
     def _own_files(self, principal: Principal) -> str:

@@ -61,17 +61,20 @@ class Models:
 
         Raises NotFound, Unavailable, or InvalidField if the model has another task.
         """
-        name = model or self._default(task)
-        description = self._active(name) if name else None
+        description = self.active(model, task)
         if description is None:
             await self.recall()
-            name = name or self._default(task)
-            description = self._active(name) if name else None
+            description = self.active(model, task)
         if description is None:
-            raise self._missing(name)
+            raise self._missing(model or self._default(task))
         if description.task != task:
             raise InvalidField("model", f"this model does another task: {description.task}")
         return description
+
+    def active(self, model: str, task: str) -> Description | None:
+        """The same, of whatever task, as far as it is known without looking anywhere."""
+        name = model or self._default(task)
+        return self._active(name) if name else None
 
     def _active(self, model: str) -> Description | None:
         revision = self._revisions.get(model)

@@ -12,11 +12,14 @@ import grpc
 from cache.bounded import Removal
 from cache.build import Tiers
 from cache.errors import TierError
+from cache.inspection import inspect, read_key
 from cache.metered import Tally
 from cache.tier import TierName
 from gateway.answer import lookup_outcome_message, outcome_message, tier_message
 from gateway.control import Control
+from gateway.errors import InvalidField, NotFound
 from gateway.identity import require_operator
+from gateway.inspection import KEY_FORMS, inspection_message
 from gateway.ledger import Ledger
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2 as pb
@@ -82,6 +85,17 @@ class CacheServicer:
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
         require_operator()
         return await self._control.pin(request)
+
+    async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectResponse:
+        require_operator()
+        try:
+            key = read_key(request.key)
+        except ValueError:
+            raise InvalidField("key", KEY_FORMS) from None
+        inspection = await inspect(self._tiers, key)
+        if not inspection.found:
+            raise NotFound("ENTRY_UNKNOWN")
+        return inspection_message(inspection)
 
     def _memory(self) -> pb.TierStats:
         entries = self._tiers.memory.entries

@@ -1,64 +1,24 @@
-"""Picture files: what a PNG, JPEG or WebP file says of its picture, read from its segments before anything is decoded.
+"""Picture files: what a file says of its picture, read from its segments before anything is decoded.
 
-This takes the size, the kind of pixels and the orientation, and keeps the segments that make pixels and nothing else.
-What is animated, cut off or not 8-bit is refused here, before any memory is taken. Pillow then decodes what was kept:
-none of its parsers for profiles, comments and EXIF ever runs, and no file makes it allocate a canvas by being opened.
+This takes the size, the kind of pixels, the orientation and the colour profile, and keeps the segments that make
+pixels and nothing else. What is animated, cut off or not 8-bit is refused here, before any memory is taken. Pillow then
+decodes what was kept: none of its parsers for comments and EXIF ever runs, and no file makes it allocate a canvas by
+being opened. PNG, JPEG and WebP are read here; HEIC and AVIF, which are made of boxes, in `picture_boxes`.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
-from io import BytesIO
-from typing import Literal, NamedTuple, TypeAlias
+import zlib
+from collections.abc import Iterator
 
-from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from gateway.errors import InvalidField
-
-FIELD = "image"
-MIB = 1024 * 1024
-LARGEST_FILE = 16 * MIB  # bytes
-MOST_PIXELS = 20_000_000
-SMALLEST_SIDE = 8  # pixels
-MOST_SEGMENTS = 65_536  # of a file; walking more costs a reader more than decoding a picture
-
-Reason: TypeAlias = Literal[
-    "PICTURE_FORMAT",
-    "PICTURE_UNREADABLE",
-    "PICTURE_TRUNCATED",
-    "PICTURE_TOO_MANY_PIXELS",
-    "PICTURE_TOO_SMALL",
-    "PICTURE_ANIMATED",
-    "PICTURE_MODE",
-]
-_WORDS: dict[Reason, str] = {
-    "PICTURE_FORMAT": "must be a PNG, JPEG or WebP file",
-    "PICTURE_UNREADABLE": "must be an intact picture; this file is damaged or uses an unusual feature: save it anew",
-    "PICTURE_TRUNCATED": "must be a whole file; the end of this one is missing",
-    "PICTURE_TOO_MANY_PIXELS": f"must have at most {MOST_PIXELS:,} pixels; scale it down",
-    "PICTURE_TOO_SMALL": f"must be at least {SMALLEST_SIDE} pixels wide and high",
-    "PICTURE_ANIMATED": "must have exactly one frame; send one frame of the animation",
-    "PICTURE_MODE": "must have 8 bits per channel; save it as 8-bit RGB or greyscale",
-}
-
-
-def refused(reason: Reason) -> InvalidField:
-    return InvalidField(FIELD, _WORDS[reason], reason=reason)
-
-
-class Blueprint(NamedTuple):
-    """What a file says of its picture before anything is decoded."""
-
-    open: Callable[[BytesIO], Image.Image]
-    width: int
-    height: int
-    orientation: int  # as EXIF counts them: 1 is upright
-    pixels: bytes  # the file without what makes no pixels
+from gateway.blueprint import LARGEST_PROFILE, MOST_SEGMENTS, Blueprint, refused
+from gateway.picture_boxes import read_boxes
 
 
 def read(data: bytes) -> Blueprint:
@@ -69,6 +29,8 @@ def read(data: bytes) -> Blueprint:
             return _read_jpeg(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _read_webp(data)
+        if data[4:8] == b"ftyp":
+            return read_boxes(data)
     except (struct.error, IndexError):  # a segment too short for what it should hold
         raise refused("PICTURE_UNREADABLE") from None
     raise refused("PICTURE_FORMAT")
@@ -79,7 +41,7 @@ _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
 def _read_png(data: bytes) -> Blueprint:
-    kept, orientation = [_PNG], 1
+    kept, orientation, profile = [_PNG], 1, b""
     for kind, content, start, end in _png_chunks(data):
         if kind in _PNG_PIXELS:
             kept.append(data[start:end])
@@ -87,6 +49,8 @@ def _read_png(data: bytes) -> Blueprint:
             raise refused("PICTURE_ANIMATED")
         elif kind == b"eXIf":
             orientation = _orientation(data[content : end - 4])
+        elif kind == b"iCCP":
+            profile = _unpacked(data[content : end - 4].partition(b"\0")[2][1:])
         elif not kind[0] & 0x20:  # a capital first: nobody may show the picture without understanding this chunk
             raise refused("PICTURE_UNREADABLE")
     if len(kept) < 2 or kept[1][4:8] != b"IHDR":
@@ -94,7 +58,17 @@ def _read_png(data: bytes) -> Blueprint:
     width, height, depth = struct.unpack_from(">IIB", kept[1], 8)
     if depth > 8:
         raise refused("PICTURE_MODE")
-    return Blueprint(PngImageFile, width, height, orientation, b"".join(kept))
+    return Blueprint(PngImageFile, width, height, orientation, b"".join(kept), profile)
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """A compressed colour profile; nothing if it is damaged, or larger than any honest one."""
+    unpacker = zlib.decompressobj()
+    try:
+        profile = unpacker.decompress(packed, LARGEST_PROFILE)
+    except zlib.error:
+        return b""
+    return profile if unpacker.eof else b""
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
@@ -116,13 +90,14 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
-_JPEG_END, _JPEG_SCAN, _JPEG_EXIF = 0xD9, 0xDA, 0xE1
+_JPEG_END, _JPEG_SCAN, _JPEG_EXIF, _JPEG_PROFILE = 0xD9, 0xDA, 0xE1, 0xE2
 # JFIF (APP0) and Adobe (APP14) say how colours are coded. Other applications' segments and comments make no pixels.
 _JPEG_ASIDE = frozenset(range(0xE1, 0xF0)) - {0xEE} | {0xFE}
 
 
 def _read_jpeg(data: bytes) -> Blueprint:
     kept, size, orientation, scan = [b"\xff\xd8"], None, None, 0
+    profile: dict[int, bytes] = {}  # its pieces, by number
     for marker, content, end in _jpeg_segments(data):
         if marker == _JPEG_SCAN:
             scan = content
@@ -134,6 +109,8 @@ def _read_jpeg(data: bytes) -> Blueprint:
             size = (width, height)
         elif marker == _JPEG_EXIF and orientation is None and data[content + 2 : content + 8] == b"Exif\0\0":
             orientation = _orientation(data[content + 8 : end])
+        elif marker == _JPEG_PROFILE and data[content + 2 : content + 14] == b"ICC_PROFILE\0":
+            profile.setdefault(data[content + 14], data[content + 16 : end])
         if marker not in _JPEG_ASIDE:
             kept.append(bytes((0xFF, marker)) + data[content:end])
     if size is None:
@@ -141,7 +118,8 @@ def _read_jpeg(data: bytes) -> Blueprint:
     if data.rfind(b"\xff\xd9", scan) < 0:
         raise refused("PICTURE_TRUNCATED")
     # More pictures may follow the first in one file: previews and gain maps of cameras. They are not what is shown.
-    return Blueprint(JpegImageFile, *size, orientation or 1, b"".join([*kept, b"\xff\xda", data[scan:]]))
+    pixels = b"".join([*kept, b"\xff\xda", data[scan:]])
+    return Blueprint(JpegImageFile, *size, orientation or 1, pixels, b"".join(profile[n] for n in sorted(profile)))
 
 
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
@@ -174,17 +152,19 @@ def _read_webp(data: bytes) -> Blueprint:
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     if len(data) < end:
         raise refused("PICTURE_TRUNCATED")
-    size, orientation = None, 1
+    size, orientation, profile = None, 1, b""
     for kind, content, length in _webp_chunks(data, end):
         if kind in (b"ANIM", b"ANMF"):
             raise refused("PICTURE_ANIMATED")
         if kind == b"EXIF":
             orientation = _orientation(data[content : content + length].removeprefix(b"Exif\0\0"))
+        elif kind == b"ICCP":
+            profile = data[content : content + length]
         elif size is None:
             size = _webp_size(kind, data, content)
     if size is None:
         raise refused("PICTURE_UNREADABLE")
-    return Blueprint(WebPImageFile, *size, orientation, data[:end])
+    return Blueprint(WebPImageFile, *size, orientation, data[:end], profile)
 
 
 def _webp_chunks(data: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:

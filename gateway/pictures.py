@@ -1,7 +1,8 @@
 """Pictures: from an uploaded file to pixels, and to the identity those pixels have.
 
 Two files are the same picture when they show the same pixels: the container, its compression and its metadata do not
-count, the orientation a camera noted down is applied, and transparency is laid on white. What comes out is 8-bit RGB.
+count, a colour profile and the orientation a camera noted down are applied, transparency is laid on white, and what a
+request cuts out is a picture like any other. What comes out is 8-bit RGB.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from io import BytesIO
 from PIL import Image
 
 from cache.picture import picture_identity
+from gateway.blueprint import FIELD, LARGEST_FILE, MIB, MOST_PIXELS, SMALLEST_SIDE, Blueprint, Box, refused
+from gateway.colours import in_srgb
 from gateway.errors import InvalidField, Overloaded, TooLarge
-from gateway.picture_files import FIELD, LARGEST_FILE, MIB, MOST_PIXELS, SMALLEST_SIDE, Blueprint, read, refused
+from gateway.framing import WHOLE, Framing
+from gateway.picture_files import read
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +28,29 @@ class Picture:
     width: int
     height: int
     rgb: bytes = field(repr=False)
+    part_of: str = field(default="", compare=False)  # identity of the whole picture, where this is a part of one
 
     @classmethod
-    def of(cls, width: int, height: int, rgb: bytes) -> Picture:
-        return cls(picture_identity(width, height, rgb), width, height, rgb)
+    def of(cls, width: int, height: int, rgb: bytes, *, part_of: str = "") -> Picture:
+        return cls(picture_identity(width, height, rgb), width, height, rgb, part_of)
 
 
-def decode(data: bytes) -> Picture:
-    """The picture in a file. Blocking and pure. Raises TooLarge and InvalidField, both for the field `image`."""
+def decode(data: bytes, framing: Framing = WHOLE) -> Picture:
+    """The picture in a file. Blocking and pure. Raises TooLarge and InvalidField, for `image` or `framing`."""
     if len(data) > LARGEST_FILE:
         raise too_large()
     blueprint = read(data)
     if blueprint.width * blueprint.height > MOST_PIXELS:
         raise refused("PICTURE_TOO_MANY_PIXELS")
-    if min(blueprint.width, blueprint.height) < SMALLEST_SIDE:
+    shown = blueprint.shown or Box(0, 0, blueprint.width, blueprint.height)
+    if min(shown.width, shown.height) < SMALLEST_SIDE:
         raise refused("PICTURE_TOO_SMALL")
-    image = _develop(blueprint)
-    return Picture.of(image.width, image.height, image.tobytes())
+    whole = _develop(blueprint)
+    if framing == WHOLE:
+        return Picture.of(whole.width, whole.height, whole.tobytes())
+    image = framing.apply(whole)
+    part_of = picture_identity(whole.width, whole.height, whole.tobytes())
+    return Picture.of(image.width, image.height, image.tobytes(), part_of=part_of)
 
 
 def too_large() -> TooLarge:
@@ -56,13 +66,17 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})  # of 8 bits or fewer, as files have them
 
 
 def _develop(blueprint: Blueprint) -> Image.Image:
     """The upright RGB image a file was kept of."""
     try:
-        return _upright(_opaque(_load(blueprint)), blueprint.orientation)
+        image = _opaque(in_srgb(_load(blueprint), blueprint.profile))
+        if blueprint.shown is not None:
+            left, top, width, height = blueprint.shown
+            image = image.crop((left, top, left + width, top + height))
+        return _upright(image, blueprint.orientation)
     except InvalidField:
         raise
     except MemoryError:
@@ -79,6 +93,8 @@ def _load(blueprint: Blueprint) -> Image.Image:
     if image.mode not in _MODES:
         raise refused("PICTURE_MODE")
     image.load()
+    if image.size != (blueprint.width, blueprint.height):
+        raise refused("PICTURE_UNREADABLE")
     return image
 
 

@@ -3,20 +3,66 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from google.protobuf.duration_pb2 import Duration
+from pydantic import Field, model_validator
 
 from cache.description import Description, Scalar, Scope, Stage
 from cache.keys import Address, addresses, content_ids
+from cache.near import MOST_DISTANCE, USUAL_DISTANCE, Likeness
 from cache.record import Record
+from cache.settings import Section
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
-from reprise.v1.common_pb2 import CachePolicy
+from reprise.v1.common_pb2 import CachePolicy, Similarity
 
 _MAX_SEED = 2**53
 _MOST_LABELS, _LONGEST_LABEL = 8, 64
+_KNOWN_MODES = frozenset(CachePolicy.Mode.values())
+_MODES = {
+    "": CachePolicy.MODE_USE,
+    "use": CachePolicy.MODE_USE,
+    "refresh": CachePolicy.MODE_REFRESH,
+    "bypass": CachePolicy.MODE_BYPASS,
+    "only-if-cached": CachePolicy.MODE_ONLY_IF_CACHED,
+}
+
+
+class DefaultPolicy(Section):
+    """What holds for requests of a model, a tenant or both, as far as they say nothing else themselves."""
+
+    model: str = ""  # empty: every model
+    tenant: str = ""  # empty: every tenant
+    mode: Literal["", "use", "refresh", "bypass", "only-if-cached"] = ""
+    fresh: bool = False
+    no_store: bool = False
+    max_age: float | None = Field(None, ge=0)  # seconds
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.fresh and self.mode == "only-if-cached":
+            raise ValueError("a fresh result is never cached: choose another mode")
+        return self
+
+    def applies(self, model: str, tenant: str) -> bool:
+        return self.model in ("", model) and self.tenant in ("", tenant)
+
+    @property
+    def specificity(self) -> tuple[bool, bool]:
+        """Model and tenant together come before the tenant alone, and that before the model alone."""
+        return bool(self.tenant), bool(self.model)
+
+
+def default_policy(defaults: Sequence[DefaultPolicy], model: str, tenant: str) -> DefaultPolicy:
+    """The most specific of those that apply; no two of `defaults` are of the same model and tenant."""
+    able = [default for default in defaults if default.applies(model, tenant)]
+    return max(able, key=lambda default: default.specificity, default=_NO_DEFAULT)
+
+
+_NO_DEFAULT = DefaultPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +77,7 @@ class Policy:
     max_age: float | None = None  # seconds
     fresh: bool = False
     labels: tuple[str, ...] = ()
+    similarity: int | None = None  # bits by which a picture may look different whose encodings stand in
 
     def off(self) -> Policy:
         """The same while the cache is switched off for this request."""
@@ -45,25 +92,39 @@ class Policy:
         return self.max_age is None or now - record.made_at <= self.max_age
 
     @classmethod
-    def of(cls, message: CachePolicy) -> Policy:
-        """Raises InvalidField for what means nothing here."""
-        mode = message.mode
-        if mode not in CachePolicy.Mode.values():
+    def of(cls, message: CachePolicy, default: DefaultPolicy = _NO_DEFAULT, *, seeded: bool = False) -> Policy:
+        """The policy of a request that says `message`, and that has a seed or not (`seeded`).
+
+        It overrides the default in what it says itself. A default variety is not for who asks for a certain result: by
+        its seed, or by naming a mode. Raises InvalidField for what means nothing here.
+        """
+        if message.mode not in _KNOWN_MODES:
             raise InvalidField("cache_policy.mode", "must be one that this gateway knows")
+        mode = message.mode or _MODES[default.mode]
+        fresh = message.fresh or (default.fresh and not message.mode and not seeded)
         refresh, bypass = mode == CachePolicy.MODE_REFRESH, mode == CachePolicy.MODE_BYPASS
         only_if_cached = mode == CachePolicy.MODE_ONLY_IF_CACHED
-        if message.fresh and only_if_cached:
+        if fresh and only_if_cached:
             raise InvalidField("cache_policy.fresh", "a fresh result is never cached: choose another mode")
         return cls(
-            read=not (refresh or bypass or message.fresh),
+            read=not (refresh or bypass or fresh),
             generate=not only_if_cached,
             reuse=not (refresh or bypass),
-            store=not (bypass or message.no_store),
+            store=not (bypass or message.no_store or default.no_store),
             refresh=refresh,
-            max_age=_seconds(message.max_age) if message.HasField("max_age") else None,
-            fresh=message.fresh,
+            max_age=_seconds(message.max_age) if message.HasField("max_age") else default.max_age,
+            fresh=fresh,
             labels=_labels(message),
+            similarity=_bits(message.similarity),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A near-duplicate whose encodings are read in place of a picture's own."""
+
+    identity: str
+    likeness: Likeness
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +140,7 @@ class Plan:
     identities: Mapping[str, str]  # of the media, by name
     tags: tuple[str, ...] = ()  # for whatever is made
     by_url: bool = False  # the caller would rather have a URL than the bytes
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
 
     @property
     def address(self) -> Address:
@@ -112,6 +174,19 @@ class Plan:
         """The same plan, for those who must not keep pictures alive."""
         return replace(self, media={})
 
+    def with_stand_ins(self, stand_ins: Mapping[str, StandIn]) -> Plan:
+        """The same request answered with what near-duplicates' encodings give, or exactly if there are none."""
+        return make_plan(
+            self.description,
+            self.parameters,
+            self.media,
+            self.namespaces,
+            self.policy,
+            tags=self.tags,
+            by_url=self.by_url,
+            stand_ins=stand_ins,
+        )
+
 
 def after_canonical(description: Description, name: str) -> bool:
     """Whether only a worker can name this stage's output: it comes after what a canonicalising stage makes of it."""
@@ -137,11 +212,14 @@ def make_plan(
     *,
     tags: tuple[str, ...] = (),
     by_url: bool = False,
+    stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Plan:
     """`parameters` are complete and validated."""
+    instead = {name: stand_in.identity for name, stand_in in (stand_ins or {}).items()}
     identities = {name: source.identity for name, source in media.items()}
-    where = addresses(description, content_ids(description, parameters, identities), namespaces)
-    return Plan(description, parameters, media, namespaces, where, policy, identities, tags, by_url)
+    ids = content_ids(description, parameters, identities, instead=instead)
+    where = addresses(description, ids, namespaces, instead)
+    return Plan(description, parameters, media, namespaces, where, policy, identities, tags, by_url, stand_ins or {})
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:
@@ -149,6 +227,12 @@ def _labels(message: CachePolicy) -> tuple[str, ...]:
     if len(labels) > _MOST_LABELS or not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
         raise InvalidField("cache_policy.labels", f"at most {_MOST_LABELS}, of 1 to {_LONGEST_LABEL} characters each")
     return labels
+
+
+def _bits(similarity: Similarity) -> int | None:
+    if similarity.max_distance > MOST_DISTANCE:
+        raise InvalidField("cache_policy.similarity.max_distance", f"must be at most {MOST_DISTANCE} bits")
+    return (similarity.max_distance or USUAL_DISTANCE) if similarity.pictures else None
 
 
 def _seconds(duration: Duration) -> float:

@@ -16,7 +16,8 @@ from cache.bans import Ban
 from cache.build import Tiers
 from cache.description import Scope
 from cache.digest import Digest
-from cache.flight import Flight, Flights
+from cache.flight import Errands, Flight, Flights
+from cache.hierarchy import Found
 from cache.keys import Key, Principal
 from cache.orders import Order
 from cache.record import Record
@@ -24,7 +25,7 @@ from cache.sweep import Gone
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
-from gateway.answer import Answer, Outcome, hit_stages, tier_name
+from gateway.answer import Answer, Outcome, hit_stages, lookup_message, tier_name
 from gateway.costs import Costs
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
@@ -32,12 +33,13 @@ from gateway.generation import Completed, Generation, Generations, Planned, Sett
 from gateway.history import History
 from gateway.ledger import Ledger
 from gateway.links import Links, Url
+from gateway.look_alikes import LookAlikes
 from gateway.peers import Names
 from gateway.plan import Plan
 from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
 from gateway.wire import Reply, event_response
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import GenerationEvent, Stored
+from reprise.v1.media_pb2 import GenerationEvent, Result, Stored
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Resolver:
         flights: Flights[object, Step],
         generations: Generations,
         names: Names,
+        look_alikes: LookAlikes,
         tracing: Tracing,
         ledger: Ledger,
         history: History,
@@ -77,8 +80,10 @@ class Resolver:
         self._bans = tiers.bans
         self._forwarder = forwarder
         self._flights = flights
+        self._errands: Errands[object, tuple[Found, Reply | None]] = Errands()
         self._generations = generations
         self._names = names
+        self._look_alikes = look_alikes
         self._tracing = tracing
         self._max_generations = max_generations
         self._heartbeat = heartbeat
@@ -92,14 +97,15 @@ class Resolver:
 
     async def resolve(self, plan: Plan, visit: Visit) -> AsyncGenerator[bytes]:
         """Responses in wire form, the result in the last. Raises Refused."""
-        lookups: Sequence[Lookup] = ()
-        missed = Seen()
-        if plan.policy.read:
+        reply, lookups, missed = await self._look_up(plan)
+        if reply is None and (near := await self._look_alikes.stand_in(plan)) is not None:
+            plan = near
             reply, lookups, missed = await self._look_up(plan)
-            if reply is not None and not self._comes_by_url_soon(plan, reply):
-                for message in self._hit(plan, visit, reply, lookups):
-                    yield message
-                return
+        self._look_alikes.remember(plan)
+        if reply is not None and not self._comes_by_url_soon(plan, reply):
+            for message in self._hit(plan, visit, reply, lookups):
+                yield message
+            return
         if not plan.policy.generate:
             raise NotFound("NOT_CACHED")
         span = self._begin_span(plan, visit, lookups)
@@ -118,6 +124,17 @@ class Resolver:
             raise
         finally:
             span.end()
+
+    def at_hand(self, plan: Plan, visit: Visit) -> Iterator[bytes] | None:
+        """The responses of a hit in memory. None, with nothing noted, if there is none: then `resolve` it."""
+        if not plan.policy.read:
+            return None
+        reply: Reply | None = self._memory.held(Key.of_wire(plan.address))
+        if reply is None or self._comes_by_url_soon(plan, reply):
+            return None
+        self._look_alikes.used(plan)
+        reply, lookup = self._in_memory(plan)
+        return self._hit(plan, visit, reply, (lookup,)) if reply is not None else None
 
     def watch(self, name: str, from_sequence: int, principal: Principal) -> AsyncGenerator[bytes]:
         """The responses of a generation under way, to the very last. Raises NotFound."""
@@ -147,21 +164,28 @@ class Resolver:
         return self._generations.artifact(artifact, namespaces)
 
     async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup], Seen]:
+        if not plan.policy.read:
+            return None, (), Seen()
         reply, lookup = self._in_memory(plan)
         if reply is not None:
             return reply, (lookup,), Seen()
-        final = plan.description.final
-        found = await self._hierarchy.fetch(plan.address, final.ttl, max_age=plan.policy.max_age)
+        found, reply = await self._errands.share((plan.address, plan.policy.max_age), partial(self._fetch, plan))
         lookups = (lookup, *found.lookups)
-        if found.record is not None and found.data is not None:
-            reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
-            self._hold(plan, reply)
+        if reply is not None:
             return reply, lookups, Seen()
         missed = seen(plan, found)
         if self._memory.held(Key.of_wire(plan.address)) is None:
             return None, lookups, missed
         reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
         return reply, (*lookups, lookup), missed
+
+    async def _fetch(self, plan: Plan) -> tuple[Found, Reply | None]:
+        found = await self._hierarchy.fetch(plan.address, plan.description.final.ttl, max_age=plan.policy.max_age)
+        if found.record is None or found.data is None:
+            return found, None
+        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
+        self._hold(reply)
+        return found, reply
 
     def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
@@ -183,15 +207,15 @@ class Resolver:
         touched = self._hierarchy.touch(reply.record)
         if touched is not reply.record:
             reply = replace(reply, record=touched)
-            self._hold(plan, reply)
+            self._hold(reply)
         return reply
 
-    def _hold(self, plan: Plan, reply: Reply) -> None:
+    def _hold(self, reply: Reply) -> None:
         record = reply.record
         if self._bans.forbid(record):  # while it was on its way here
             return
         self._memory.hold(
-            Key.of_wire(plan.address),
+            Key.of_wire(record.address),
             reply,
             reply.weight,
             record.ttl,
@@ -201,9 +225,9 @@ class Resolver:
 
     def _hit(self, plan: Plan, visit: Visit, reply: Reply, lookups: Sequence[Lookup]) -> Iterator[bytes]:
         tier = lookups[-1].tier
-        answer = Answer(
-            Outcome.HIT, reply.record, plan.address, lookups, hit_stages(plan.stages, reply.record, tier), tier
-        )
+        stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
+        stages, same = _told_of_hits(plan, reply, tier, stored)
+        answer = Answer(Outcome.HIT, reply.record, plan.address, lookups, stages, tier, stand_ins=plan.stand_ins)
         span = None
         if self._tracing.wants(visit.parent, time.perf_counter() - visit.started):
             span = self._begin_span(plan, visit, lookups)
@@ -214,8 +238,8 @@ class Resolver:
         if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
             result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
             return iter((event_response(GenerationEvent(sequence=1, result=result)),))
-        stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
-        return reply.messages(result_message(plan, answer, reply, span, stored))
+        own = Result(report=pb.CacheReport(lookups=map(lookup_message, lookups)), trace_id=trace_id_of(span))
+        return reply.messages(same, own.SerializeToString())
 
     def _url_of(self, plan: Plan) -> Callable[[Record], Url | None] | None:
         """Makes URLs for the caller, if that is how the file is wanted and can be had."""
@@ -272,7 +296,7 @@ class Resolver:
 
     def _fill(self, plan: Plan, done: Completed) -> None:
         if plan.policy.store:
-            self._hold(plan, done.reply)
+            self._hold(done.reply)
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
             self.ledger.generated()
         self._costs.learn_all(plan.description, plan.parameters, done.stages)
@@ -280,8 +304,9 @@ class Resolver:
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
-                if stored.state == Stored.STATE_DURABLE and self._memory.held(Key.of_wire(plan.address)) is reply:
-                    self._hold(plan, replace(reply, durable=True))
+                held = self._memory.held(Key.of_wire(reply.record.address))
+                if stored.state == Stored.STATE_DURABLE and held is reply:
+                    self._hold(replace(reply, durable=True))
 
     def _completed(self, generation: Generation, done: Completed) -> Answer:
         plan = generation.plan
@@ -302,8 +327,17 @@ class Resolver:
         stages = with_reasons(plan, done.stages, hints, past, now)
         nearest = past.nearest()
         self._history.answered(plan, past, done.stages, ran=outcome in (Outcome.MISS, Outcome.BYPASS))
+        record = done.reply.record
         return Answer(
-            outcome, done.reply.record, plan.address, generation.lookups, stages, tier, reason=reason, nearest=nearest
+            outcome,
+            record,
+            record.address,
+            generation.lookups,
+            stages,
+            tier,
+            reason=reason,
+            nearest=nearest,
+            stand_ins=done.stand_ins,
         )
 
     def _answered(self, visit: Visit, answer: Answer, span: Span | None = None) -> None:
@@ -334,3 +368,18 @@ class Resolver:
 def _flight_key(plan: Plan) -> object:
     """Requests with this in common can share one generation."""
     return plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age
+
+
+def _told_of_hits(
+    plan: Plan, reply: Reply, tier: TierName, stored: Stored.State
+) -> tuple[Sequence[pb.StageReport], bytes]:
+    """What the result says at every hit alike, encoded once: all but how the tiers were asked, and the trace."""
+    alike = (plan.seed, plan.policy.store, *plan.addresses, tier, *plan.stand_ins.items())
+    told = reply.told.get(alike)
+    if told is None:
+        stages = hit_stages(plan.stages, reply.record, tier)
+        answer = Answer(Outcome.HIT, reply.record, plan.address, (), stages, tier, stand_ins=plan.stand_ins)
+        told = stages, result_message(plan, answer, reply, None, stored).SerializeToString()
+        reply.told.clear()  # one is what a reply has room for
+        reply.told[alike] = told
+    return told

@@ -7,12 +7,12 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
@@ -39,6 +39,7 @@ from gateway.http_server import HttpServer
 from gateway.identity import IdentityInterceptor, identifier
 from gateway.ledger import Ledger
 from gateway.links import Links
+from gateway.look_alikes import LookAlikes
 from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
@@ -46,6 +47,8 @@ from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.resolve import Resolver
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
+from gateway.uploads import Uploads
+from gateway.validate import parse
 from gateway.wire import serialize
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2, media_pb2
@@ -112,7 +115,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
         names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
         peers = await stack.enter_async_context(Peers(secret))
-        darkroom = stack.enter_context(Darkroom())
+        darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0))
         ledger = Ledger(telemetry.registry)
         catalogue = (
             Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
@@ -137,12 +140,15 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         if http is not None:
             stack.push_async_callback(http.stop, 0)
         links = _links(section, secret, http)
+        look_alikes = LookAlikes(tiers.below_memory, max_bytes=section.similarity.max_bytes)
+        tiers.orders.on_order(look_alikes.obey)
         resolver = Resolver(
             tiers,
             forwarder,
             flights,
             Generations(linger=section.linger, max_bytes=section.linger_bytes),
             names,
+            look_alikes,
             telemetry.tracing,
             ledger,
             history,
@@ -160,13 +166,17 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 Explainer(tiers, forwarder, history, costs),
                 tiers,
                 darkroom,
+                Uploads(tiers.through_memory),
                 names,
                 peers,
                 ledger,
                 telemetry.tracing,
                 secret=secret,
                 default_seed=section.default_seed,
+                policies=section.policies,
+                similar_by_default=section.similarity.by_default,
             ),
+            unparsed=frozenset({"AnimateImage"}),
         )
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, Control(tiers, darkroom, secret=secret)))
         health_servicer = await _add_health(server)
@@ -231,11 +241,13 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     return first, second
 
 
-def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
+def _register(
+    server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, *, unparsed: frozenset[str] = frozenset()
+) -> None:
     """Like the generated function, with two differences: replies that are in wire form already pass as they are, and
     a call that carries no message is refused. grpc.aio itself leaves such a call without an answer for ever, so methods
     take their one message off a stream, which looks the same on the wire. It comes as bytes: what gRPC itself cannot
-    parse it answers with UNKNOWN, past every interceptor.
+    parse it answers with UNKNOWN, past every interceptor. Methods named in `unparsed` see to that themselves.
     """
     handlers: dict[str, Any] = {}
     for method in service.methods:
@@ -246,7 +258,7 @@ def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: obj
             else (_answering, grpc.stream_unary_rpc_method_handler)
         )
         handlers[method.name] = make(
-            wrap(behaviour, GetMessageClass(method.input_type).FromString),
+            wrap(behaviour, bytes if method.name in unparsed else partial(parse, GetMessageClass(method.input_type))),
             request_deserializer=None,
             response_serializer=serialize,
         )
@@ -254,32 +266,30 @@ def _register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: obj
 
 
 def _streaming(
-    behaviour: Callable[[Any, Any], AsyncGenerator[Any]], parse: Callable[[bytes], Any]
-) -> Callable[[Any, Any], AsyncGenerator[Any]]:
-    async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[Any]:
-        async with aclosing(behaviour(await _the_message(requests, parse), context)) as responses:
+    behaviour: Callable[[Any, Any], AsyncGenerator[Any]], read: Callable[[bytes], Any]
+) -> Callable[[Any, Any], Awaitable[None]]:
+    async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
+        async with aclosing(behaviour(await _the_message(context, read), context)) as responses:
             async for response in responses:
-                yield response
+                await context.write(response)
 
     return stream
 
 
 def _answering(
-    behaviour: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[bytes], Any]
+    behaviour: Callable[[Any, Any], Awaitable[Any]], read: Callable[[bytes], Any]
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:
-        return await behaviour(await _the_message(requests, parse), context)
+        return await behaviour(await _the_message(context, read), context)
 
     return answer
 
 
-async def _the_message(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> Any:
-    async for request in requests:
-        try:
-            return parse(request)
-        except DecodeError:
-            raise InvalidField("request", "must be a message of the method's type") from None
-    raise InvalidField("request", "the call must carry a message")
+async def _the_message(context: Any, read: Callable[[bytes], Any]) -> Any:
+    request = await context.read()
+    if request is grpc.aio.EOF:
+        raise InvalidField("request", "the call must carry a message")
+    return read(request)
 
 
 async def _add_health(server: grpc.aio.Server) -> health.HealthServicer:

@@ -9,8 +9,20 @@ from pydantic import Field, field_validator
 
 from cache.settings import MIB, ProcessSettings, Section
 from gateway.identity import IdentitySettings
+from gateway.plan import DefaultPolicy
 
 OTHERS = frozenset({"worker"})  # sections of the file that a gateway leaves to workers
+
+
+class SimilaritySettings(Section):
+    """Near-duplicates of pictures. A request that says what it wants is not overruled."""
+
+    models: tuple[str, ...] = ()  # whose requests may use them unless they say no
+    tenants: tuple[str, ...] = ()  # likewise
+    max_bytes: int = Field(32 * MIB, ge=0)  # of looks to recognise pictures by, all together; 0: never
+
+    def by_default(self, model: str, tenant: str) -> bool:
+        return model in self.models or tenant in self.tenants
 
 
 class GatewaySection(Section):
@@ -27,6 +39,7 @@ class GatewaySection(Section):
     default_models: Mapping[str, str] = Field(default_factory=dict)  # task -> model; else the only one there is
     revisions: Mapping[str, str] = Field(default_factory=dict)  # model -> revision; else the newest healthy worker's
     default_seed: int = Field(42, ge=0, lt=2**53)
+    policies: tuple[DefaultPolicy, ...] = ()  # of requests that say nothing else; the most specific one holds
     grace: float = Field(10.0, ge=0)  # how long work goes on after its last follower has left
     linger: float = Field(60.0, ge=0)  # how long a finished generation can still be watched
     heartbeat: float = Field(15.0, gt=0)  # a stream is never silent for longer
@@ -35,6 +48,7 @@ class GatewaySection(Section):
     longest_generation: float = Field(3600.0, gt=0)
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish
+    similarity: SimilaritySettings = SimilaritySettings()
     reflection: bool = True
 
     @field_validator("public_url")
@@ -43,6 +57,13 @@ class GatewaySection(Section):
         if url and not re.fullmatch(r"https?://[^/\s?#][^\s?#]*", url):
             raise ValueError("must be http(s)://host, with port and path where needed, and without a query")
         return url
+
+    @field_validator("policies")
+    @classmethod
+    def _are_of_different_requests(cls, policies: tuple[DefaultPolicy, ...]) -> tuple[DefaultPolicy, ...]:
+        if len({(policy.model, policy.tenant) for policy in policies}) != len(policies):
+            raise ValueError("two of them are for the same model and tenant: make them one")
+        return policies
 
 
 class GatewaySettings(ProcessSettings):

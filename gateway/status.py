@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -171,6 +172,9 @@ def _rich_status(error: grpc.RpcError) -> status_pb2.Status:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Stands before every handler and every other interceptor, and puts in words whatever comes out of them."""
 
+    def __init__(self) -> None:
+        self._guarded = lru_cache(maxsize=256)(_guarded)  # gRPC asks for a method's handler at every call of it
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
@@ -181,7 +185,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
         except Exception as error:  # noqa: BLE001  # whatever an inner interceptor raises ends this request alone
             return _refusing(error, method)
-        return None if handler is None else _guarded(handler, method)
+        return None if handler is None else self._guarded(handler, method)
 
 
 def _refusing(error: Exception, method: str) -> Handler:

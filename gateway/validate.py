@@ -11,20 +11,29 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from cache.description import Description, Parameter, Scalar
 from gateway.errors import InvalidField
 
 LONGEST_TEXT = 2000  # characters, where a model says nothing else
 EXTRA = "extra"
-NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "cache_policy", "delivery"})
+M = TypeVar("M", bound=Message)
+NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy", "delivery"})
 
 
-# From a message to names and values.
+# From bytes to a message, and from a message to names and values.
+
+
+def parse(kind: type[M], message: bytes) -> M:
+    """Raises InvalidField for bytes that are no message of this kind."""
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise InvalidField("request", "must be a message of the method's type") from None
 
 
 def given_fields(

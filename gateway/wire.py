@@ -8,14 +8,16 @@ against the generated classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cache.record import Record
-from reprise.v1.media_pb2 import GenerationEvent, Result
+from reprise.v1.common_pb2 import StageReport
+from reprise.v1.media_pb2 import GenerationEvent
 
 CHUNK_BYTES = 1024 * 1024
+_TOLD = 2048  # bytes that what was told with a reply takes at most
 _LENGTH_DELIMITED = 2
 
 
@@ -32,22 +34,39 @@ _OFFSET, _DATA = b"\x08", _tag(2)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A finished artifact, ready to be sent: its record and its chunks as encoded fields of an event."""
+    """A finished artifact, ready to be sent: its record, and the responses of a hit.
+
+    Only the last response tells of the request. All before it are whole, and go out as they are.
+    """
 
     record: Record
-    chunks: tuple[bytes, ...]
+    before: tuple[bytes, ...]  # responses with a chunk each
+    last: bytes  # the last chunk, as a field of an event
     random_weights: bool
     durable: bool  # as far as is known
+    told: dict[object, tuple[Sequence[StageReport], bytes]] = field(
+        init=False, compare=False, repr=False, default_factory=dict
+    )
 
     @classmethod
     def of(cls, record: Record, data: bytes, *, random_weights: bool, durable: bool) -> Reply:
-        offsets = range(0, len(data), CHUNK_BYTES) if data else [0]
-        chunks = tuple(chunk_field(offset, data[offset : offset + CHUNK_BYTES]) for offset in offsets)
-        return cls(record, chunks, random_weights, durable)
+        view = memoryview(data)  # every byte is copied once: to where it goes out from
+        *offsets, rest = range(0, len(data), CHUNK_BYTES) if data else [0]
+        before = [
+            response(_sequence(sequence), *_chunk_parts(offset, view[offset : offset + CHUNK_BYTES]))
+            for sequence, offset in enumerate(offsets, start=1)
+        ]
+        return cls(record, tuple(before), b"".join(_chunk_parts(rest, view[rest:])), random_weights, durable)
 
     @property
     def weight(self) -> int:
-        return sum(map(len, self.chunks)) + len(self.record.output.inline or b"")
+        return sum(map(len, self.before)) + len(self.last) + len(self.record.output.inline or b"") + _TOLD
+
+    @property
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Every chunk as an encoded field of an event."""
+        yield from map(_chunk_of, self.before)
+        yield self.last
 
     @property
     def data(self) -> bytes:
@@ -62,23 +81,19 @@ class Reply:
             if piece := data[max(0, start - offset) : max(0, stop - offset)]:
                 yield piece
 
-    def messages(self, result: Result) -> Iterator[bytes]:
-        """The responses that answer a hit: one per chunk, the result in the last."""
-        *before, last = self.chunks
-        sequence = 0
-        for sequence, chunk in enumerate(before, start=1):
-            yield response(_sequence(sequence), chunk)
-        encoded = result.SerializeToString()
-        yield response(_sequence(sequence + 1), last, _RESULT, varint(len(encoded)), encoded)
+    def messages(self, *result: bytes) -> Iterator[bytes]:
+        """The responses that answer a hit: one per chunk, the result in the last, whose encoded parts add up."""
+        yield from self.before
+        parts = [piece for part in result for piece in (_RESULT, varint(len(part)), part)]
+        yield response(_sequence(len(self.before) + 1), self.last, *parts)
 
 
 def chunk_field(offset: int, data: bytes) -> bytes:
     """`GenerationEvent.chunk`, encoded."""
-    inside = b"".join((_OFFSET + varint(offset) if offset else b"", _DATA, varint(len(data)) if data else b"\x00"))
-    return b"".join((_CHUNK, varint(len(inside) + len(data)), inside, data))
+    return b"".join(_chunk_parts(offset, data))
 
 
-def chunk_event(sequence: int, chunk: bytes) -> bytes:
+def chunk_event(sequence: int, chunk: bytes | memoryview) -> bytes:
     """A response whose event is this chunk field."""
     return response(_sequence(sequence), chunk)
 
@@ -87,7 +102,7 @@ def event_response(event: GenerationEvent) -> bytes:
     return response(event.SerializeToString())
 
 
-def response(*fields: bytes) -> bytes:
+def response(*fields: bytes | memoryview) -> bytes:
     """A response whose event has these encoded fields."""
     return b"".join((_EVENT, varint(sum(map(len, fields))), *fields))
 
@@ -109,5 +124,22 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
+def _chunk_parts(offset: int, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    inside = b"".join((_OFFSET + varint(offset) if offset else b"", _DATA, varint(len(data))))
+    return _CHUNK, varint(len(inside) + len(data)), inside, data
+
+
 def _sequence(number: int) -> bytes:
     return _SEQUENCE + varint(number)
+
+
+def _chunk_of(message: bytes) -> memoryview:
+    """The chunk field of a response that `chunk_event` has made."""
+    inside = _after_varint(message, len(_EVENT))
+    return memoryview(message)[_after_varint(message, inside + len(_SEQUENCE)) :]
+
+
+def _after_varint(data: bytes, at: int) -> int:
+    while data[at] > 0x7F:
+        at += 1
+    return at + 1

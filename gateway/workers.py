@@ -2,7 +2,8 @@
 
 A worker's Status stream is its sign of life: while it lasts and says READY the worker is healthy. The home of a plan is
 found by rendezvous hashing of its affinity among the healthy workers that serve its model, so every gateway finds the
-same one whatever the load, and a worker that goes moves only its own plans.
+same one whatever the load, and a worker that goes moves only its own plans. Whether its home is too busy for a plan is
+the home's to say: it is told who is idle.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _FORESEE_TIMEOUT = 2.0  # seconds
 _CALL_TIMEOUT = 5.0  # seconds, for calls that answer at once
 _SIGN_OF_LIFE = 15.0  # a Status stream silent for longer is dead; workers speak every 5 seconds
 _RESOLVE_EVERY = 5.0
+_IDLE_NAMED = 8  # workers at most that a home is told of
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
@@ -77,6 +79,12 @@ class Worker:
     @property
     def healthy(self) -> bool:
         return self.status is not None and self.status.state == StatusResponse.STATE_READY
+
+    @property
+    def idle(self) -> bool:
+        """It could run something at once, as far as we know."""
+        status = self.status if self.healthy else None
+        return status is not None and not (status.busy or status.queued or self._runs)
 
     def serves(self, model: str, revision: str) -> bool:
         return self.healthy and model in self.descriptions and self.descriptions[model].revision == revision
@@ -201,6 +209,17 @@ class Fleet:
         able = [worker for worker in self.workers if worker.serves(model, revision) and worker not in without]
         return max(able, key=lambda worker: _rendezvous(worker.address, affinity), default=None)
 
+    def idle(self, model: str, revision: str, affinity: str, *, without: Collection[Worker]) -> list[str]:
+        """Addresses of workers that could take a plan off its home at once, the next homes first."""
+        able = [worker for worker in self.workers if worker.serves(model, revision) and worker.idle]
+        able.sort(key=lambda worker: _rendezvous(worker.address, affinity), reverse=True)
+        return [worker.address for worker in able if worker not in without][:_IDLE_NAMED]
+
+    def find(self, address: str) -> Worker | None:
+        """The worker at this address, in whatever state; also one that has left its name and is still at work."""
+        everybody = (*self._workers.values(), *self._retiring.values())
+        return next((worker for worker in everybody if worker.address == address), None)
+
     def newest_description(self, model: str, revision: str | None = None) -> Description | None:
         """What the worker that started last says of a model; of one revision only, if that is given."""
         able = [
@@ -229,7 +248,7 @@ class Fleet:
 
     async def _follow_names(self) -> None:
         for name in self._addresses:
-            if (found := await _resolve(name)) is not None:
+            if (found := await resolve(name)) is not None:
                 self._resolved[name] = found
         wanted = {address for found in self._resolved.values() for address in found}
         for gone in self._workers.keys() - wanted:
@@ -248,7 +267,7 @@ def _rendezvous(address: str, affinity: str) -> bytes:
     return blake3(f"{address}\0{affinity}".encode()).digest()
 
 
-async def _resolve(address: str) -> list[str] | None:
+async def resolve(address: str) -> list[str] | None:
     """The addresses behind a name. None if that cannot be known now."""
     if not address.startswith("dns:///"):
         return [address]

@@ -7,12 +7,13 @@
 | the last one leaves | queued work is dropped once the grace is over; running work ends and is stored |
 | a follower abandons | its stream ends; if it was the last, queued work is dropped and running work stops at a step |
 | a run fails | all followers hear why, once; the next plan starts anew |
+| more runs wait than must, and other workers are idle | the later ones are handed over (see `handover.py`) |
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,12 +35,13 @@ from inference.device import DeviceThread
 from inference.errors import Abandoned, Fault, NoSuchRun, NotReady, Refused
 from inference.events import Event, Outcome
 from inference.foresight import foresee
+from inference.handover import Note, Notes
 from inference.job import Job
-from inference.models.base import Artifact, Model, Tensors
+from inference.models.base import Artifact, Model, Tensors, weight_of
 from inference.plan import Meaning, Plan, call_for, canonical_first, meaning_of, read_plan
 from inference.status import report_fault
 from inference.workshop import Workshop
-from reprise.v1.inference_pb2 import ForeseeResponse, RunRequest, RunResponse, StatusResponse
+from reprise.v1.inference_pb2 import Elsewhere, ForeseeResponse, RunRequest, RunResponse, StatusResponse
 
 _Key: TypeAlias = "tuple[Address, bool, bool, float | None]"
 
@@ -51,14 +53,23 @@ class _Follower:
 
 
 class Engine:
-    """`grace` is how long, in seconds, queued work waits for its last follower to come back."""
+    """`grace` is how long, in seconds, queued work waits for its last follower to come back. `spill_after` is how many
+    runs wait here before later ones are handed over to workers that are idle; None: none ever.
+    """
 
-    def __init__(self, models: Mapping[str, Model], shop: Workshop, *, grace: float) -> None:
+    def __init__(
+        self, models: Mapping[str, Model], shop: Workshop, *, grace: float, spill_after: int | None = 1
+    ) -> None:
         self.models = models
         self.shop = shop
         self.draining = False
+        self._spill_after = spill_after
+        self._model_bytes = sum(weight_of(model.modules) for model in models.values())
         self._flights: Flights[_Key, Event] = Flights(grace=grace)
+        self._notes: Notes[_Key] = Notes(grace=grace)
         self._jobs: WeakKeyDictionary[Flight[Event], Job] = WeakKeyDictionary()
+        # Those that may be handed over while they wait, and to whom.
+        self._movable: WeakKeyDictionary[Flight[Event], tuple[_Key, tuple[str, ...]]] = WeakKeyDictionary()
         self._followers: dict[str, _Follower] = {}
         # What a request means is needed before it can be known whether anything must wait, so it never waits itself.
         self._hosts = {name: DeviceThread(shop.device.device, f"canonical-{name}", beside=True) for name in models}
@@ -132,6 +143,7 @@ class Engine:
             await self._flights.drain(patience)
         finally:
             timer.cancel()
+            self._notes.close()
 
     def close(self) -> None:
         for host in self._hosts.values():
@@ -149,6 +161,7 @@ class Engine:
             pool_evictions=shop.pool.evictions,
             device_bytes_free=shop.memory.free,
             device_bytes_total=shop.memory.total,
+            model_bytes=self._model_bytes,
             host_bytes=shop.stock.host.bytes,
             host_entries=len(shop.stock.host),
         )
@@ -167,6 +180,26 @@ class Engine:
 
     async def _follow(self, plan: Plan, meaning: Meaning, span: Span) -> AsyncGenerator[RunResponse]:
         key = self._key(plan, meaning)
+        if plan.must_run:
+            self._notes.forget(key)
+        note = self._notes.find(key) if self._flights.get(key) is None else None
+        if note is None:
+            async with aclosing(self._hear(key, plan, meaning, span)) as events:
+                async for event in events:
+                    if isinstance(event, Note):
+                        note = event
+                    else:
+                        yield event
+        if note is not None:
+            span.set_attribute("reprise.run.outcome", "elsewhere")
+            with self._notes.telling(note):
+                yield RunResponse(elsewhere=Elsewhere(worker=note.worker))
+                await self._notes.until_closed()
+
+    async def _hear(
+        self, key: _Key, plan: Plan, meaning: Meaning, span: Span
+    ) -> AsyncGenerator[RunResponse | Note[_Key]]:
+        """Everything that is told of a run here, to the end or until another worker has it."""
         flight, led = self._join(key, plan, meaning, span)
         follower = _Follower(flight)
         outcome: Outcome | None = None
@@ -174,6 +207,9 @@ class Engine:
             with flight.following(), self._named(plan.follower, follower):
                 async with aclosing(flight.follow(until=lambda: follower.gone)) as events:
                     async for event in events:
+                        if isinstance(event, Note):
+                            yield event
+                            return
                         if isinstance(event, Outcome):
                             outcome = event
                             yield outcome.told(plan.address, joined=not led)
@@ -181,7 +217,7 @@ class Engine:
                         if event.HasField("stored") and outcome is not None:
                             await self._store_alias(plan, outcome)
                         yield event
-        except Deserted:
+        except (Deserted, Abandoned):
             raise NotReady("DRAINING") if self.draining else Abandoned from None
         if follower.gone:
             raise Abandoned
@@ -193,15 +229,57 @@ class Engine:
     def _join(self, key: _Key, plan: Plan, meaning: Meaning, span: Span) -> tuple[Flight[Event], bool]:
         if self.draining and self._flights.get(key) is None:
             raise NotReady("DRAINING")
-        job = Job(self.shop, plan, meaning, span)
+        job = Job(self.shop, plan, meaning, span, self._share)
         flight, led = self._flights.join(key, job.lead)
         if led:
             self._jobs[flight] = job
+            if plan.idle and not (plan.must_run or plan.reuse_nothing or plan.replace):
+                self._movable[flight] = key, plan.idle
+            self._relieve()
         else:
             span.set_attribute("reprise.run.outcome", "joined")
             span.add_link(self._jobs[flight].span.get_span_context())
+            if plan.must_run:
+                self._movable.pop(flight, None)
         self._jobs[flight].aliases.add(plan.address)
         return flight, led
+
+    def _share(self, encodings: Iterable[Address]) -> None:
+        """Other workers can find these encodings of pictures: what reads them need not wait here for them."""
+        for job in self._jobs.values():
+            job.encodings.difference_update(encodings)
+        self._relieve()
+
+    def _relieve(self) -> None:
+        """Hand over runs that wait behind too many others, as long as another worker has fewer before them.
+
+        A run that reads a picture which one before it is about to encode stays until that is done: encoded once is
+        worth more than sooner.
+        """
+        if self._spill_after is None:
+            return
+        before: list[Job] = []
+        for flight in self._in_line():
+            job = self._jobs[flight]
+            key, idle = self._movable.get(flight, (None, ()))
+            if key is not None and len(before) > self._spill_after and not any(map(job.waits_for, before)):
+                choice = self._notes.choose(idle, job.encodings)
+                if choice is not None and choice[1] < len(before):
+                    self._hand_over(flight, key, choice[0])
+                    continue
+            before.append(job)
+
+    def _in_line(self) -> list[Flight[Event]]:
+        """Runs without an answer yet, the one that has the device first, the others as they came."""
+        line = [flight for flight, job in self._jobs.items() if not (job.answered or flight.ended)]
+        return sorted(line, key=lambda flight: not flight.goes_on)
+
+    def _hand_over(self, flight: Flight[Event], key: _Key, worker: str) -> None:
+        job = self._jobs[flight]
+        job.answered = True
+        flight.publish(self._notes.write(key, worker, job.encodings))
+        self._flights.cancel(flight)
+        self.shop.metrics.handed_over.inc()
 
     @contextmanager
     def _named(self, name: str, follower: _Follower) -> Iterator[None]:

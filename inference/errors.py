@@ -4,6 +4,7 @@
     ├── InvalidInput     INVALID_ARGUMENT: an input the model cannot take
     ├── PlanDiffers      FAILED_PRECONDITION: planned with another description than this worker's
     ├── MediaNeeded      FAILED_PRECONDITION: a stage must read pixels that the plan did not bring
+    ├── NearGone         FAILED_PRECONDITION: the encodings of a near-duplicate that were counted on are not there
     ├── QueueFull        RESOURCE_EXHAUSTED: enough waits already; waiting helps
     ├── DeviceMemory     RESOURCE_EXHAUSTED: the device cannot hold this, even with nothing else on it
     ├── NotReady         UNAVAILABLE: loading or draining
@@ -74,6 +75,15 @@ class MediaNeeded(Refused):
 
     def __init__(self) -> None:
         super().__init__("MEDIA_NEEDED", "a stage must read the picture itself: send the plan again with its pixels")
+
+
+class NearGone(Refused):
+    """A plan reads the encodings of a near-duplicate, and they are gone. Its own picture's would not be those."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+    def __init__(self) -> None:
+        super().__init__("NEAR_GONE", "encodings that the plan borrows are gone: plan again without them")
 
 
 class QueueFull(Refused):

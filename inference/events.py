@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 
 from cache.flight import Flight
 from cache.keys import Address
 from cache.record import Record
+from inference.handover import Note
 from reprise.v1.common_pb2 import StageReport
 from reprise.v1.inference_pb2 import Finished, RunResponse
 from reprise.v1.media_pb2 import Chunk, GenerationEvent, Preview, Progress, Queued, Stored
@@ -41,7 +42,7 @@ class Outcome:
         )
 
 
-Event: TypeAlias = "RunResponse | Outcome"
+Event: TypeAlias = "RunResponse | Outcome | Note[Any]"
 
 
 class EventLog:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from blake3 import blake3
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
 from cache.encoding import Value, encode, hash_of
@@ -72,13 +73,22 @@ def of_tokenizer(tokenizer: Any) -> Value:
 
 def numerics(model: Any) -> Value:
     """How the numbers are computed: the type, the precision of float32 products, and the attention implementation."""
-    processors = {type(processor).__name__ for processor in getattr(model, "attn_processors", {}).values()}
+    processors = {_attention_of(processor) for processor in getattr(model, "attn_processors", {}).values()}
     own = getattr(model.config, "_attn_implementation", None)
     return {
         "type": _name_of(model.dtype),
         "float32_products": torch.get_float32_matmul_precision(),
         "attention": sorted(processors) if own is None else [own],
     }
+
+
+def _attention_of(processor: Any) -> str:
+    """Its class and, where it can have several, the backend it hands its products to."""
+    name = type(processor).__name__
+    if not hasattr(processor, "_attention_backend"):
+        return name
+    chosen = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+    return f"{name} {getattr(chosen, 'value', chosen)}"
 
 
 def versions(*distributions: str) -> Value:

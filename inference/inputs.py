@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -20,9 +21,9 @@ from cache.reason import Reason, reason_of
 from cache.record import Record
 from cache.tier import TierName, proves_absence
 from cache.work import Work, divide
-from inference.errors import MediaNeeded
+from inference.errors import MediaNeeded, NearGone
 from inference.models.base import Tensors
-from inference.plan import Meaning, Plan, lacks_media
+from inference.plan import Meaning, Plan, lacks_loan, lacks_media
 from inference.pool import Hot
 from inference.stock import load
 from inference.workshop import Workshop
@@ -61,7 +62,8 @@ class Inputs:
     async def find(self) -> None:
         """Learn which outputs there are; called again later, which have been made since.
 
-        Raises MediaNeeded if what is left to run needs pixels that are not there.
+        Raises MediaNeeded if what is left to run needs pixels that are not there, NearGone if it needs encodings of a
+        near-duplicate that are not.
         """
         if not self._plan.reuse_nothing:
             self._find_in_pool(self._unknown())
@@ -71,8 +73,10 @@ class Inputs:
         self._release(self._hot.keys() - needed)
 
     def work(self) -> Work:
-        """What there is to do, as far as is known. Raises MediaNeeded."""
+        """What there is to do, as far as is known. Raises MediaNeeded and NearGone."""
         work = divide(self._plan.stages, self._meaning.outputs, self.records.keys() - self._lost)
+        if lacks_loan(work, self._plan.instead):
+            raise NearGone
         if lacks_media(work, self._plan.pictures):
             raise MediaNeeded
         return work
@@ -179,8 +183,10 @@ class Inputs:
         if self._in_host(stage) is not None:
             await self._shop.stock.promote(address)
         elif (data := await self._read(stage, span)) is not None and stage.pooled:
+            # A gateway may have found it under another spelling; here it goes by its canonical address.
+            record = replace(self.records[stage.name], address=address, canonical=None)
             try:
-                await self._shop.stock.bring(self.records[stage.name], data)
+                await self._shop.stock.bring(record, data)
             except ValueError:
                 self._lose(stage, for_good=True)
                 return

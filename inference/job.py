@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -53,12 +53,29 @@ class _Made:
 
 
 class Job:
-    """One run. `aliases` are the addresses its followers asked at, as far as they are known when it is stored."""
+    """One run. `aliases` are the addresses its followers asked at, as far as they are known when it is stored.
 
-    def __init__(self, shop: Workshop, plan: Plan, meaning: Meaning, span: Span) -> None:
+    `on_shared` hears of addresses whose outputs other workers can find from now on.
+    """
+
+    def __init__(
+        self,
+        shop: Workshop,
+        plan: Plan,
+        meaning: Meaning,
+        span: Span,
+        on_shared: Callable[[Iterable[Address]], None] = lambda addresses: None,
+    ) -> None:
         self.aliases: set[Address] = set()
         self.stop = threading.Event()  # nobody wants the result any more: running work ends at its next step
+        self.answered = False  # its followers have their answer, so nobody waits for it
         self.span = span
+        self.encodings = {
+            meaning.addresses[stage.name]
+            for stage in plan.stages
+            if stage.media and stage.cached and not plan.store_nothing and stage.name not in plan.records
+        }  # of pictures, that other runs may read and only this one may be about to make
+        self._on_shared = on_shared
         self._shop = shop
         self._plan = plan
         self._meaning = meaning
@@ -70,13 +87,20 @@ class Job:
         self._spent: dict[str, float] = {}  # device seconds of the stages that ran
         self._totals = dict.fromkeys(meaning.outputs, 0.0)  # with everything upstream, by stage
 
+    def waits_for(self, other: Job) -> bool:
+        """Whether the other run may be about to encode a picture that this one reads."""
+        return not self.encodings.isdisjoint(other.encodings)
+
     async def lead(self, flight: Flight[Event]) -> None:
         """Do the work, tell it to the flight's followers, and stay until the result is durable or given up.
 
         Raises Refused.
         """
         log = EventLog(flight)
-        durable = await self._answer_from_tiers(log) or await self._generate(flight, log)
+        try:
+            durable = await self._answer_from_tiers(log) or await self._generate(flight, log)
+        finally:
+            self.answered = True
         log.stored(await durable)
 
     async def _answer_from_tiers(self, log: EventLog) -> asyncio.Future[bool] | None:
@@ -108,6 +132,7 @@ class Job:
     async def _generate(self, flight: Flight[Event], log: EventLog) -> asyncio.Future[bool]:
         with Inputs(self._shop, self._plan, self._meaning, self.span) as inputs:
             await inputs.find()
+            self._share_what_is_found(inputs)
             try:
                 async with asyncio.TaskGroup() as group, AsyncExitStack() as device:
                     near = group.create_task(inputs.bring_near())
@@ -118,6 +143,10 @@ class Job:
                     return await _finish(self._run(inputs, log))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
+
+    def _share_what_is_found(self, inputs: Inputs) -> None:
+        missing = {self._meaning.addresses[stage.name] for stage in inputs.work().run}
+        self._on_shared(self.encodings - missing)
 
     @contextmanager
     def _waiting(self, inputs: Inputs) -> Iterator[None]:
@@ -135,7 +164,7 @@ class Job:
         work = inputs.work()
         for stage in work.reuse:
             self._totals[stage.name] = inputs.records[stage.name].total_device_seconds
-            self._lineage[stage.name] = _inherited(inputs.records[stage.name])
+            self._lineage[stage.name] = _inherited(inputs.records[stage.name]) | self._media(stage)
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
         for position, stage in enumerate(work.run[:-1], start=1):
@@ -212,7 +241,11 @@ class Job:
         record = self._record(stage, made, Stored(digest, TENSORS_TYPE, _inline(data)))
         if stage.pooled:
             await self._shop.stock.keep(Hot(made.output, made.weight, record))
-        await self._shop.hierarchy.commit(record, data, replace=self._plan.replace or stage.name in inputs.gone)
+        durable = await self._shop.hierarchy.commit(
+            record, data, replace=self._plan.replace or stage.name in inputs.gone
+        )
+        if record.address in self.encodings:
+            durable.add_done_callback(lambda _: self._on_shared({record.address}))
 
     async def _deliver(self, made: _Made, artifact: Artifact, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
         log.chunks(artifact.data)
@@ -262,11 +295,19 @@ class Job:
 
     def _ancestry(self, stage: Stage) -> frozenset[str]:
         """Tags that say of what a stage's output is made, at whatever distance."""
-        media = frozenset(tags.of_media(self._plan.pictures[name].identity) for name in stage.media)
         made_of = self._upstream(stage)
         names = frozenset(tags.of_ancestor(self._meaning.ids[name]) for name in made_of)
         stages = frozenset(map(tags.of_stage, made_of))
-        return media.union(names, stages, *(self._lineage[name] for name in made_of))
+        return self._media(stage).union(names, stages, *(self._lineage[name] for name in made_of))
+
+    def _media(self, stage: Stage) -> frozenset[str]:
+        pictures = [self._plan.pictures[name] for name in stage.media]
+        return frozenset(
+            tags.of_media(identity)
+            for picture in pictures
+            for identity in (picture.identity, picture.part_of)
+            if identity
+        )
 
     def _upstream_roles(self, stage: Stage) -> list[tuple[str, str]]:
         return [(role, name) for role, name in stage.upstream.items() if name in self._meaning.ids]

@@ -17,6 +17,9 @@ class WorkerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.generations = Counter("reprise_worker_generations", "Runs that reached the device", registry=registry)
+        self.handed_over = Counter(
+            "reprise_worker_handed_over", "Runs left to another worker, which was idle", registry=registry
+        )
         self.stage_seconds = Histogram(
             "reprise_stage_seconds", "Device time of a stage", ["stage"], buckets=_SECONDS, registry=registry
         )

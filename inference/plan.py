@@ -16,7 +16,7 @@ from PIL import Image
 from cache import tags
 from cache.description import Description, Parameter, Scalar, Scope, Stage
 from cache.digest import Digest
-from cache.keys import Address, addresses, content_ids
+from cache.keys import Address, addresses, borrowed, content_ids
 from cache.picture import picture_identity
 from cache.record import NotARecord, Record
 from cache.work import Work
@@ -36,6 +36,8 @@ class Picture:
     width: int
     height: int
     rgb: bytes = field(repr=False)
+    near_identity: str = ""  # of the near-duplicate whose encodings are read in its place
+    part_of: str = ""  # identity of the whole picture, where this is a part of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Plan:
     max_age: float | None = None  # seconds
     follower: str = ""
     tags: frozenset[str] = frozenset()  # for whatever is made
+    idle: tuple[str, ...] = ()  # addresses of workers that could run this at once, the best first
+    must_run: bool = False  # here, whatever is idle
     parent: Context | None = None  # the caller's trace
 
     @property
@@ -63,6 +67,11 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         return self.description.active(self.parameters)
+
+    @property
+    def instead(self) -> dict[str, str]:
+        """The near-duplicates whose encodings are borrowed, by medium."""
+        return _instead(self.pictures)
 
     @property
     def address(self) -> Address:
@@ -112,6 +121,8 @@ def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], pa
         max_age=request.max_age if request.HasField("max_age") else None,
         follower=request.follower,
         tags=frozenset({*request.tags, tags.of_tenant(namespaces[Scope.TENANT]), tags.of_user(namespaces[Scope.USER])}),
+        idle=tuple(request.idle),
+        must_run=request.must_run,
         parent=parent,
     )
 
@@ -131,8 +142,13 @@ def canonical_first(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 def meaning_of(plan: Plan, outputs: Mapping[str, Tensors], digests: Mapping[str, Digest]) -> Meaning:
     """The plan's names once the outputs of `canonical_first` are known."""
     media = {name: picture.identity for name, picture in plan.pictures.items()}
-    ids = content_ids(plan.description, plan.parameters, media, digests)
-    return Meaning(outputs, digests, ids, addresses(plan.description, ids, plan.namespaces))
+    ids = content_ids(plan.description, plan.parameters, media, digests, plan.instead)
+    return Meaning(outputs, digests, ids, addresses(plan.description, ids, plan.namespaces, plan.instead))
+
+
+def lacks_loan(work: Work, instead: Mapping[str, str]) -> bool:
+    """Whether a stage must run whose output was to be a near-duplicate's, which this picture's pixels cannot give."""
+    return any(borrowed(stage, instead) for stage in work.run)
 
 
 def lacks_media(work: Work, pictures: Mapping[str, Picture]) -> bool:
@@ -191,7 +207,9 @@ def _pictures(request: inference_pb2.RunRequest, stages: Sequence[Stage]) -> dic
 
 
 def _picture(name: str, message: inference_pb2.Picture) -> Picture:
-    picture = Picture(message.identity, message.width, message.height, message.rgb)
+    picture = Picture(
+        message.identity, message.width, message.height, message.rgb, message.near_identity, message.part_of
+    )
     if not picture.rgb:
         return picture
     if len(picture.rgb) != picture.width * picture.height * 3:
@@ -199,6 +217,10 @@ def _picture(name: str, message: inference_pb2.Picture) -> Picture:
     if picture_identity(picture.width, picture.height, picture.rgb) != picture.identity:
         raise InvalidInput(name, "must have the identity of its own pixels")
     return picture
+
+
+def _instead(pictures: Mapping[str, Picture]) -> dict[str, str]:
+    return {name: picture.near_identity for name, picture in pictures.items() if picture.near_identity}
 
 
 def _namespaces(request: inference_pb2.RunRequest) -> dict[Scope, str]:
@@ -214,11 +236,12 @@ def _addresses(
     pictures: Mapping[str, Picture],
     namespaces: Mapping[Scope, str],
 ) -> dict[str, Address]:
+    identities, instead = {name: picture.identity for name, picture in pictures.items()}, _instead(pictures)
     try:
-        ids = content_ids(description, parameters, {name: picture.identity for name, picture in pictures.items()})
+        ids = content_ids(description, parameters, identities, instead=instead)
     except ValueError as error:  # a text that has no UTF-8
         raise InvalidInput("parameters", "must be text in Unicode") from error
-    own = addresses(description, ids, namespaces)
+    own = addresses(description, ids, namespaces, instead)
     theirs = dict(request.addresses)
     if description.final.name not in theirs or any(
         name not in own or str(own[name]) != address for name, address in theirs.items()

@@ -25,7 +25,7 @@ class RetentionSettings(Section):
 
 class ModelSettings(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # what requests call it
-    source: str  # a folder, or a hub id
+    source: str  # a folder, or a hub id: OWNER/NAME, or OWNER/NAME@REVISION
     dtype: Literal["float32", "float16", "bfloat16"] | None = None  # None: half on an accelerator, single on a CPU
     stages: Mapping[str, RetentionSettings] = Field(default_factory=dict)  # by name of the stage
 
@@ -42,6 +42,7 @@ class WorkerSection(Section):
     host_pool_bytes: int | None = Field(None, ge=0)  # None: 1 GiB beside an accelerator, nothing on a processor
     favourites: tuple[str, ...] = ()  # addresses as reports give them; what they mean stays in the pool
     queue: int = Field(64, ge=0)  # runs that may wait for the device
+    spill_after: int | None = Field(1, ge=0)  # runs that wait here before others go to idle workers; None: none ever
     grace: float = Field(10.0, ge=0)  # how long queued work waits for its last follower to come back
     drain: float = Field(60.0, ge=0)  # how long a stopping worker lets runs finish
     reflection: bool = True

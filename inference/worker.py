@@ -86,7 +86,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         )
         await shop.measure_memory()
         await shop.size_pool()
-        engine = Engine(loaded, shop, grace=section.grace)
+        engine = Engine(loaded, shop, grace=section.grace, spill_after=section.spill_after)
         stack.callback(engine.close)
         tiers.orders.on_order(engine.obey)
         shared = namespace(settings.cache.secret_bytes, Scope.SHARED, Principal(""))

@@ -1,10 +1,10 @@
 // Reprise by grpc-web from a terminal: every event as a line of JSON with the milliseconds since the start.
 //
-//   node client.mjs ADDRESS animate PICTURE '{"prompt": "snow falls", "numFrames": 8}' [OUT] [--abort-at EVENT]
+//   node client.mjs ADDRESS animate PICTURE '{"prompt": "snow falls", "numFrames": 8}' [OUT] [--abort-at EVENT] [--timeout MS]
 //   node client.mjs ADDRESS watch NAME FROM [OUT]
 //   node client.mjs ADDRESS cancel NAME
 //
-// --abort-at N hangs up after the Nth event, as a person does who closes the page.
+// --abort-at N hangs up after the Nth event, as a person does who closes the page. --timeout bounds everything.
 
 import { createHash } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -13,7 +13,10 @@ import { parseArgs } from "node:util";
 import { animate, connect, explain, Pieces } from "./src/client.js";
 
 const started = performance.now();
-const { values, positionals } = parseArgs({ allowPositionals: true, options: { "abort-at": { type: "string" } } });
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { "abort-at": { type: "string" }, timeout: { type: "string" } },
+});
 const [address, verb, ...words] = positionals;
 const client = connect(address);
 
@@ -59,6 +62,7 @@ const verbs = {
     const request = { picture: { case: "image", value: readFileSync(picture) }, ...JSON.parse(fields) };
     const options = {
       signal: hangUp.signal,
+      ...(values.timeout && { timeoutMs: Number(values.timeout) }),
       onResume: ({ name, from }) => say({ resumed: name, from }),
       onTrailer: (trailer) => say({ "cache-status": trailer.get("cache-status") }),
     };

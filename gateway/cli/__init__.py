@@ -2,7 +2,7 @@
 
 import click
 
-from gateway.cli import animate, control, explain, follow, stack, stats, trace
+from gateway.cli import animate, control, doctor, explain, follow, gc, inspect, models, stack, stats, trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,5 +14,6 @@ for command in (
     *(stack.up, stack.down, animate.animate, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
     *(control.invalidate, control.switch, control.pin),
+    *(inspect.inspect, gc.gc, doctor.doctor, models.models),
 ):
     main.add_command(command)

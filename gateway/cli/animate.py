@@ -17,8 +17,9 @@ from gateway.cli.options import call, console, gateway_options, refuse_unwritabl
 from gateway.cli.reports import nearest_line, reason_word, tier_word
 from gateway.cli.requests import picture_of, read_picture, read_request, request_file, write_request
 from gateway.client import Client, Media
+from gateway.status import Problem
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import DELIVERY_URL, AnimateImageRequest, GenerationEvent, Stored
+from reprise.v1.media_pb2 import DELIVERY_URL, AnimateImageRequest, Framing, GenerationEvent, Stored
 
 _LONGEST_AGE = 10**9  # seconds
 _MODES = {
@@ -37,12 +38,24 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
     return round(seconds * 1000)
 
 
+def _box(context: click.Context, option: click.Parameter, text: str | None) -> Framing:
+    if text is None:
+        return Framing()
+    try:
+        left, top, width, height = map(int, text.split(","))
+        return Framing(left=left, top=top, width=width, height=height)
+    except ValueError:
+        raise click.BadParameter("must be four numbers of pixels") from None
+
+
 @click.command()
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option("--prompt", "-p", help="What should happen.")
 @click.option("--negative-prompt", help="What should not.")
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The video. [default: PICTURE.mp4]")
 @click.option("--model", help="Name of the model. [default: the deployment's]")
+@click.option("--crop", "framing", callback=_box, metavar="LEFT,TOP,WIDTH,HEIGHT", help="The part that is meant.")
+@click.option("--rotate", type=click.Choice(["90", "180", "270"]), help="Clockwise degrees, after --crop.")
 @click.option("--width", type=int, help="Pixels.")
 @click.option("--height", type=int, help="Pixels.")
 @click.option("--frames", "num_frames", type=int, help="Frames of the video.")
@@ -53,8 +66,9 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
 @click.option("--format", "container", type=click.Choice(["mp4", "webm"]), help="Container of the file.")
 @click.option("--seed", type=int, help="Same seed, same video. [default: the deployment's]")
 @click.option("--extra", multiple=True, metavar="NAME=VALUE", help="A parameter only this model has. Repeatable.")
-@click.option("--cache", "mode", type=click.Choice(list(_MODES)), help="Policy. [default: use]")
+@click.option("--cache", "mode", type=click.Choice(list(_MODES)), help="Policy. [default: the deployment's]")
 @click.option("--fresh", is_flag=True, help="Ask for variety: a seed is drawn, and said.")
+@click.option("--similar", is_flag=True, help="Let encodings of a near-duplicate picture stand in; it is said.")
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--label", "labels", multiple=True, help="Mark what is made, to invalidate it by. Repeatable.")
@@ -64,6 +78,12 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
     "--request", "saved", type=request_file, help="Run the request in this file; what else is said changes it."
 )
 @click.option("--save-request", "save", type=click.Path(dir_okay=False, path_type=Path), help="Write the request here.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Have it by then, or an error. What can be retried is retried until then. [default: a few tries]",
+)
 @gateway_options
 def animate(
     picture: Path | None,
@@ -74,6 +94,7 @@ def animate(
     out: Path | None,
     durable: bool,
     url: bool,
+    deadline: float | None,
     **options: Any,
 ) -> None:
     """Animate PICTURE, and say where the answer came from."""
@@ -93,7 +114,7 @@ def animate(
     async def converse(client: Client) -> tuple[Media, bytes | None, Stored.State]:
         with Live(out_to) as live:
             try:
-                media = await client.animate(request, on_event=live.show)
+                media = await client.animate(request, on_event=live.show, on_retry=live.retry, deadline=deadline)
             except asyncio.CancelledError:  # Ctrl-C
                 out_to.print(await _give_up(client, live.name))
                 raise
@@ -132,8 +153,14 @@ def _change(request: AnimateImageRequest, picture: Path | None, **options: Any) 
         if options.pop(flag):
             setattr(policy, flag, True)
     policy.labels.extend(options.pop("labels"))
+    if options.pop("similar"):
+        policy.similarity.pictures = True
     if (max_age := options.pop("max_age")) is not None:
         policy.max_age.FromMilliseconds(max_age)
+    if (framing := options.pop("framing")) is not None:
+        request.framing.MergeFrom(framing)
+    if (rotation := options.pop("rotate")) is not None:
+        request.framing.rotation = int(rotation)
     for name, value in map(_extra, options.pop("extra")):
         request.extra[name].CopyFrom(value)
     given = {name: value for name, value in options.items() if value is not None}
@@ -190,6 +217,14 @@ class Live:
         if event.HasField("progress"):
             self._advance(event)
 
+    def retry(self, problem: Problem, seconds: float) -> None:
+        """The request is about to be made again: what was seen of it does not count any more."""
+        self.name = ""
+        for bar in self._bars.values():
+            self._progress.remove_task(bar)
+        self._bars.clear()
+        self._console.print(f"{problem.reason or 'the connection broke'}: asking again in {seconds:.1f} s")
+
     def _advance(self, event: GenerationEvent) -> None:
         progress = event.progress
         if progress.stage not in self._bars:
@@ -214,6 +249,8 @@ def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) ->
         elif stage.outcome == pb.STAGE_OUTCOME_RUN:
             why = f"; {reason_word(stage.reason)}" if stage.reason else ""
             out.print(f"  {stage.stage:<16} run, {stage.device_seconds:.3f} s{why}")
+    for each in report.similar:
+        out.print(f"  not exact: a near-duplicate of the {each.media} stood in, {each.distance} of 256 bits away")
     out.print(
         f"device time: {report.device_seconds_spent:.3f} s spent, {report.device_seconds_saved:.3f} s saved; "
         f"seed {media.result.seed}; stored: {Stored.State.Name(stored).removeprefix('STATE_').lower()}"

@@ -12,7 +12,9 @@ import click
 import grpc
 from rich.console import Console
 
+from cache.settings import SettingsError, load
 from gateway.client import Client
+from gateway.settings import OTHERS, GatewaySettings
 from gateway.status import explain_error
 
 _WIDE = 200  # characters
@@ -24,9 +26,38 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def gateway_options(command: _Command) -> _Command:
     command = click.option(
-        "--address", envvar="REPRISE_ADDRESS", default="127.0.0.1:7400", show_default=True, help="Of the gateway."
+        "--address",
+        envvar="REPRISE_ADDRESS",
+        default="127.0.0.1:7400",
+        show_default=True,
+        help="Of the gateway; of several, with commas, the first that answers.",
     )(command)
     return click.option("--api-key", envvar="REPRISE_API_KEY", default="", help="Where the gateway wants one.")(command)
+
+
+config_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--config",
+    envvar="REPRISE_CONFIG",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The deployment's YAML file; the environment overrides it. [env: REPRISE_CONFIG]",
+)
+
+
+def read_settings(config: Path) -> GatewaySettings:
+    """What the file and the environment say. Raises ClickException."""
+    try:
+        return load(GatewaySettings, config, others=OTHERS)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run work to its end, or until Ctrl-C."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
 def console() -> Console:
@@ -45,13 +76,11 @@ def call(address: str, api_key: str, use: Callable[[Client], Coroutine[Any, Any,
             return await use(client)
 
     try:
-        return asyncio.run(converse())
+        return run(converse())
     except grpc.aio.AioRpcError as error:
         raise click.ClickException(_told(error, address)) from None
     except ConnectionError as error:
         raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
 def _told(error: grpc.aio.AioRpcError, address: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
-from gateway.picture_files import LARGEST_FILE
+from gateway.blueprint import LARGEST_FILE
 from reprise.v1.media_pb2 import AnimateImageRequest
 
 request_file = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gateway.stack import Running, Stack, StackError
 from gateway.stack.envoy import playground
-from gateway.stack.local import compose, refuse_missing
+from gateway.stack.local import FAMILIES, compose, refuse_missing
 
 _REMIND_EVERY = 10.0  # seconds between two lines about the same wait, where no spinner can turn
 
@@ -37,14 +37,23 @@ data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     show_default=True,
     help="Of Envoy: gRPC and grpc-web for all gateways, and the playground. 0: no Envoy.",
 )
-def up(data: Path, gateways: int, workers: int, port: int, web_port: int) -> None:
+@click.option(
+    "--model",
+    "family",
+    type=click.Choice(FAMILIES),
+    default=FAMILIES[0],
+    show_default=True,
+    help="Which small model, of the true architecture and with random weights, the inference servers have.",
+)
+def up(data: Path, gateways: int, workers: int, port: int, web_port: int, family: str) -> None:
     """Start Redis, an S3 server, workers, gateways and Envoy."""
     console = Console(highlight=False)
     with shown(console) as watch, _said():
         stack = Stack(data, watch)
         stack.refuse_twice()
         refuse_missing(workers=workers, web_port=web_port or None)
-        running = stack.up(compose(data, port=port, gateways=gateways, workers=workers, web_port=web_port or None))
+        parts = compose(data, port=port, gateways=gateways, workers=workers, web_port=web_port or None, family=family)
+        running = stack.up(parts)
     console.print(_table(running, data.absolute()))
     console.print(f"\nEverything it keeps is in {data.absolute()}", soft_wrap=True)
     if web_port and playground():

@@ -24,6 +24,7 @@ _SHOWN = (
     "reprise.stage.outcome",
     "reprise.device_seconds",
     "server.address",
+    "reprise.worker.elsewhere",
 )
 
 

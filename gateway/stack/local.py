@@ -23,7 +23,7 @@ from gateway.stack.parts import Part, StackError
 from gateway.stack.ports import LOOPBACK, free_port, is_free
 from gateway.stack.redis import redis
 
-MODEL = "i2vgen-xl-small"
+FAMILIES = ("i2vgen-xl", "svd", "wan-i2v")  # that `inference.models.small` builds; the first is the usual one
 _GRACE = 75.0  # more than the processes' own `drain`: what runs may finish before anything is killed
 # glibc gives freed pages back late and keeps an arena per thread: fixed thresholds let big tensors and media return
 # to the system at once, while buffers of a usual size are reused.
@@ -34,11 +34,20 @@ _MEMORY = {
 }
 
 
-def compose(data: Path, *, port: int, workers: int = 1, gateways: int = 1, web_port: int | None = None) -> list[Part]:
+def compose(
+    data: Path,
+    *,
+    port: int,
+    workers: int = 1,
+    gateways: int = 1,
+    web_port: int | None = None,
+    family: str = FAMILIES[0],
+) -> list[Part]:
     """The parts of the local stack in the order of their start; writes their settings and draws their keys.
 
     The first gateway listens on `port`, the others on free ones; Envoy stands before all of them where `web_port` is
-    given. Raises StackError when a server program is missing or a port is taken.
+    given. Workers serve the small model of `family`. Raises StackError when a server program is missing or a port is
+    taken.
     """
     _refuse_taken(port, "--port")
     if web_port is not None:
@@ -66,9 +75,10 @@ def compose(data: Path, *, port: int, workers: int = 1, gateways: int = 1, web_p
         gateway=doors[0],
         workers=homes,
         public_url="" if web_port is None else f"http://localhost:{web_port}",
+        family=family,
     )
     file = _write(data / "reprise.yaml", yaml.safe_dump(settings, sort_keys=False))
-    serving = [_worker(data, file, number, home) for number, home in enumerate(homes, start=1)]
+    serving = [_worker(data, file, number, home, family) for number, home in enumerate(homes, start=1)]
     answering = [
         _gateway(data, file, number, door, window)
         for number, (door, window) in enumerate(zip(doors, http, strict=True), start=1)
@@ -97,10 +107,18 @@ def _finds(find: Callable[[], Path]) -> bool:
 
 
 def configuration(
-    data: Path, *, redis: str, bucket: Bucket, gateway: str, workers: Sequence[str], public_url: str = ""
+    data: Path,
+    *,
+    redis: str,
+    bucket: Bucket,
+    gateway: str,
+    workers: Sequence[str],
+    public_url: str = "",
+    family: str = FAMILIES[0],
 ) -> dict[str, Any]:
     """The settings that all processes of the stack share, as `reprise.yaml` holds them."""
     host, _, port = gateway.rpartition(":")
+    model = _model(data, family)
     return {
         "cache": {
             "secret": _secret(data),
@@ -113,15 +131,21 @@ def configuration(
                 "secret_key": bucket.secret_key,
             },
         },
-        "gateway": {"host": host, "port": int(port), "public_url": public_url, "workers": list(workers)},
-        "worker": {"host": LOOPBACK, "models": {MODEL: str(_model(data))}},
+        "gateway": {
+            "host": host,
+            "port": int(port),
+            "public_url": public_url,
+            "workers": list(workers),
+            "default_models": {"animate_image": model.name},
+        },
+        "worker": {"host": LOOPBACK, "models": {model.name: str(model)}},
         "telemetry": {"spans_folder": str(data / "spans"), "sample_ratio": 1.0},
     }
 
 
-def _worker(data: Path, file: Path, number: int, address: str) -> Part:
+def _worker(data: Path, file: Path, number: int, address: str, family: str) -> Part:
     name = f"worker-{number}"
-    build = (sys.executable, "-P", "-m", "inference.models.small", str(_model(data)))
+    build = (sys.executable, "-P", "-m", "inference.models.small", str(_model(data, family)), "--family", family)
     return Part(
         name,
         (sys.executable, "-P", "-m", "inference", "--config", str(file)),
@@ -166,8 +190,8 @@ def _refuse_taken(port: int, option: str) -> None:
         raise StackError(f"port {port} is taken by another program; choose another with {option}")
 
 
-def _model(data: Path) -> Path:
-    return data / "models" / MODEL
+def _model(data: Path, family: str) -> Path:
+    return data / "models" / f"{family}-small"
 
 
 def _log(data: Path, name: str) -> Path:

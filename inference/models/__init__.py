@@ -12,27 +12,25 @@ if TYPE_CHECKING:
     from inference.models.base import Model
 
 # The pipeline class a model names in its model_index.json -> the module of its family, which has a `load` of its own.
-FAMILIES = {"I2VGenXLPipeline": "inference.models.i2vgen_xl"}
+FAMILIES = {
+    "I2VGenXLPipeline": "inference.models.i2vgen_xl",
+    "StableVideoDiffusionPipeline": "inference.models.svd",
+    "WanImageToVideoPipeline": "inference.models.wan_i2v",
+}
 
 
 def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Model:
-    """A model of any known family, called `name`, from a local folder or a hub id, ready to run on `device`.
+    """A model of any known family, called `name`, ready to run on `device`.
 
-    `dtype` is a torch type such as "float16"; by default half precision on an accelerator and single on a CPU. Only
-    safetensors weights are read. Raises ValueError for something that is no model, of no known family, or not loadable
-    in this way.
+    `source` is a local folder or a hub id, `OWNER/NAME` or `OWNER/NAME@REVISION`. `dtype` is a torch type such as
+    "float16"; by default half precision on an accelerator and single on a CPU. Only safetensors weights are read.
+    Raises ValueError for something that is no model, of no known family, or not loadable in this way.
     """
-    family = _family_of(source)
+    from inference.models.sources import folder_of, pipeline_class
+
+    folder = folder_of(source)
+    family = pipeline_class(folder)
     if family not in FAMILIES:
         raise ValueError(f"{source} is a {family}; known families are {', '.join(sorted(FAMILIES))}")
-    model: Model = importlib.import_module(FAMILIES[family]).load(source, name=name, device=device, dtype=dtype)
+    model: Model = importlib.import_module(FAMILIES[family]).load(str(folder), name=name, device=device, dtype=dtype)
     return model
-
-
-def _family_of(source: str) -> str:
-    from diffusers import DiffusionPipeline
-
-    try:
-        return str(DiffusionPipeline.load_config(source)["_class_name"])
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{source} is neither a folder nor a hub id of a model with a model_index.json") from error

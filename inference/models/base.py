@@ -6,7 +6,7 @@ declaration names and nothing else, so that a declaration that forgets one canno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -50,6 +50,17 @@ class Model(Protocol):
     description: Description
     device: torch.device
 
+    @property
+    def modules(self) -> Iterable[torch.nn.Module]:
+        """What holds its weights."""
+        ...
+
     def run(self, stage: str, call: Call) -> Output:
         """The stage's output, its tensors contiguous and on `device`. Raises Cancelled from within `call.step`."""
         ...
+
+
+def weight_of(modules: Iterable[torch.nn.Module]) -> int:
+    """Bytes of parameters and buffers; what several modules share is counted once."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -234,6 +234,19 @@ def test_access_starts_the_age_again_up_to_the_hard_expiry() -> None:
     assert [1, 1, 1, None] == [entries.get("a", now) for now in (9, 18, 24.9, 25)]
 
 
+def test_a_peek_is_no_access() -> None:
+    """It tells value and weight; the age goes on, and the entry is as near to leaving as before."""
+    entries: Bounded[str, int] = Bounded(max_bytes=100, max_entries=2)
+    for key, value in (("a", 1), ("b", 2)):
+        entries.put(key, value, weight=10, now=0.0, ttl=5.0)
+    assert (1, 10) == (entries.peek("a", 4.0), entries.weight_of("a"))
+    assert entries.peek("c", 4.0) is None
+    entries.put("c", 3, weight=10, now=4.0, ttl=5.0)
+    assert entries.peek("a", 4.0) is None
+    assert entries.peek("b", 5.0) is None
+    assert 2 == len(entries)
+
+
 def test_old_entries_go_without_being_asked_for() -> None:
     """`expire` lets go of all that is too old and of nothing else."""
     entries = _map()

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from cache.flight import Deserted, Flight, Flights
+from cache.flight import Deserted, Errands, Flight, Flights
 
 Events = Flight[int]
 NEVER = 3600.0
@@ -404,3 +405,40 @@ async def test_cancelled_work_ends_undisturbed_by_its_grace() -> None:
     with pytest.raises(Deserted):
         await _collect(flight)
     assert said.is_set()
+
+
+async def test_whoever_wants_the_same_waits_for_the_same_errand() -> None:
+    """A hundred callers of one key are one call; another key is another, and so is the same one afterwards."""
+    errands, opened, calls = Errands[str, int](), asyncio.Event(), list[str]()
+
+    async def look(key: str) -> int:
+        calls.append(key)
+        await opened.wait()
+        return len(calls)
+
+    asked = [asyncio.create_task(errands.share(key, partial(look, key))) for key in "a" * 100 + "b"]
+    await wait_all_tasks_blocked()
+    assert ["a", "b"] == calls
+    opened.set()
+    assert [2] * 101 == await asyncio.gather(*asked)
+    assert 3 == await errands.share("a", partial(look, "a"))
+
+
+async def test_an_errand_is_done_whoever_leaves() -> None:
+    """The caller that began it may go; those that wait get what it brings, or its error."""
+    errands, opened = Errands[str, int](), asyncio.Event()
+
+    async def fail() -> int:
+        await opened.wait()
+        raise LookupError
+
+    first = asyncio.create_task(errands.share("a", fail))
+    await wait_all_tasks_blocked()
+    others = [asyncio.create_task(errands.share("a", fail)) for _ in range(2)]
+    await wait_all_tasks_blocked()
+    first.cancel()
+    await wait_all_tasks_blocked()
+    opened.set()
+    assert [asyncio.CancelledError, LookupError, LookupError] == [
+        type(each) for each in await asyncio.gather(first, *others, return_exceptions=True)
+    ]

@@ -598,6 +598,16 @@ async def test_a_peek_says_which_tier_should_give_the_bytes(bench: Bench) -> Non
     assert tiers == {name: peeked[address_of(name)].tier for name in tiers}
 
 
+async def test_what_somebody_else_has_made_is_asked_for_again_at_once(bench: Bench) -> None:
+    """Whoever hears that a worker made a stage's output need not wait until it is forgotten that there was none."""
+    wanted = [(address_of("clip"), TTL)]
+    assert {} == await bench.hierarchy.find_many(wanted)
+    _plant(bench.l3, record_of(DATA), DATA)
+    assert {} == await bench.hierarchy.find_many(wanted)
+    bench.hierarchy.expect([address_of("clip"), address_of("other")])
+    assert [address_of("clip")] == list(await bench.hierarchy.find_many(wanted))
+
+
 async def test_the_memo_of_what_is_absent_is_bounded(bench: Bench) -> None:
     """However many absent stages are asked for, what is remembered of them stays bounded."""
     for batch in range(30):

@@ -219,6 +219,56 @@ def test_ids_are_those_of_the_active_stages(description: Description, request: d
     } == addresses(description, ids, spaces)
 
 
+_NEAR = {"image": "n" * 64}  # whose encodings stand in
+
+
+def test_golden_content_ids_of_borrowed_encodings() -> None:
+    """Names of what rests on a near-duplicate's encoding, pinned: the encoding's own is that of the near-duplicate."""
+    ids = content_ids(picture_family(), _PARAMETERS, _MEDIA, instead=_NEAR)
+
+    assert {"picture", "denoise", "render"} == _differing(_ids(), ids)
+    assert _ids(media=_NEAR)["picture"] == ids["picture"]
+    assert "4231431b7fe99c40e9d1fe618239a1d4dd1978b04bf5d10a71b030abc9f10acd" == ids["render"]
+
+
+@given(descriptions(conditional=True), requests(), st.sampled_from(["image", "voice"]))
+def test_what_rests_on_a_near_duplicate_never_meets_the_exact(
+    description: Description, request: dict[str, int], medium: str
+) -> None:
+    """Encodings are the near-duplicate's; what is made of them has a name that neither picture's own request knows."""
+    instead = {medium: "n" * 64}
+    exact, other = content_ids(description, request, _MEDIA), content_ids(description, request, _MEDIA | instead)
+    near = content_ids(description, request, _MEDIA, instead=instead)
+    elsewhere = content_ids(description, request, _MEDIA | {medium: "z" * 64}, instead=instead)
+
+    for stage in description.active(request):
+        name, upstream = stage.name, {each for each in stage.upstream.values() if each in near}
+        if medium not in depends_on(description, stage) or not _reached(description, stage, medium, near):
+            assert exact[name] == near[name] == elsewhere[name]
+        elif medium in stage.media and all(near[each] == other[each] for each in upstream):
+            assert other[name] == near[name] == elsewhere[name] != exact[name]
+        elif medium not in stage.media:
+            assert 4 == len({exact[name], other[name], near[name], elsewhere[name]})
+
+
+def _reached(description: Description, stage: Any, medium: str, active: Mapping[str, str]) -> bool:
+    """Whether this stage or an active one before it reads the medium."""
+    before = [description.stage(each) for each in stage.upstream.values() if each in active]
+    return medium in stage.media or any(_reached(description, each, medium, active) for each in before)
+
+
+def test_what_rests_on_a_near_duplicate_is_its_tenants() -> None:
+    """A shared stage after a borrowed encoding is kept for the tenant; the encoding itself is where it always is."""
+    spaces = namespaces(SECRET, _ADA)
+    description = _with_stage("denoise", scope=Scope.SHARED)
+    ids = content_ids(description, _PARAMETERS, _MEDIA, instead=_NEAR)
+    near = addresses(description, ids, spaces, _NEAR)
+
+    assert (spaces[Scope.SHARED], spaces[Scope.TENANT]) == (near["picture"].namespace, near["denoise"].namespace)
+    assert spaces[Scope.USER] == near["tokens"].namespace
+    assert spaces[Scope.SHARED] == addresses(description, _ids(), spaces)["denoise"].namespace
+
+
 _names = st.text(max_size=3)
 _principals = st.builds(Principal, _names, _names, _names)
 _VISIBLE = {

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -74,6 +75,31 @@ async def test_more_names_than_one_page(store: ObjectsStore) -> None:
     assert expected == sorted(await store.names("models/"))
 
 
+async def test_folders_are_the_next_part_of_the_names(store: ObjectsStore) -> None:
+    """Each once, and only what has something below it."""
+    for name in ("r/a/00/x", "r/a/01/y", "r/b/00/x", "r/c", "b/d/00/x"):
+        await store.put(name, b"x", 60.0, replace=True)
+
+    assert ["a", "b"] == sorted(await store.folders("r/"))
+    assert [] == await store.folders("o/")
+
+
+async def test_a_name_is_told_of_without_its_bytes(store: ObjectsStore) -> None:
+    """Size and age, by itself and in a listing; writing it again makes it younger."""
+    await store.put("r/a/00/x", b"12345", 60.0, replace=True)
+    ((entry,),) = [page async for page in store.pages("r/")]
+    assert entry == await store.head("r/a/00/x")
+    assert ("r/a/00/x", 5) == (entry.name, entry.size)
+    assert abs(time.time() - entry.modified) < 60.0
+
+    again = entry
+    async with asyncio.timeout(10):
+        while again.modified <= entry.modified:  # S3 tells full seconds
+            await store.put("r/a/00/x", b"12345", 60.0, replace=True)
+            again = await store.head("r/a/00/x") or entry
+    assert await store.head("r/a/00/y") is None
+
+
 async def test_two_prefixes_of_one_bucket_are_two_stores(s3: S3) -> None:
     """What one deployment writes under its prefix, another one does not see; the whole bucket sees both."""
     one, other, whole = (_s3_store(s3, prefix) for prefix in (f"{s3.prefix}/one", f"{s3.prefix}/other", ""))
@@ -89,15 +115,17 @@ async def test_two_prefixes_of_one_bucket_are_two_stores(s3: S3) -> None:
 
 
 async def test_what_a_killed_writer_left_is_removed_at_start(tmp_path: Path) -> None:
-    """Unfinished files go, in every folder; finished ones and names that only look alike stay."""
+    """Unfinished files go, in every folder; finished ones, names that look alike and what is being written stay."""
     folder = tmp_path / "b" / "00"
     folder.mkdir(parents=True)
-    for name in ("a", "a#1", "b#22", "c#", "d#x", "#e"):
+    for name in ("a", "a#1", "b#22", "c#", "d#x", "#e", "f#1"):
         (folder / name).write_bytes(b"x")
+        if name != "f#1":
+            os.utime(folder / name, (0, 0))
 
     await asyncio.to_thread(ObjectsStore.connect, f"file://{tmp_path}")
 
-    assert ["#e", "a", "c#", "d#x"] == sorted(path.name for path in folder.iterdir())
+    assert ["#e", "a", "c#", "d#x", "f#1"] == sorted(path.name for path in folder.iterdir())
 
 
 def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
@@ -144,6 +172,8 @@ def _calls(store: ObjectsStore) -> list[Callable[[], Awaitable[object]]]:
         lambda: store.put("a", b"x", 60.0, replace=True),
         lambda: store.delete("a"),
         lambda: store.names("a/"),
+        lambda: store.folders("a/"),
+        lambda: store.head("a"),
     ]
 
 
@@ -244,7 +274,7 @@ async def test_a_server_that_never_answers_costs_the_stall_timeout() -> None:
                 await call()
             assert 0.04 < time.perf_counter() - started < 1.0
 
-    assert 7 == server.requests  # one of the six calls reads two names
+    assert 9 == server.requests  # one of the eight calls reads two names
 
 
 async def test_a_body_that_stalls_costs_the_stall_timeout() -> None:

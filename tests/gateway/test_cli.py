@@ -18,6 +18,8 @@ from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from PIL import Image
+from skimage import data
 
 from cache.telemetry import SpanFile, trace_id_of
 from gateway.cli import main
@@ -99,6 +101,7 @@ async def test_animate_passes_every_option_on(world: World, file: Path, tmp_path
     worker = await world.worker()
     desk = await world.desk(worker)
     options = "--negative-prompt blur --frames 8 --steps 5 --guidance 7.5 --playback-fps 12 --seed 9 --extra eta=0.5"
+    options += " --crop 2,1,9,12 --rotate 90"
     done = await run("animate", file, "-p", "a cat", "-o", tmp_path / "o", *options.split(), "--no-store", desk=desk)
     assert 0 == done.exit_code
     (request,) = worker.requests
@@ -107,6 +110,7 @@ async def test_animate_passes_every_option_on(world: World, file: Path, tmp_path
     assert expected | {"playback_fps": 12, "seed": 9, "eta": 0.5} == {
         name: parameters[name] for name in (*expected, "playback_fps", "seed", "eta")
     }
+    assert (12, 9) == (request.pictures["image"].width, request.pictures["image"].height)  # cut out, and turned
     assert request.store_nothing
     assert "stored: not_stored" in done.stdout
 
@@ -129,6 +133,21 @@ async def test_policies_are_words_of_the_command(world: World, file: Path, tmp_p
     assert 4 == worker.generations
 
 
+async def test_what_is_not_exact_is_said(world: World, tmp_path: Path) -> None:
+    """With `--similar` a near-duplicate's encodings may stand in, and the command says that they did."""
+    desk = await world.desk(await world.worker())
+    photograph = Image.fromarray(data.astronaut())
+    files = [tmp_path / f"{quality}.jpg" for quality in (90, 80)]
+    for file in files:
+        photograph.save(file, quality=int(file.stem))
+    first, second = [
+        await run("animate", each, "-p", "a cat", "-o", tmp_path / "out", "--similar", "--durable", desk=desk)
+        for each in files
+    ]
+    assert "not exact" not in first.stdout
+    assert re.search(r"^  not exact: a near-duplicate of the image stood in, \d of 256 bits away$", second.stdout, re.M)
+
+
 async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) -> None:
     """Exit code 1 or 2, one error, no traceback; which field, what it must be, and when to retry."""
     worker = await world.worker()
@@ -145,6 +164,8 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         (("animate", file, *prompt, "--frames", -1), desk, "--frames: this value is out of any range"),
         (("animate", file, *prompt, "--seed", 2**64), desk, "--seed: this value is out of any range"),
         (("animate", file, *prompt, "--max-age", "nan"), desk, "max-age"),
+        (("animate", file, *prompt, "--crop", "1,2,3"), desk, "'--crop': must be four numbers of pixels"),
+        (("animate", file, *prompt, "--crop", "9,0,8,8"), desk, "--crop width: must lie inside the upright picture"),
         (("animate", file, *prompt, "--extra", "eta"), desk, "'eta' is not NAME=VALUE"),
         (("animate", file, *prompt, "--extra", "size=99999999999999999999"), desk, "--extra size: must be"),
         (("animate", file, *prompt, "--model", "large"), desk, "NOT_FOUND MODEL_UNKNOWN"),
@@ -154,8 +175,8 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         (("animate", large, *prompt), desk, "must have at most 16,777,216 bytes; it has 16,777,217"),
         (("watch", "nobody"), desk, "NOT_FOUND GENERATION_UNKNOWN"),
         (("cancel", "nobody"), desk, "NOT_FOUND GENERATION_UNKNOWN"),
-        (("animate", file, *prompt), lonely, "UNAVAILABLE NEVER_DESCRIBED"),
-        (("animate", file, *prompt), lonely, "(retry in 2 s)"),
+        (("animate", file, *prompt, "--deadline", 1), lonely, "UNAVAILABLE NEVER_DESCRIBED"),
+        (("animate", file, *prompt, "--deadline", 1), lonely, "(retry in 2 s)"),
         (("stats", "--address", nobody), None, f"no gateway answers at {nobody}: start one with `reprise up`"),
         (("trace", "ab" * 16, "--data", tmp_path), None, "is it the right --data, and was it sampled?"),
     ]
@@ -237,6 +258,31 @@ async def test_a_file_that_is_no_request_is_told_so(world: World, tmp_path: Path
         assert "Traceback" not in done.output
     done = await run("animate", "-p", "a cat", desk=desk)
     assert (2, True) == (done.exit_code, "give PICTURE, or a file with --request" in done.stderr)
+
+
+async def test_animate_survives_a_gateway(world: World, file: Path, tmp_path: Path) -> None:
+    """The one it asked goes down in the middle: it says so, asks the next one, and the video is there."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    going, staying = await world.desk(worker, grace=60.0), await world.desk(worker, grace=60.0)
+    out = tmp_path / "out"
+    command = ("animate", file, "-p", "a cat", "-o", out, "--address", f"{going.address},{staying.address}")
+    asked = asyncio.create_task(run(*command, "--durable"))
+    await gate.reached.wait()
+    await going.close()
+
+    async def plans() -> int:
+        return len(worker.requests)
+
+    await eventually(plans, wanted=lambda count: count == 2)
+    gate.open()
+    done = await asked
+
+    assert (0, 1, 1000) == (done.exit_code, worker.generations, len(out.read_bytes()))
+    said = done.stdout.splitlines()
+    assert 2 == sum(line.startswith("generation ") for line in said)
+    assert 1 == sum(line.startswith("the connection broke: asking again in 0.") for line in said)
+    assert f"coalesced: {out} (1,000 bytes, video/mp4)" in said
 
 
 async def test_nothing_is_generated_for_a_file_that_cannot_be_written(world: World, file: Path, tmp_path: Path) -> None:
@@ -375,6 +421,33 @@ async def test_stats_is_for_operators(world: World, tmp_path: Path) -> None:
         assert (1, True) == (done.exit_code, said in done.stderr)
 
 
+async def test_inspect_says_where_an_entry_lies_and_how_it_was_made(world: World) -> None:
+    """By the address of an answer; what cannot be found or read is a sentence."""
+    desk = await world.desk(await world.worker())
+    made = await desk.animate("A  cat")
+    await desk.stored(made)
+    shown = await run("inspect", made.report.address, desk=desk)
+
+    assert 0 == shown.exit_code
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    namespace, _, content_id = made.report.address.partition("/")
+    assert ["record", content_id, "in", "namespace", namespace] == lines[0]
+    assert [["l1", "hit"], ["l2", "hit"], ["l3", "hit"]] == [
+        line[:2] for line in lines if line[0] in ("l1", "l2", "l3")
+    ]
+    rows = {" ".join(line[:-1]) if line[0] == "canonical" else line[0]: line for line in lines}
+    assert ["model", "small", "r1"] == rows["model"]
+    assert ["stage", "render"] == rows["stage"]
+    assert "1,000" in rows["output"]
+    assert namespace in rows["canonical address"][-1]
+    for key, said in (
+        ("cat.png", "INVALID_ARGUMENT FIELD_INVALID: KEY: must be r/"),
+        (f"{'0' * 32}/{'0' * 64}", "NOT_FOUND"),
+    ):
+        done = await run("inspect", key, desk=desk)
+        assert (1, True) == (done.exit_code, said in done.stderr)
+
+
 async def test_trace_draws_the_request(world: World, file: Path, tmp_path: Path) -> None:
     """Its tiers, its generation and its worker, indented below one another, out of the span files."""
     desk = await world.desk(await world.worker())
@@ -408,3 +481,14 @@ def write_spans(desk: Desk, data: Path) -> None:
     file.shutdown()
     with (data / "spans" / "gateway.jsonl").open("a") as more:
         more.write('{"name": "half a li')
+
+
+def test_models_are_checked_by_a_process_with_torch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What that process says is passed on with its exit code; without torch there is a sentence."""
+    result = CliRunner().invoke(main, ["models", "check", str(tmp_path), "--device", "cpu", "--dtype", "float32"])
+    assert result.exit_code == 1
+    assert "neither a folder nor a hub id of a model" in capfd.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        result = CliRunner().invoke(main, ["models", "check", str(tmp_path)])
+    assert (result.exit_code, "reprise[inference]" in result.output) == (1, True)

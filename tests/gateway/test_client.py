@@ -1,4 +1,4 @@
-"""The client: what it makes of a stream."""
+"""The client: what it makes of a stream, and of one that breaks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.gateway.world import MIB, World, ask, problem_of
 
 
 @asynccontextmanager
-async def answering(*events: GenerationEvent) -> AsyncIterator[Client]:
+async def answering(*events: GenerationEvent, tries: int = 4) -> AsyncIterator[Client]:
     """A client of a server that answers every request with these events."""
     seen: list[dict[str, Any]] = []
 
@@ -41,7 +41,7 @@ async def answering(*events: GenerationEvent) -> AsyncIterator[Client]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with Client(f"127.0.0.1:{port}", api_key="k", session="s") as client:
+        async with Client(f"127.0.0.1:{port}", api_key="k", session="s", tries=tries) as client:
             yield client
     finally:
         await server.stop(0)
@@ -66,7 +66,7 @@ async def test_pieces_are_put_in_their_place() -> None:
 
 async def test_a_stream_without_a_result_is_an_error() -> None:
     """Half an answer is none."""
-    async with answering(GenerationEvent(sequence=1, chunk=Chunk(data=b"abc"))) as client:
+    async with answering(GenerationEvent(sequence=1, chunk=Chunk(data=b"abc")), tries=1) as client:
         with pytest.raises(ConnectionError, match="before its result"):
             await client.animate(ask())
 

@@ -16,6 +16,7 @@ from gateway.client import Client
 from gateway.identity import hash_key
 from reprise.v1 import common_pb2 as common
 from reprise.v1.cache_pb2 import InvalidateRequest, InvalidateResponse, SwitchRequest
+from reprise.v1.media_pb2 import Framing
 from tests.gateway.worker import ScriptedWorker
 from tests.gateway.world import PICTURE, Desk, World, outcome, picture, problem_of, stages
 
@@ -119,6 +120,20 @@ async def test_a_picture_is_known_in_any_file(desks: tuple[Desk, Desk], worker: 
     again = stages((await second.animate()).report.stages)
 
     assert ("run", "run", "run", "reused") == (again["picture"], again["denoise"], again["render"], again["text"])
+
+
+async def test_a_part_of_a_picture_goes_with_it(world: World, worker: ScriptedWorker) -> None:
+    """What was made of a crop is named by the whole picture too."""
+    desk = await world.desk(worker)
+    await desk.animate(framing=Framing(width=8, height=8))
+
+    assert worker.requests[0].pictures["image"].part_of == (await _identity(desk, worker))
+    assert "" == worker.requests[1].pictures["image"].part_of
+
+
+async def _identity(desk: Desk, worker: ScriptedWorker) -> str:
+    await desk.animate()
+    return str(worker.requests[-1].pictures["image"].identity)
 
 
 async def test_labels_are_what_callers_choose(world: World, worker: ScriptedWorker) -> None:

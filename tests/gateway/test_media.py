@@ -161,7 +161,7 @@ async def test_what_is_no_picture_is_not_kept(world: World) -> None:
     """Upload refuses what AnimateImage would refuse, and stores nothing of it."""
     desk = await world.desk(await world.worker())
     for content, code in ((PICTURE[:-20], INVALID), (PICTURE + bytes(16 * MIB), EXHAUSTED)):
-        assert code == (await problem_of(desk.client._media.Upload(UploadRequest(content=content)))).code
+        assert code == (await problem_of(desk.client._doors[0].media.Upload(UploadRequest(content=content)))).code
         digest = Digest.of(content)
         request = ask(image_digest=pb.Digest(hex=digest.hex, size=digest.size))
         assert "DIGEST_UNKNOWN" == (await problem_of(desk.client.animate(request))).reason

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 
+from cache.keys import Key
 from cache.settings import CacheSettings
 from gateway.identity import hash_key
 from gateway.stack import Stack
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.cache_pb2 import StatsResponse
 from tests import servers
+from tests.cache.helpers import record_of
 from tests.gateway.worker import WHOLE_COST
 from tests.gateway.world import World, open_world, problem_of
 
@@ -56,7 +59,7 @@ async def test_counts_agree_with_what_happened(world: World) -> None:
     assert 2.0 == await desk.metric("reprise_answer_seconds_count", method=method, outcome="hit")
     assert 1.0 == await desk.metric("reprise_generations_total")
     memory, redis, objects = stats.tiers
-    assert (1, 1000 < memory.bytes < 2000) == (memory.entries, True)
+    assert (1, 1000 < memory.bytes < 4096) == (memory.entries, True)
     assert desk.registry.get_sample_value("reprise_cache_bytes", {"tier": "l1"}) == memory.bytes
     assert redis.entries > 0
     assert ("closed", "closed", "") == (redis.breaker, objects.breaker, memory.breaker)
@@ -101,6 +104,59 @@ async def test_a_tier_that_rests_is_said_to(breakable_redis: Stack, tmp_path: Pa
         assert 6 == len(worker.requests)
 
 
+async def test_an_entry_is_inspected_by_the_address_of_its_report(world: World) -> None:
+    """Where it lies and what it says, under its canonical address and under its own; the blob beside it."""
+    desk = await world.desk(await world.worker())
+    made = await desk.animate("A  cat")
+    await desk.stored(made)
+    found = await desk.client.inspect(made.report.address)
+
+    assert ("record", made.report.address) == (found.kind, f"{found.namespace}/{found.hex}")
+    assert {1: 1, 2: 1, 3: 1} == {copy.tier: copy.outcome for copy in found.copies}  # all hits
+    record = found.record
+    assert ("small", "r1", "render", "render-1", "video/mp4", False) == (
+        record.model,
+        record.revision,
+        record.stage,
+        record.fingerprint,
+        record.media_type,
+        record.inlined,
+    )
+    assert (0.25, WHOLE_COST, 600, 1000) == (
+        record.device_seconds,
+        record.total_device_seconds,
+        record.ttl.seconds,
+        record.artifact.size,
+    )
+    assert made.report.made_at == record.made_at
+    assert 24 * 3600 == round(record.expires_at.ToNanoseconds() / 1e9 - record.made_at.ToNanoseconds() / 1e9)
+    canonical = (
+        await desk.client.inspect(f"r/{found.namespace}/{record.canonical[33:35]}/{record.canonical[33:]}")
+    ).record
+    assert (record.artifact, "") == (canonical.artifact, canonical.canonical)
+    blob = await desk.client.inspect(f"b/{found.namespace}/{record.artifact.hex[:2]}/{record.artifact.hex}")
+    assert ("blob", False, 1000) == (blob.kind, blob.HasField("record"), blob.copies[-1].bytes)
+
+
+async def test_times_that_no_message_can_tell_are_told_as_far_as_they_go(world: World) -> None:
+    """A record that somebody wrote with times beyond all calendars is no fault of ours."""
+    desk, tiers = await world.desk(), await world.tiers(world.only("l3"))
+    record = replace(record_of(b"clip"), made_at=-1e300, touched_at=1e300, ttl=1e300, expires_at=1e300)
+    await tiers.shared[-1].put(Key.of_record(record.address), record.to_bytes(), 60.0)
+    found = (await desk.client.inspect(str(record.address))).record
+    assert (0, 9999) == (found.made_at.seconds, found.expires_at.ToDatetime().year)
+
+
+async def test_what_cannot_be_inspected_is_refused(world: World) -> None:
+    """What is no key names the three forms; what lies nowhere is NOT_FOUND."""
+    desk = await world.desk()
+    problem = await problem_of(desk.client.inspect("cat.png"))
+    assert (grpc.StatusCode.INVALID_ARGUMENT, "key") == (problem.code, problem.field)
+    assert "b/<namespace>/<aa>/<hex>" in problem.message
+    problem = await problem_of(desk.client.inspect(f"{'0' * 32}/{'0' * 64}"))
+    assert (grpc.StatusCode.NOT_FOUND, "ENTRY_UNKNOWN") == (problem.code, problem.reason)
+
+
 async def test_only_operators_may_ask(world: World, tmp_path: Path) -> None:
     """Others are told so; who has no key is not even that."""
     keys = tmp_path / "keys.yaml"
@@ -110,6 +166,8 @@ async def test_only_operators_may_ask(world: World, tmp_path: Path) -> None:
     )
     desk = await world.desk(identity={"mode": "api_keys", "file": keys})
     assert (await (await desk.connect(api_key="op")).stats()).uptime_seconds > 0
-    problem = await problem_of((await desk.connect(api_key="ann")).stats())
-    assert (grpc.StatusCode.PERMISSION_DENIED, "OPERATORS_ONLY") == (problem.code, problem.reason)
+    ann = await desk.connect(api_key="ann")
+    for asked in (ann.stats(), ann.inspect("cat.png")):
+        problem = await problem_of(asked)
+        assert (grpc.StatusCode.PERMISSION_DENIED, "OPERATORS_ONLY") == (problem.code, problem.reason)
     assert grpc.StatusCode.UNAUTHENTICATED == (await problem_of(desk.client.stats())).code

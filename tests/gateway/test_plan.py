@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from pydantic import ValidationError
 
 from cache.description import Scope
 from cache.keys import Principal, addresses, content_ids, namespaces
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
-from gateway.plan import Plan, Policy, choose_seed, make_plan
+from gateway.plan import DefaultPolicy, Plan, Policy, choose_seed, default_policy, make_plan
 from gateway.validate import complete
 from reprise.v1.common_pb2 import CachePolicy
 from tests.cache.helpers import SECRET
@@ -20,7 +21,7 @@ from tests.gateway.worker import family
 
 
 def source(identity: str) -> Source:
-    known: Any = (identity, 16, 16)
+    known: Any = (identity, 16, 16, "")
     return Source(None, known, None, None)  # type: ignore[arg-type]  # neither file nor pixels are asked for
 
 
@@ -40,6 +41,9 @@ POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "max age": ({"max_age": Duration(seconds=2, nanos=500_000_000)}, {"max_age": 2.5}),
     "no age at all": ({"max_age": Duration()}, {"max_age": 0.0}),
     "fresh": ({"fresh": True}, {"read": False, "fresh": True}),
+    "near-duplicates": ({"similarity": {"pictures": True}}, {"similarity": 8}),
+    "nearer duplicates": ({"similarity": {"pictures": True, "max_distance": 3}}, {"similarity": 3}),
+    "a distance of nothing": ({"similarity": {"max_distance": 3}}, {}),
 }
 
 
@@ -50,6 +54,86 @@ def test_a_policy_says_what_may_be_read_reused_and_written(case: str) -> None:
     policy, default = Policy.of(CachePolicy(**said)), Policy()
     expected = {field.name: getattr(default, field.name) for field in fields(Policy)} | differs
     assert expected == {field.name: getattr(policy, field.name) for field in fields(Policy)}
+
+
+USE, REFRESH, CACHED = CachePolicy.MODE_USE, CachePolicy.MODE_REFRESH, CachePolicy.MODE_ONLY_IF_CACHED
+VARIED = {"read": False, "fresh": True}
+# What the request says, whether it gives a seed, what the default says -> how the policy differs from MODE_USE.
+OVERRIDES: dict[str, tuple[dict[str, Any], bool, dict[str, Any], dict[str, Any]]] = {
+    "silent, no default": ({}, False, {}, {}),
+    "silent, refresh": ({}, False, {"mode": "refresh"}, {"read": False, "reuse": False, "refresh": True}),
+    "silent, bypass": ({}, False, {"mode": "bypass"}, {"read": False, "reuse": False, "store": False}),
+    "silent, only if cached": ({}, False, {"mode": "only-if-cached"}, {"generate": False}),
+    "silent, use": ({}, False, {"mode": "use"}, {}),
+    "use, refresh": ({"mode": USE}, False, {"mode": "refresh"}, {}),
+    "only if cached, refresh": ({"mode": CACHED}, False, {"mode": "refresh"}, {"generate": False}),
+    "silent, fresh": ({}, False, {"fresh": True}, VARIED),
+    "a seed, fresh": ({}, True, {"fresh": True}, {}),
+    "use, fresh": ({"mode": USE}, False, {"fresh": True}, {}),
+    "only if cached, fresh": ({"mode": CACHED}, False, {"fresh": True}, {"generate": False}),
+    "refresh, fresh": ({"mode": REFRESH}, False, {"fresh": True}, {"read": False, "reuse": False, "refresh": True}),
+    "fresh and use, fresh": ({"mode": USE, "fresh": True}, False, {"fresh": True}, VARIED),
+    "a seed, refresh and fresh": (
+        {},
+        True,
+        {"mode": "refresh", "fresh": True},
+        {"read": False, "reuse": False, "refresh": True},
+    ),
+    "silent, no store": ({}, False, {"no_store": True}, {"store": False}),
+    "use, no store": ({"mode": USE}, False, {"no_store": True}, {"store": False}),
+    "silent, max age": ({}, False, {"max_age": 5.0}, {"max_age": 5.0}),
+    "max age, max age": ({"max_age": Duration(seconds=9)}, False, {"max_age": 5.0}, {"max_age": 9.0}),
+    "an age of zero, max age": ({"max_age": Duration()}, False, {"max_age": 5.0}, {"max_age": 0.0}),
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_a_request_overrides_the_default_in_what_it_says(case: str) -> None:
+    """And in nothing else. Variety by default is not for who asks for a certain result."""
+    said, seeded, default, differs = OVERRIDES[case]
+    policy = Policy.of(CachePolicy(**said), DefaultPolicy(**default), seeded=seeded)
+    assert replace(Policy(), **differs) == policy
+
+
+def test_fresh_where_only_the_cache_may_answer_is_refused() -> None:
+    """A request for variety under a default that forbids to generate names its field; so does such a default."""
+    with pytest.raises(InvalidField) as caught:
+        Policy.of(CachePolicy(fresh=True), DefaultPolicy(mode="only-if-cached"))
+    assert "cache_policy.fresh" == caught.value.field
+    with pytest.raises(ValidationError):
+        DefaultPolicy(fresh=True, mode="only-if-cached")
+
+
+@pytest.mark.parametrize(
+    ("model", "tenant", "expected"),
+    [
+        ("clip", "studio", "both"),
+        ("other", "studio", "tenant"),
+        ("clip", "other", "model"),
+        ("other", "other", "neither"),
+        ("clip", "", "model"),
+    ],
+)
+def test_the_most_specific_default_holds(model: str, tenant: str, expected: str) -> None:
+    """Model and tenant before tenant before model before neither, in whatever order they are written."""
+    ages = {"neither": 1.0, "model": 2.0, "tenant": 3.0, "both": 4.0}
+    defaults = [
+        DefaultPolicy(
+            model="clip" if name in ("model", "both") else "",
+            tenant="studio" if name in ("tenant", "both") else "",
+            max_age=age,
+        )
+        for name, age in ages.items()
+    ]
+    for order in (defaults, defaults[::-1]):
+        assert ages[expected] == default_policy(order, model, tenant).max_age
+    of_one = [default for default in defaults if not (default.model and default.tenant)]
+    assert ages["tenant" if expected == "both" else expected] == default_policy(of_one, model, tenant).max_age
+
+
+def test_where_no_default_applies_nothing_is_said() -> None:
+    """That of another tenant says nothing."""
+    assert DefaultPolicy() == default_policy([DefaultPolicy(tenant="studio", fresh=True)], "clip", "desk")
 
 
 def test_what_is_refreshed_or_too_old_is_replaced() -> None:

@@ -13,12 +13,13 @@ from google.protobuf.duration_pb2 import Duration
 from cache.hierarchy import Found, Hierarchy
 from cache.keys import Address
 from cache.settings import CacheSettings
+from gateway.client import Media
 from gateway.identity import hash_key
 from gateway.stack.redis import flush
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import GenerationEvent
+from reprise.v1.media_pb2 import GenerationEvent, Stored
 from reprise.v1.media_pb2_grpc import MediaServiceStub
-from tests.gateway.worker import WHOLE_COST
+from tests.gateway.worker import WHOLE_COST, family
 from tests.gateway.world import (
     MIB,
     Desk,
@@ -111,6 +112,48 @@ async def test_a_hit_is_as_few_messages_as_its_size_allows(world: World, size: i
     assert made.data == media.data
     assert size == len(media.data)
     assert ("hit from L1", 1) == (outcome(media), worker.generations)
+
+
+async def test_equal_requests_at_once_are_one_lookup(world: World) -> None:
+    """Twenty callers of what only Redis has read its record and its blob once between them."""
+    worker = await world.worker()
+    first, desk = await world.desk(worker), await world.desk(worker)
+    await first.stored(await first.animate())
+    media = await asyncio.gather(*(desk.animate() for _ in range(20)))
+
+    assert "hit from L2" in {outcome(each) for each in media} <= {"hit from L1", "hit from L2"}  # some come later
+    assert 2.0 == await desk.metric("reprise_cache_lookups_total", tier="l2", outcome="hit")
+
+
+async def test_a_hit_tells_of_itself_and_not_of_the_hit_before(world: World) -> None:
+    """One entry in memory, asked for with what may differ: the tier it comes from, whether it is stored, the seed."""
+    seeded = family()
+    numbers = {role: name for role, name in seeded.stage("denoise").parameters.items() if name != "seed"}
+    unseeded = [
+        each.model_copy(update={"parameters": numbers}) if each.name == "denoise" else each for each in seeded.stages
+    ]
+    worker = await world.worker(seeded.model_copy(update={"stages": tuple(unseeded)}))
+    first, other = await world.desk(worker), await world.desk(worker)
+    storing = worker.hold("stored")
+    made = await first.animate(seed=1)
+    told = [await first.animate(seed=2)]
+    unstored = await first.animate(seed=2, policy={"no_store": True})
+    storing.open()
+    await first.stored(made)
+    told += [await first.animate(seed=seed) for seed in (2, 3)]
+    told += [await other.animate(seed=3) for _ in range(2)]
+
+    assert 1 == worker.generations
+    tiers = ["hit from L1"] * 3 + ["hit from L2", "hit from L1"]
+    assert tiers == [outcome(each) for each in told] == [f"hit from {_tier_of_final(each)}" for each in told]
+    assert [2, 2, 3, 3, 3] == [each.result.seed for each in told]
+    assert [1, 1, 1, 2, 1] == [len(each.report.lookups) for each in told]
+    assert Stored.STATE_NOT_STORED == unstored.result.stored.state  # for all this caller knows
+    assert [Stored.STATE_PENDING] + [Stored.STATE_DURABLE] * 4 == [each.result.stored.state for each in told]
+
+
+def _tier_of_final(media: Media) -> str:
+    return pb.Tier.Name(media.report.stages[-1].tier).removeprefix("TIER_")
 
 
 async def test_each_tier_answers_when_those_before_it_cannot(world: World) -> None:
@@ -400,6 +443,31 @@ async def test_an_omitted_seed_is_the_deployments(world: World) -> None:
     desk = await world.desk(worker, default_seed=7)
     assert 7 == (await desk.animate()).result.seed
     assert "hit from L1" == outcome(await desk.animate(seed=7))
+
+
+async def test_a_tenant_may_have_variety_by_default(world: World, tmp_path: Path) -> None:
+    """Creative use is fresh, customer service cached; whoever names a seed or a mode gets what it says."""
+    keys = tmp_path / "keys.yaml"
+    people = {"ann": "studio", "bob": "service"}
+    keys.write_text("\n".join(f"- {{key_sha256: {hash_key(u)!r}, tenant: {t}, user: {u}}}" for u, t in people.items()))
+    worker = await world.worker()
+    policies = [{"tenant": "studio", "fresh": True}, {"model": "small", "mode": "bypass"}, {"tenant": "service"}]
+    desk = await world.desk(worker, identity={"mode": "api_keys", "file": keys}, policies=policies)
+    ann, bob = [await desk.connect(api_key=user) for user in people]
+
+    varied = [(await ann.animate(ask())).result.seed for _ in range(3)]
+    assert (3, 3) == (len(set(varied)), worker.generations)
+    use = {"mode": pb.CachePolicy.MODE_USE}
+    assert ["miss", "hit from L1"] == [outcome(await ann.animate(ask(policy=use))) for _ in range(2)]
+    assert "hit from L1" == outcome(await ann.animate(ask(seed=varied[0])))
+    assert ["miss", "hit from L1"] == [outcome(await bob.animate(ask())) for _ in range(2)]
+
+
+async def test_a_model_may_have_a_policy_by_default(world: World) -> None:
+    """Also the one that a request does not name, because it is the only one there is."""
+    worker = await world.worker()
+    desk = await world.desk(worker, policies=[{"model": "small", "mode": "bypass"}])
+    assert ["bypass", "bypass"] == [outcome(await desk.animate()) for _ in range(2)]
 
 
 # Tenants.

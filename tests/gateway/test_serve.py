@@ -272,8 +272,10 @@ async def test_a_process_serves_until_it_is_told_to_stop(world: World, redis_url
         ({"prot": 1}, "gateway.prot"),
         ({"public_url": "media.example.com"}, "gateway.public_url: Value error, must be http(s)://host"),
         ({"identity": {"mode": "api_keys", "file": "/nowhere/keys.yaml"}}, "/nowhere/keys.yaml: cannot be read"),
+        ({"policies": [{"model": "m"}, {"model": "m", "fresh": True}]}, "gateway.policies: Value error, two of them"),
+        ({"policies": [{"fresh": True, "mode": "only-if-cached"}]}, "gateway.policies.0: Value error, a fresh result"),
     ],
-    ids=["unknown key", "no URL", "no key file"],
+    ids=["unknown key", "no URL", "no key file", "two policies for one", "a policy of contradictions"],
 )
 def test_what_is_wrong_with_the_settings_is_said_in_a_line(
     redis_url: str, tmp_path: Path, settings: dict[str, object], said: str

@@ -25,10 +25,13 @@ from gateway.cli import main
 from gateway.settings import OTHERS, GatewaySettings
 from gateway.stack import AlreadyRunning, Bucket, Part, PartFailed, Stack, StackError, UnknownPart
 from gateway.stack import redis as redis_part_module
-from gateway.stack.local import compose
+from gateway.stack.local import FAMILIES, compose
 from gateway.stack.parts import NotReady, end, launch, wait_until
 from gateway.stack.ports import COMPANION, free_port, is_free
 from gateway.stack.ready import serves_grpc
+from inference.models import small
+from inference.settings import OTHERS as WORKERS_OTHERS
+from inference.settings import WorkerSettings
 from tests import servers
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -326,6 +329,22 @@ def test_the_composed_stack_can_be_configured(tmp_path: Path, monkeypatch: pytes
     again = load(GatewaySettings, file, others=OTHERS)
     assert again.cache.secret == settings.cache.secret
     assert again.cache.l3.secret_key == settings.cache.l3.secret_key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_family_can_be_chosen(tmp_path: Path, family: str) -> None:
+    """The worker builds that family's small model and serves it, and it is what a request gets that names none."""
+    parts = {part.name: part for part in compose(tmp_path, port=free_port(), family=family)}
+    settings = load(WorkerSettings, tmp_path / "reprise.yaml", others=WORKERS_OTHERS)
+    (model,) = settings.worker.models
+    assert parts["worker-1"].prepare[-3:] == (model.source, "--family", family)
+    defaults = load(GatewaySettings, tmp_path / "reprise.yaml", others=OTHERS).gateway.default_models
+    assert defaults == {"animate_image": model.name} == {"animate_image": f"{family}-small"}
+
+
+def test_the_families_are_those_there_are_small_models_of() -> None:
+    """A gateway cannot look, because it has no torch: this is what keeps its list true."""
+    assert sorted(FAMILIES) == sorted(small.FAMILIES)
 
 
 def test_up_refuses_a_port_that_is_taken(redis_server: Stack, tmp_path: Path) -> None:

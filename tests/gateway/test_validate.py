@@ -391,7 +391,7 @@ def test_no_parameter_of_the_contract_is_left_out() -> None:
         if field.has_presence and field.cpp_type != field.CPPTYPE_MESSAGE and field.name != "image":
             setattr(request, field.name, 1)
 
-    assert names - {"model", "image", "image_digest", "cache_policy", "delivery", "extra"} == set(
+    assert names - {"model", "image", "image_digest", "framing", "cache_policy", "delivery", "extra"} == set(
         given_fields(request)[0]
     )
 

@@ -83,6 +83,25 @@ async def test_only_healthy_workers_of_the_revision_are_homes() -> None:
         assert {"small", "else"} == fleet.models()
 
 
+async def test_the_idle_are_named_in_the_order_of_homes() -> None:
+    """Who would be the next home comes first; not those that are busy or have a queue, nor those that do not serve."""
+    async with fleet_of(ADDRESSES) as fleet:
+        home = fleet.home("small", "r1", AFFINITIES[0])
+        assert home is not None
+        order = fleet.idle("small", "r1", AFFINITIES[0], without=[home])
+        avoided, following = [home], []
+        while (following_home := fleet.home("small", "r1", AFFINITIES[0], without=avoided)) is not None:
+            avoided.append(following_home)
+            following.append(following_home.address)
+        assert following == order
+        first, second, third, *others = (worker for worker in avoided[1:])
+        first.status = StatusResponse(state=StatusResponse.STATE_READY, busy=True)
+        second.status = StatusResponse(state=StatusResponse.STATE_READY, queued=1)
+        third.descriptions = {"small": family(revision="r2")}
+        expected = [worker.address for worker in others]
+        assert expected == fleet.idle("small", "r1", AFFINITIES[0], without=[home])
+
+
 @settings(deadline=None)  # opens two fleets
 @given(st.lists(st.sampled_from(ADDRESSES), min_size=1, unique=True), st.text(max_size=20))
 def test_a_home_is_the_same_among_any_that_include_it(addresses: list[str], affinity: str) -> None:
@@ -182,7 +201,7 @@ async def test_a_worker_that_left_its_name_finishes_what_it_has(world: World, mo
     async def resolve(name: str) -> list[str] | None:
         return known[name]
 
-    monkeypatch.setattr(module, "_resolve", resolve)
+    monkeypatch.setattr(module, "resolve", resolve)
     monkeypatch.setattr(module, "_RESOLVE_EVERY", 0.01)
     leaving, staying = await world.worker(), await world.worker()
     gate = leaving.hold("step")
@@ -216,7 +235,7 @@ async def test_a_name_that_cannot_be_resolved_now_keeps_its_workers(
         asked += 1
         return answers.pop() if answers else None
 
-    monkeypatch.setattr(module, "_resolve", resolve)
+    monkeypatch.setattr(module, "resolve", resolve)
     monkeypatch.setattr(module, "_RESOLVE_EVERY", 0.001)
     async with Fleet(["dns:///workers:1"]) as fleet, asyncio.timeout(10):
         await eventually(lambda: _now(asked >= 5))
@@ -229,5 +248,5 @@ async def _now(value: object) -> bool:
 
 async def test_an_unknown_name_is_no_error() -> None:
     """It stands for nobody yet."""
-    assert await module._resolve("dns:///nowhere.invalid:1") is None
-    assert ["127.0.0.1:5"] == await module._resolve("127.0.0.1:5")
+    assert await module.resolve("dns:///nowhere.invalid:1") is None
+    assert ["127.0.0.1:5"] == await module.resolve("127.0.0.1:5")

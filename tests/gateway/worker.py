@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
@@ -40,11 +41,12 @@ from cache.hierarchy import Hierarchy
 from cache.keys import Address, Principal, addresses, ancestors, content_ids, depends_on, namespace
 from cache.news import News
 from cache.orders import Order
-from cache.record import Output, Record
+from cache.record import INLINE_LIMIT, Output, Record
 from cache.settings import CacheSettings
 from cache.sweep import Gone
 from cache.tier import TierName
 from cache.work import Work, divide
+from inference.handover import Note, Notes
 from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1 import media_pb2 as media
@@ -142,6 +144,7 @@ class Refusal(Exception):
 UNAVAILABLE = Refusal(grpc.StatusCode.UNAVAILABLE, "DRAINING")
 PLAN_DIFFERS = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "PLAN_DIFFERS")
 MEDIA_NEEDED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "MEDIA_NEEDED")
+NEAR_GONE = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "NEAR_GONE")
 QUEUE_FULL = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_after=7)
 DEVICE_MEMORY = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "DEVICE_MEMORY")
 BAD_FRAMES = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INPUT_INVALID", field="num_frames")
@@ -169,11 +172,17 @@ class ScriptedWorker(InferenceServiceServicer):
         self.twist_bytes: Callable[[bytes], bytes] = lambda data: data
         self.speaks_every: float | None = None  # seconds between signs of life; None: only on a change
         self.silent_end = False  # end streams before they say `finished`
+        self.queued: Callable[[int], int] = lambda stream: 3  # what each stream of Status is told, counted from 0
+        self.hands_over = False  # new runs go to the first idle worker they name
+        self.notes: Notes[object] = Notes(grace=60.0)
+        self.step_seconds = 0.0  # that every step lasts
+        self.inlines = False  # keep small outputs inside their records, as workers with devices do
         self.hierarchy = hierarchy
         self.catalogue: Catalogue | None = None
         self._flights: Flights[object, pb.RunResponse] = Flights(grace=60.0)
         self._followers: dict[str, Flight[pb.RunResponse]] = {}
         self._gates: dict[str, Gate] = {}
+        self._watchers = 0
         self._state = pb.StatusResponse.STATE_READY
         self._status = News()
         self._server: grpc.aio.Server | None = None
@@ -194,6 +203,7 @@ class ScriptedWorker(InferenceServiceServicer):
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 1024 * 1024)]
         )
         add_InferenceServiceServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         await self._server.start()
 
@@ -231,8 +241,11 @@ class ScriptedWorker(InferenceServiceServicer):
         )
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusResponse]:
+        stream = self._watchers
+        self._watchers += 1
         while True:
-            yield pb.StatusResponse(state=self._state, queued=3, pool_bytes=5, pool_entries=1)
+            queued = self.queued(stream)
+            yield pb.StatusResponse(state=self._state, queued=queued, pool_bytes=5, pool_entries=1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.speaks_every):
                     await self._status.wait()
@@ -269,6 +282,11 @@ class ScriptedWorker(InferenceServiceServicer):
         except Refusal as refusal:
             await _abort(context, refusal)
         key = (job.canonical_address(), request.reuse_nothing, request.store_nothing, request.max_age)
+        if (note := self._note(key, request)) is not None:
+            with self.notes.telling(note):
+                yield pb.RunResponse(elsewhere=pb.Elsewhere(worker=note.worker))
+                await self.notes.until_closed()
+            return
         flight, led = self._flights.join(key, job.lead)
         self._followers[request.follower] = flight
         try:
@@ -286,6 +304,17 @@ class ScriptedWorker(InferenceServiceServicer):
             await _abort(context, Refusal(grpc.StatusCode.CANCELLED, "ABANDONED"))
         finally:
             del self._followers[request.follower]
+
+    def _note(self, key: object, request: pb.RunRequest) -> Note[object] | None:
+        """Whether another worker has this run, or is to have it from now on."""
+        if request.must_run:
+            self.notes.forget(key)
+        elif self._flights.get(key) is None:
+            if (note := self.notes.find(key)) is not None:
+                return note
+            if self.hands_over and request.idle:
+                return self.notes.write(key, request.idle[0])
+        return None
 
     async def at(self, point: str) -> None:
         if gate := self._gates.get(point):
@@ -305,6 +334,7 @@ class _Job:
         self.description = description
         self.parameters = {name: _scalar(value) for name, value in request.parameters.items()}
         self.media = {name: picture.identity for name, picture in request.pictures.items()}
+        self.instead = {name: each.near_identity for name, each in request.pictures.items() if each.near_identity}
         self.namespaces = {Scope(scope): namespace for scope, namespace in request.namespaces.items()}
         self.own = self._addresses({})
         if {stage: str(address) for stage, address in self.own.items()} != dict(request.addresses):
@@ -320,8 +350,8 @@ class _Job:
         self.began = 0.0
 
     def _addresses(self, canonical: Mapping[str, Digest]) -> dict[str, Address]:
-        ids = content_ids(self.description, self.parameters, self.media, canonical)
-        return addresses(self.description, ids, self.namespaces)
+        ids = content_ids(self.description, self.parameters, self.media, canonical, self.instead)
+        return addresses(self.description, ids, self.namespaces, self.instead)
 
     def canonical_address(self) -> Address:
         return self.addresses[self.description.final.name]
@@ -416,12 +446,16 @@ class _Job:
         return await self._run(stage, upstream, flight)
 
     async def _run(self, stage: Stage, upstream: list[bytes], flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
+        if self.instead.keys() & set(stage.media):
+            raise NEAR_GONE
         if stage.media and not self.request.pictures["image"].rgb:
             raise MEDIA_NEEDED
         if stage.name == "denoise":
             steps = int(self.parameters["num_inference_steps"])
             for step in range(1, steps + 1):
                 await self.worker.at("step")
+                if self.worker.step_seconds:
+                    await asyncio.sleep(self.worker.step_seconds)
                 flight.publish(_event(progress=media.Progress(stage=stage.name, step=step, steps=steps)))
             flight.publish(_event(preview=media.Preview(image=b"jpeg", step=steps)))
         address = self.addresses[stage.name]
@@ -430,13 +464,15 @@ class _Job:
         self.reports[stage.name] = common.StageReport(
             stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=COSTS[stage.name]
         )
+        inline = data if self.worker.inlines and len(data) <= INLINE_LIMIT else None
+        media_type = "video/mp4" if stage is self.description.final else "application/test"
         record = Record(
             address=address,
             model=self.description.model,
             revision=self.description.revision,
             stage=stage.name,
             fingerprint=stage.fingerprint,
-            output=Output(Digest.of(data), "video/mp4" if stage is self.description.final else "application/test"),
+            output=Output(Digest.of(data), media_type, inline),
             device_seconds=COSTS[stage.name],
             total_device_seconds=WHOLE_COST if stage is self.description.final else COSTS[stage.name],
             made_at=self.began,
@@ -494,7 +530,7 @@ async def _abort(context: Context, refusal: Refusal) -> None:
 
 @asynccontextmanager
 async def open_worker(
-    settings: CacheSettings, *descriptions: Description, started_at: float = 1.0
+    settings: CacheSettings, *descriptions: Description, started_at: float = 1.0, port: int = 0
 ) -> AsyncIterator[ScriptedWorker]:
     """A worker that serves these models (by default `family()`) and keeps what it makes in these tiers."""
     built = await asyncio.to_thread(build_tiers, settings, CollectorRegistry(), process="scripted")
@@ -505,7 +541,7 @@ async def open_worker(
         if tiers.objects is not None:
             shared = namespace(settings.secret_bytes, Scope.SHARED, Principal(""))
             worker.catalogue = Catalogue(tiers.objects, tiers.below_memory, shared)
-        await worker.start()
+        await worker.start(port)
         try:
             yield worker
         finally:

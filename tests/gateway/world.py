@@ -125,7 +125,7 @@ class Follower:
 
 @dataclass
 class Desk:
-    """One gateway, and a client of it."""
+    """One gateway, and a client of it that asks once: what it is refused is what tests are about."""
 
     gateway: Gateway
     client: Client
@@ -161,7 +161,7 @@ class Desk:
 
     async def connect(self, *, api_key: str = "", session: str = "") -> Client:
         """One more client."""
-        return await self._stack.enter_async_context(Client(self.address, api_key=api_key, session=session))
+        return await self._stack.enter_async_context(Client(self.address, api_key=api_key, session=session, tries=1))
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -199,7 +199,7 @@ class World:
         registry = CollectorRegistry()
         telemetry = Telemetry(TelemetrySettings(sample_ratio=sample), provider, registry)
         gateway = await stack.enter_async_context(open_gateway(settings, telemetry))
-        client = await stack.enter_async_context(Client(f"127.0.0.1:{gateway.port}", api_key=api_key))
+        client = await stack.enter_async_context(Client(f"127.0.0.1:{gateway.port}", api_key=api_key, tries=1))
         desk = Desk(gateway, client, registry, spans, stack)
         await desk.sees(sum(isinstance(worker, ScriptedWorker) for worker in workers))
         self.desks.append(desk)

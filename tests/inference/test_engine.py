@@ -108,6 +108,18 @@ async def test_a_record_says_what_its_output_cost_and_came_from(bench: Bench) ->
     assert denoise.total_device_seconds == pytest.approx(final.total_device_seconds - final.device_seconds)
 
 
+async def test_a_record_names_the_media_it_depends_on(bench: Bench) -> None:
+    """Through any number of stages, under every address; what came from text alone names none."""
+    heard = await bench.run()
+    (identity,) = {picture.identity for picture in bench.ask().pictures.values()}
+    records = [record for space in set(bench.ask().namespaces.values()) for record in await bench.records(space)]
+    tag = f"media:{identity}"
+    named = {record.stage: tag in record.tags for record in records}
+    assert {"text": False, "moments": True, "denoise": True, "video": True} == named
+    assert tag in heard.record.tags
+    assert heard.record.tags == heard.alias.tags
+
+
 async def test_the_result_is_had_under_both_its_names(bench: Bench) -> None:
     """The answer holds the record at the canonical address, and the same as found at the request's own."""
     request = bench.ask()
@@ -374,6 +386,59 @@ async def test_pixels_are_asked_for_when_they_are_needed(bench: Bench) -> None:
     assert (refused.reason, refused.code.name) == ("MEDIA_NEEDED", "FAILED_PRECONDITION")
     assert stage_runs(bench) == {}
     assert (await bench.run()).stages == ALL_RUN
+
+
+# Near-duplicates.
+
+OTHER = Pixels(colour=9)  # whose encodings stand in
+
+
+async def test_borrowed_encodings_are_read_and_what_comes_of_them_is_kept_apart(bench: Bench) -> None:
+    """The result is the one the other picture has, under an address that no exact request has, nor a third picture."""
+    other = await bench.run(picture=OTHER)
+    borrowing = await bench.run(near=OTHER, with_pixels=False)
+    third = await bench.run(picture=Pixels(colour=8), near=OTHER, with_pixels=False)
+    exact = await bench.run()
+
+    reused = ("REUSED", "POOL")
+    assert borrowing.stages == ALL_RUN | {"tokens": NOT_NEEDED, "text": reused, "moments": reused}
+    assert other.data == borrowing.data == third.data
+    assert exact.data != other.data
+    assert len({heard.record.address for heard in (other, borrowing, third, exact)}) == 4
+    assert stage_runs(bench)["moments"] == 2
+
+
+async def test_what_rests_on_borrowed_encodings_is_reused_by_its_like_alone(bench: Bench) -> None:
+    """Another file from the same latents, for the same picture with the same stand-in; the exact one denoises anew."""
+    await bench.run(picture=OTHER)
+    await bench.run(near=OTHER, with_pixels=False)
+    bench.forget_memory()
+    assert (await bench.run(near=OTHER, with_pixels=False, fps=9)).stages["denoise"] == ("REUSED", "L3")
+    assert (await bench.run(fps=9)).stages["denoise"][0] == "RUN"
+
+
+@pytest.mark.parametrize("with_pixels", [False, True])
+async def test_nothing_is_encoded_under_anothers_name(bench: Bench, with_pixels: bool) -> None:
+    """Without the encodings it counts on a plan is refused before any stage runs, also if it brings pixels."""
+    refused = await bench.begin(near=OTHER, with_pixels=with_pixels).refusal()
+    assert (refused.reason, refused.code.name) == ("NEAR_GONE", "FAILED_PRECONDITION")
+    assert stage_runs(bench) == {}
+    assert bench.stored("r") == set()
+
+
+async def test_borrowed_encodings_that_go_while_a_run_waits_are_not_made(tmp_path: Path) -> None:
+    """Their record is found and their bytes are not: the run is refused, and the other picture's name stays clean."""
+    async with open_bench(tmp_path / "l3", model=_Large("moments")) as bench:
+        first = await bench.run(picture=OTHER)
+        encoded = await bench.record_at(bench.ask(picture=OTHER).addresses["moments"])
+        assert encoded is not None
+        bench.forget_memory()
+        bench.lose_blob(encoded.output.digest)
+        before = stage_runs(bench)
+        assert (await bench.begin(near=OTHER).refusal()).reason == "NEAR_GONE"
+        assert stage_runs(bench) == before
+        again = await bench.run(picture=OTHER, reuse_nothing=True)
+        assert (again.data, bench.model.runs["moments"]) == (first.data, 2)
 
 
 # Policies.
@@ -860,6 +925,7 @@ async def test_status_counts_generations_and_the_pool(bench: Bench) -> None:
     assert status.state == StatusResponse.STATE_READY
     assert (status.generations, status.queued, status.busy) == (1, 0, False)
     assert (status.pool_entries, status.pool_bytes) == (2, bench.shop.pool.bytes)
+    assert status.model_bytes == 32  # eight numbers of four bytes
 
 
 # The real model.

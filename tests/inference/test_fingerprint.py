@@ -1,52 +1,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import I2VGenXLPipeline
 from torch import nn
 
-from cache.description import Description
 from inference import fingerprint
 from inference.models.i2vgen_xl import I2VGenXL, describe
 from tests.inference.conftest import opened
-
-
-def prints(description: Description) -> dict[str, str]:
-    return {stage.kind: stage.fingerprint for stage in description.stages}
-
-
-def nudge(module: nn.Module) -> None:
-    """Changes one weight by a little."""
-    with torch.no_grad():
-        next(module.parameters()).view(-1)[0] += 0.25
-
-
-CHANGES: dict[str, tuple[Callable[[I2VGenXLPipeline], object], set[str]]] = {
-    "tokenizer": (lambda p: p.tokenizer.add_tokens(["reprise"]), {"tokens"}),
-    "text weights": (lambda p: nudge(p.text_encoder), {"text"}),
-    "vision weights": (lambda p: nudge(p.image_encoder), {"vision"}),
-    "vision crop": (lambda p: setattr(p.feature_extractor.crop_size, "width", 24), {"vision"}),
-    "encoder weights": (lambda p: nudge(p.vae.encoder), {"moments"}),
-    "decoder weights": (lambda p: nudge(p.vae.decoder), {"video"}),
-    "latent scale": (lambda p: p.vae.register_to_config(scaling_factor=0.5), {"moments", "denoise", "video"}),
-    "unet weights": (lambda p: nudge(p.unet), {"denoise"}),
-    "unet attention": (lambda p: p.unet.set_default_attn_processor(), {"denoise"}),
-    "schedule": (lambda p: p.scheduler.register_to_config(timestep_spacing="trailing"), {"denoise"}),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_seen_by_the_stages_that_depend_on_it(change: str, small_folder: Path) -> None:
-    """Changing one component changes the fingerprint of the stages that run on it, and of no others."""
-    model = opened(small_folder)
-    apply, expected = CHANGES[change]
-    apply(model.pipeline)
-    before, after = prints(model.description), prints(describe(model.pipeline, "small"))
-    assert {kind for kind in before if before[kind] != after[kind]} == expected
+from tests.inference.proof import nudge, prints
 
 
 def test_loading_again_changes_nothing(model: I2VGenXL, small_folder: Path, tmp_path: Path) -> None:

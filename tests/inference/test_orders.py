@@ -145,3 +145,15 @@ async def test_a_banned_record_in_a_plan_is_not_believed(bench: Bench) -> None:
     told = await bench.begin_request(request).end()
 
     assert "RUN" == told.stages["moments"][0]
+
+
+async def test_a_part_goes_with_the_whole_picture(bench: Bench) -> None:
+    """What was made of a part of a picture is made of that picture."""
+    request = bench.ask()
+    request.pictures["image"].part_of = "the whole"
+    await bench.begin_request(request).end()
+
+    await bench.tiers.orders.give(ban(tags.of_media("the whole")))
+    again = await bench.run()
+
+    assert {"moments": "RUN", "denoise": "RUN"} == {name: again.stages[name][0] for name in ("moments", "denoise")}

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from cache.digest import Digest
-from inference.models import small
-from inference.models.i2vgen_xl import MARKER, I2VGenXL
+from inference.models import load, small
+from inference.models.base import weight_of
+from inference.models.i2vgen_xl import I2VGenXL
+from inference.models.loading import MARKER
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -16,34 +18,52 @@ def files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): str(Digest.of(path.read_bytes())) for path in found}
 
 
-def test_one_seed_gives_one_model(small_folder: Path, tmp_path: Path) -> None:
-    """Built anywhere with the same seed, every file is the same."""
-    assert files(small.build(tmp_path / "again")) == files(small_folder)
-
-
-def test_another_seed_gives_other_weights(small_folder: Path, tmp_path: Path) -> None:
-    """The seed changes the weights and nothing else but the note of it."""
-    here, there = files(small_folder), files(small.build(tmp_path / "other", seed=1))
-    different = {Path(name).name for name in here if here[name] != there[name]}
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_one_seed_gives_one_model(tmp_path: Path, family: str) -> None:
+    """Built anywhere with one seed, every file is the same; with another, the weights and the note of it differ."""
+    built = {name: files(small.build(tmp_path / name, seed, family=family)) for name, seed in SEEDS.items()}
+    assert built["first"] == built["second"]
+    different = {Path(name).name for name, digest in built["first"].items() if built["other"][name] != digest}
     assert different == {"model.safetensors", "diffusion_pytorch_model.safetensors", MARKER}
 
 
+SEEDS = {"first": 0, "second": 0, "other": 1}
+
+
 def test_a_complete_folder_is_left_as_it_is(tmp_path: Path) -> None:
-    """Building again does nothing; another seed replaces the model; what is not ours is never touched."""
+    """Building again does nothing; another seed or family replaces the model; what is not ours is never touched."""
     folder = small.build(tmp_path / "model")
     (folder / "note").write_text("kept")
     assert (small.build(folder) / "note").exists()
     assert not (small.build(folder, seed=1) / "note").exists()
+    small.build(folder, family="wan-i2v")
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "WanImageToVideoPipeline"
     (folder / MARKER).unlink()
     with pytest.raises(ValueError, match="holds no small model"):
         small.build(folder)
 
 
-def test_the_folder_is_small_and_says_what_it_is(small_folder: Path, model: I2VGenXL) -> None:
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_the_folder_is_small_and_says_what_it_is(tmp_path: Path, family: str) -> None:
     """A few megabytes, marked as random weights, which the description repeats."""
-    assert json.loads((small_folder / MARKER).read_text())["random_weights"] is True
-    assert model.description.random_weights
-    assert sum(path.stat().st_size for path in small_folder.rglob("*") if path.is_file()) < 6 * 2**20
+    folder = small.build(tmp_path / "model", family=family)
+    assert json.loads((folder / MARKER).read_text())["random_weights"] is True
+    description = load(str(folder), name="small", device="cpu").description
+    assert (description.random_weights, description.family) == (True, family)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8 * 2**20
+
+
+def test_a_family_without_a_small_model_is_refused(tmp_path: Path) -> None:
+    """With the names of those that have one."""
+    with pytest.raises(ValueError, match="i2vgen-xl, svd, wan-i2v"):
+        small.build(tmp_path / "model", family="sora")
+
+
+def test_a_model_weighs_what_its_files_hold(small_folder: Path, model: I2VGenXL) -> None:
+    """All its networks, as they lie on the device; what two of them share is counted once."""
+    files = sum(path.stat().st_size for path in small_folder.rglob("*.safetensors"))
+    assert files * 0.9 < weight_of(model.modules) <= files
+    assert weight_of([model.pipeline.vae]) == weight_of([model.pipeline.vae, model.pipeline.vae.decoder])
 
 
 @pytest.mark.parametrize("text", ["Ein Hund läuft", "猫が歩く", "🙂\u200d🙂", "\x00\x7f\ud7ff", "nai\u0308ve"])

@@ -212,6 +212,51 @@ async def test_a_broken_stream_heals(stack: Stack, node: str, edge: str, photo: 
     assert hashlib.sha256(media.data).hexdigest() == end["sha256"]
 
 
+async def test_what_every_gateway_forgot_is_asked_again(stack: Stack, node: str, edge: str, photo: Path) -> None:
+    """With both gateways killed and back, a fresh request is made again with the seed it was told: one generation."""
+    before = await generations(stack)
+    slow = {**SLOW, "cachePolicy": {"fresh": True}}
+    with javascript(node, edge, *animate(photo, **slow)) as told:
+        told.until("progress")
+        for name in GATEWAYS:
+            stack.part(name).kill()
+        for name in GATEWAYS:
+            stack.start(name)
+        told.until("sha256")
+
+    assert {""} == {line["resumed"] for line in told.all("resumed")} - {told.all("accepted")[0]["accepted"]}
+    assert 2 == len({line["accepted"] for line in told.all("accepted")})
+    assert 1 == await generations(stack) - before
+
+
+async def test_workers_that_are_away_for_a_moment_are_waited_for(
+    stack: Stack, node: str, edge: str, photo: Path
+) -> None:
+    """Within its deadline the client asks again as often as the gateway says; without time to wait it is told."""
+    for worker in ("worker-1", "worker-2"):
+        stack.part(worker).kill()
+    with javascript(node, edge, *animate(photo, seed=8), "--timeout", "90000") as told:
+        told.until("resumed")
+        hurried = whole(node, edge, *animate(photo, seed=9), "--timeout", "1000")
+        stack.start("worker-1")
+        told.until("sha256")
+    stack.start("worker-2")
+
+    assert "NO_WORKER" == hurried[-1]["error"]["reason"]
+    assert 1 == len(told.all("result"))
+
+
+async def generations(stack: Stack) -> int:
+    """How many the workers have begun."""
+    count = 0
+    for worker in ("worker-1", "worker-2"):
+        async with grpc.aio.insecure_channel(stack.part(worker).part.address) as channel:
+            told = await InferenceServiceStub(channel).Status(inference_pb2.StatusRequest(), timeout=5.0).read()
+            assert isinstance(told, inference_pb2.StatusResponse)
+            count += told.generations
+    return count
+
+
 async def test_a_stopped_gateway_leaves_the_rotation(stack: Stack, client: Client, photo: Path) -> None:
     """Both gateways serve; while one of them stops, is away and comes back, no request fails."""
     await client.animate(request(photo, seed=6))

@@ -285,7 +285,7 @@ def test_bad_input_is_told_in_a_sentence(address: str, tmp_path: Path) -> None:
     )
 
     assert 1 == refused.returncode
-    assert "PICTURE: must be a PNG, JPEG or WebP file" in refused.stderr
+    assert "PICTURE: must be a PNG, JPEG, WebP, HEIC or AVIF file" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

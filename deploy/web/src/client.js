@@ -6,7 +6,7 @@ import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import { MediaService } from "../gen/reprise/v1/media_pb.js";
 
-const PATIENCE_MS = [200, 500, 1000, 2000, 4000]; // between attempts to pick a broken stream up again
+const PATIENCE_MS = [200, 500, 1000, 2000, 4000]; // at most, between attempts to pick a broken stream up again
 
 /** A client of the gateways behind `address`, such as http://localhost:8080. */
 export function connect(address, { apiKey = "", interceptors = [] } = {}) {
@@ -20,21 +20,27 @@ export function connect(address, { apiKey = "", interceptors = [] } = {}) {
 
 /**
  * The events of a generation up to its result. A stream that breaks is picked up where it broke; if no gateway knows
- * the generation any more, the request is made again, which costs nothing that is stored already. `onResume` hears the
- * name, empty in the second case. Throws ConnectError: what the service refused, or Canceled by `signal`.
+ * the generation any more, or it failed for a reason that passes (no worker, no room), the request is made again, which
+ * costs nothing that is stored already: its events then begin anew with another name. A `fresh` request asks for the
+ * seed that it was told. `timeoutMs` bounds all of it, pauses included; without it a few tries in a row do.
+ * `onResume` hears the name, empty if the request is made again. Throws ConnectError: what the service refused, or
+ * Canceled by `signal`.
  */
 export async function* animate(client, request, { signal, timeoutMs, onResume = () => {}, onTrailer } = {}) {
-  const options = { signal, timeoutMs, onTrailer };
-  let stream = client.animateImage(request, options);
+  const until = timeoutMs === undefined ? Infinity : performance.now() + timeoutMs;
+  const left = () => Math.max(1, Math.round(until - performance.now())); // gRPC takes whole ones only
+  const options = () => ({ signal, onTrailer, ...(timeoutMs !== undefined && { timeoutMs: left() }) });
+  let stream = client.animateImage(request, options());
   let name = "";
   let sequence = 0n;
   let watching = false; // such a stream goes on after the result
-  for (let failures = 0, finished = false; ; ) {
+  for (let failures = 0, refusals = 0, finished = false; ; ) {
     try {
       for await (const { event } of stream) {
         failures = 0;
         sequence = event.sequence;
         name = event.accepted?.name ?? name;
+        if (event.accepted) request = sameAgain(request, event.accepted.seed);
         finished = Boolean(event.result);
         yield event;
         if (finished && watching) return;
@@ -43,13 +49,17 @@ export async function* animate(client, request, { signal, timeoutMs, onResume = 
       throw new ConnectError("the stream ended before its result", Code.Unavailable);
     } catch (error) {
       if (finished) return;
-      const forgotten = unknownGeneration(error);
-      if (!(broken(error) || forgotten) || failures === PATIENCE_MS.length) throw error;
-      if (forgotten) name = "";
-      await pause(PATIENCE_MS[failures++], signal);
+      const again = unknownGeneration(error) || passes(error);
+      // Progress makes up for broken streams, not for refusals: a request that ends every worker must end itself.
+      const count = passes(error) ? refusals++ : failures++;
+      const wait = Math.max(pauseMs(count), 1000 * (explain(error).retrySeconds ?? 0));
+      const spent = until === Infinity ? count >= PATIENCE_MS.length : performance.now() + wait >= until;
+      if (!(broken(error) || again) || spent) throw error;
+      if (again) [name, sequence] = ["", 0n];
+      await pause(wait, signal);
       onResume({ name, from: sequence + 1n });
       watching = Boolean(name);
-      stream = watching ? client.watch({ name, fromSequence: sequence + 1n }, options) : client.animateImage(request, options);
+      stream = watching ? client.watch({ name, fromSequence: sequence + 1n }, options()) : client.animateImage(request, options());
     }
   }
 }
@@ -92,8 +102,24 @@ function broken(error) {
   return !reason && !["Canceled", "DeadlineExceeded", "ResourceExhausted", "Unimplemented"].includes(code);
 }
 
+/** The service refuses for a reason that may be gone in a moment. */
+function passes(error) {
+  const { code, reason, retrySeconds } = explain(error);
+  return Boolean(reason) && (code === "Unavailable" || (code === "ResourceExhausted" && retrySeconds !== null));
+}
+
 function unknownGeneration(error) {
   return explain(error).reason === "GENERATION_UNKNOWN";
+}
+
+/** Variety that was drawn once is not drawn again. */
+function sameAgain(request, seed) {
+  if (!request.cachePolicy?.fresh) return request;
+  return { ...request, seed, cachePolicy: { ...request.cachePolicy, fresh: false } };
+}
+
+function pauseMs(failures) {
+  return PATIENCE_MS[Math.min(failures, PATIENCE_MS.length - 1)] * (0.5 + Math.random() / 2);
 }
 
 function pause(ms, signal) {

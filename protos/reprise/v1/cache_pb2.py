@@ -23,50 +23,67 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from reprise.v1 import common_pb2 as reprise_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reprise/v1/cache.proto\x12\nreprise.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17reprise/v1/common.proto\"\x0e\n\x0cStatsRequest\"\xbe\x02\n\rStatsResponse\x12$\n\x05tiers\x18\x01 \x03(\x0b\x32\x15.reprise.v1.TierStats\x12*\n\x08requests\x18\x02 \x03(\x0b\x32\x18.reprise.v1.OutcomeCount\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x03 \x01(\x01\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x04 \x01(\x01\x12\x13\n\x0bgenerations\x18\x05 \x01(\x04\x12\x32\n\x0cwrite_behind\x18\x06 \x01(\x0b\x32\x1c.reprise.v1.WriteBehindStats\x12(\n\x07workers\x18\x07 \x03(\x0b\x32\x17.reprise.v1.WorkerStats\x12\x16\n\x0euptime_seconds\x18\x08 \x01(\x01\x12\x14\n\x0cswitched_off\x18\t \x03(\t\"C\n\x0cOutcomeCount\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.reprise.v1.Outcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xa6\x02\n\tTierStats\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12(\n\x07lookups\x18\x02 \x03(\x0b\x32\x17.reprise.v1.LookupCount\x12\x13\n\x0bp50_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\x12\x14\n\x07\x65ntries\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x16\n\tevictions\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12\x0f\n\x07\x62reaker\x18\t \x01(\tB\n\n\x08_entriesB\x08\n\x06_bytesB\x11\n\x0f_capacity_bytesB\x0c\n\n_evictions\"H\n\x0bLookupCount\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.reprise.v1.LookupOutcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"d\n\x10WriteBehindStats\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07written\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x04\"\x87\x01\n\x0bWorkerStats\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12\x12\n\npool_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpool_entries\x18\x07 \x01(\x04\"\xd1\x01\n\x11InvalidateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0f\n\x07picture\x18\x08 \x01(\x0c\x12-\n\nolder_than\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x64ry_run\x18\n \x01(\x08\"r\n\x12InvalidateResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0crecords_read\x18\x02 \x01(\x04\x12$\n\x07receipt\x18\x03 \x01(\x0b\x32\x13.reprise.v1.Receipt\"N\n\x05Heard\x12\x0f\n\x07\x64urable\x18\x01 \x01(\x08\x12\x0c\n\x04told\x18\x02 \x01(\r\x12&\n\tprocesses\x18\x03 \x03(\x0b\x32\x13.reprise.v1.Hearing\":\n\x07Hearing\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"c\n\x07Receipt\x12\x0f\n\x07outputs\x18\x01 \x01(\x04\x12\"\n\x05tiers\x18\x02 \x03(\x0b\x32\x13.reprise.v1.Removal\x12#\n\tunreached\x18\x03 \x03(\x0e\x32\x10.reprise.v1.Tier\"I\n\x07Removal\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"k\n\rSwitchRequest\x12 \n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.TierH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x10\n\x06tenant\x18\x03 \x01(\tH\x00\x12\n\n\x02on\x18\x04 \x01(\x08\x42\t\n\x07subject\"H\n\x0eSwitchResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0cswitched_off\x18\x02 \x03(\t\")\n\nPinRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\n\n\x02on\x18\x02 \x01(\x08\"?\n\x0bPinResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x0e\n\x06pinned\x18\x02 \x03(\t2\x94\x02\n\x0c\x43\x61\x63heService\x12<\n\x05Stats\x12\x18.reprise.v1.StatsRequest\x1a\x19.reprise.v1.StatsResponse\x12M\n\nInvalidate\x12\x1d.reprise.v1.InvalidateRequest\x1a\x1e.reprise.v1.InvalidateResponse0\x01\x12?\n\x06Switch\x12\x19.reprise.v1.SwitchRequest\x1a\x1a.reprise.v1.SwitchResponse\x12\x36\n\x03Pin\x12\x16.reprise.v1.PinRequest\x1a\x17.reprise.v1.PinResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reprise/v1/cache.proto\x12\nreprise.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reprise/v1/common.proto\"\x0e\n\x0cStatsRequest\"\xbe\x02\n\rStatsResponse\x12$\n\x05tiers\x18\x01 \x03(\x0b\x32\x15.reprise.v1.TierStats\x12*\n\x08requests\x18\x02 \x03(\x0b\x32\x18.reprise.v1.OutcomeCount\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x03 \x01(\x01\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x04 \x01(\x01\x12\x13\n\x0bgenerations\x18\x05 \x01(\x04\x12\x32\n\x0cwrite_behind\x18\x06 \x01(\x0b\x32\x1c.reprise.v1.WriteBehindStats\x12(\n\x07workers\x18\x07 \x03(\x0b\x32\x17.reprise.v1.WorkerStats\x12\x16\n\x0euptime_seconds\x18\x08 \x01(\x01\x12\x14\n\x0cswitched_off\x18\t \x03(\t\"C\n\x0cOutcomeCount\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.reprise.v1.Outcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xa6\x02\n\tTierStats\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12(\n\x07lookups\x18\x02 \x03(\x0b\x32\x17.reprise.v1.LookupCount\x12\x13\n\x0bp50_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\x12\x14\n\x07\x65ntries\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x16\n\tevictions\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12\x0f\n\x07\x62reaker\x18\t \x01(\tB\n\n\x08_entriesB\x08\n\x06_bytesB\x11\n\x0f_capacity_bytesB\x0c\n\n_evictions\"H\n\x0bLookupCount\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.reprise.v1.LookupOutcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"d\n\x10WriteBehindStats\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07written\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x04\"\x87\x01\n\x0bWorkerStats\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12\x12\n\npool_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpool_entries\x18\x07 \x01(\x04\"\xd1\x01\n\x11InvalidateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0f\n\x07picture\x18\x08 \x01(\x0c\x12-\n\nolder_than\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x64ry_run\x18\n \x01(\x08\"r\n\x12InvalidateResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0crecords_read\x18\x02 \x01(\x04\x12$\n\x07receipt\x18\x03 \x01(\x0b\x32\x13.reprise.v1.Receipt\"N\n\x05Heard\x12\x0f\n\x07\x64urable\x18\x01 \x01(\x08\x12\x0c\n\x04told\x18\x02 \x01(\r\x12&\n\tprocesses\x18\x03 \x03(\x0b\x32\x13.reprise.v1.Hearing\":\n\x07Hearing\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"c\n\x07Receipt\x12\x0f\n\x07outputs\x18\x01 \x01(\x04\x12\"\n\x05tiers\x18\x02 \x03(\x0b\x32\x13.reprise.v1.Removal\x12#\n\tunreached\x18\x03 \x03(\x0e\x32\x10.reprise.v1.Tier\"I\n\x07Removal\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"k\n\rSwitchRequest\x12 \n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.TierH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x10\n\x06tenant\x18\x03 \x01(\tH\x00\x12\n\n\x02on\x18\x04 \x01(\x08\x42\t\n\x07subject\"H\n\x0eSwitchResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0cswitched_off\x18\x02 \x03(\t\")\n\nPinRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\n\n\x02on\x18\x02 \x01(\x08\"?\n\x0bPinResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x0e\n\x06pinned\x18\x02 \x03(\t\"\x1d\n\x0eInspectRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x8d\x01\n\x0fInspectResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0b\n\x03hex\x18\x03 \x01(\t\x12$\n\x06\x63opies\x18\x04 \x03(\x0b\x32\x14.reprise.v1.TierCopy\x12&\n\x06record\x18\x05 \x01(\x0b\x32\x16.reprise.v1.RecordInfo\"v\n\x08TierCopy\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.reprise.v1.LookupOutcome\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\xfd\x04\n\nRecordInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12$\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x12.reprise.v1.Digest\x12\x12\n\nmedia_type\x18\x06 \x01(\t\x12\x0f\n\x07inlined\x18\x07 \x01(\x08\x12\x16\n\x0e\x64\x65vice_seconds\x18\x08 \x01(\x01\x12\x1c\n\x14total_device_seconds\x18\t \x01(\x01\x12+\n\x07made_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ntouched_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03ttl\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x08upstream\x18\x0e \x03(\x0b\x32$.reprise.v1.RecordInfo.UpstreamEntry\x12\x0c\n\x04tags\x18\x0f \x03(\t\x12\x38\n\texecution\x18\x10 \x03(\x0b\x32%.reprise.v1.RecordInfo.ExecutionEntry\x12\x11\n\tcanonical\x18\x11 \x01(\t\x1a/\n\rUpstreamEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0e\x45xecutionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xd8\x02\n\x0c\x43\x61\x63heService\x12<\n\x05Stats\x12\x18.reprise.v1.StatsRequest\x1a\x19.reprise.v1.StatsResponse\x12M\n\nInvalidate\x12\x1d.reprise.v1.InvalidateRequest\x1a\x1e.reprise.v1.InvalidateResponse0\x01\x12?\n\x06Switch\x12\x19.reprise.v1.SwitchRequest\x1a\x1a.reprise.v1.SwitchResponse\x12\x36\n\x03Pin\x12\x16.reprise.v1.PinRequest\x1a\x17.reprise.v1.PinResponse\x12\x42\n\x07Inspect\x12\x1a.reprise.v1.InspectRequest\x1a\x1b.reprise.v1.InspectResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reprise.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATSREQUEST']._serialized_start=95
-  _globals['_STATSREQUEST']._serialized_end=109
-  _globals['_STATSRESPONSE']._serialized_start=112
-  _globals['_STATSRESPONSE']._serialized_end=430
-  _globals['_OUTCOMECOUNT']._serialized_start=432
-  _globals['_OUTCOMECOUNT']._serialized_end=499
-  _globals['_TIERSTATS']._serialized_start=502
-  _globals['_TIERSTATS']._serialized_end=796
-  _globals['_LOOKUPCOUNT']._serialized_start=798
-  _globals['_LOOKUPCOUNT']._serialized_end=870
-  _globals['_WRITEBEHINDSTATS']._serialized_start=872
-  _globals['_WRITEBEHINDSTATS']._serialized_end=972
-  _globals['_WORKERSTATS']._serialized_start=975
-  _globals['_WORKERSTATS']._serialized_end=1110
-  _globals['_INVALIDATEREQUEST']._serialized_start=1113
-  _globals['_INVALIDATEREQUEST']._serialized_end=1322
-  _globals['_INVALIDATERESPONSE']._serialized_start=1324
-  _globals['_INVALIDATERESPONSE']._serialized_end=1438
-  _globals['_HEARD']._serialized_start=1440
-  _globals['_HEARD']._serialized_end=1518
-  _globals['_HEARING']._serialized_start=1520
-  _globals['_HEARING']._serialized_end=1578
-  _globals['_RECEIPT']._serialized_start=1580
-  _globals['_RECEIPT']._serialized_end=1679
-  _globals['_REMOVAL']._serialized_start=1681
-  _globals['_REMOVAL']._serialized_end=1754
-  _globals['_SWITCHREQUEST']._serialized_start=1756
-  _globals['_SWITCHREQUEST']._serialized_end=1863
-  _globals['_SWITCHRESPONSE']._serialized_start=1865
-  _globals['_SWITCHRESPONSE']._serialized_end=1937
-  _globals['_PINREQUEST']._serialized_start=1939
-  _globals['_PINREQUEST']._serialized_end=1980
-  _globals['_PINRESPONSE']._serialized_start=1982
-  _globals['_PINRESPONSE']._serialized_end=2045
-  _globals['_CACHESERVICE']._serialized_start=2048
-  _globals['_CACHESERVICE']._serialized_end=2324
+  _globals['_RECORDINFO_UPSTREAMENTRY']._loaded_options = None
+  _globals['_RECORDINFO_UPSTREAMENTRY']._serialized_options = b'8\001'
+  _globals['_RECORDINFO_EXECUTIONENTRY']._loaded_options = None
+  _globals['_RECORDINFO_EXECUTIONENTRY']._serialized_options = b'8\001'
+  _globals['_STATSREQUEST']._serialized_start=128
+  _globals['_STATSREQUEST']._serialized_end=142
+  _globals['_STATSRESPONSE']._serialized_start=145
+  _globals['_STATSRESPONSE']._serialized_end=463
+  _globals['_OUTCOMECOUNT']._serialized_start=465
+  _globals['_OUTCOMECOUNT']._serialized_end=532
+  _globals['_TIERSTATS']._serialized_start=535
+  _globals['_TIERSTATS']._serialized_end=829
+  _globals['_LOOKUPCOUNT']._serialized_start=831
+  _globals['_LOOKUPCOUNT']._serialized_end=903
+  _globals['_WRITEBEHINDSTATS']._serialized_start=905
+  _globals['_WRITEBEHINDSTATS']._serialized_end=1005
+  _globals['_WORKERSTATS']._serialized_start=1008
+  _globals['_WORKERSTATS']._serialized_end=1143
+  _globals['_INVALIDATEREQUEST']._serialized_start=1146
+  _globals['_INVALIDATEREQUEST']._serialized_end=1355
+  _globals['_INVALIDATERESPONSE']._serialized_start=1357
+  _globals['_INVALIDATERESPONSE']._serialized_end=1471
+  _globals['_HEARD']._serialized_start=1473
+  _globals['_HEARD']._serialized_end=1551
+  _globals['_HEARING']._serialized_start=1553
+  _globals['_HEARING']._serialized_end=1611
+  _globals['_RECEIPT']._serialized_start=1613
+  _globals['_RECEIPT']._serialized_end=1712
+  _globals['_REMOVAL']._serialized_start=1714
+  _globals['_REMOVAL']._serialized_end=1787
+  _globals['_SWITCHREQUEST']._serialized_start=1789
+  _globals['_SWITCHREQUEST']._serialized_end=1896
+  _globals['_SWITCHRESPONSE']._serialized_start=1898
+  _globals['_SWITCHRESPONSE']._serialized_end=1970
+  _globals['_PINREQUEST']._serialized_start=1972
+  _globals['_PINREQUEST']._serialized_end=2013
+  _globals['_PINRESPONSE']._serialized_start=2015
+  _globals['_PINRESPONSE']._serialized_end=2078
+  _globals['_INSPECTREQUEST']._serialized_start=2080
+  _globals['_INSPECTREQUEST']._serialized_end=2109
+  _globals['_INSPECTRESPONSE']._serialized_start=2112
+  _globals['_INSPECTRESPONSE']._serialized_end=2253
+  _globals['_TIERCOPY']._serialized_start=2255
+  _globals['_TIERCOPY']._serialized_end=2373
+  _globals['_RECORDINFO']._serialized_start=2376
+  _globals['_RECORDINFO']._serialized_end=3013
+  _globals['_RECORDINFO_UPSTREAMENTRY']._serialized_start=2916
+  _globals['_RECORDINFO_UPSTREAMENTRY']._serialized_end=2963
+  _globals['_RECORDINFO_EXECUTIONENTRY']._serialized_start=2965
+  _globals['_RECORDINFO_EXECUTIONENTRY']._serialized_end=3013
+  _globals['_CACHESERVICE']._serialized_start=3016
+  _globals['_CACHESERVICE']._serialized_end=3360
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from reprise.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -215,3 +216,87 @@ class PinResponse(_message.Message):
     heard: Heard
     pinned: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, heard: _Optional[_Union[Heard, _Mapping]] = ..., pinned: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class InspectRequest(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    def __init__(self, key: _Optional[str] = ...) -> None: ...
+
+class InspectResponse(_message.Message):
+    __slots__ = ("kind", "namespace", "hex", "copies", "record")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    HEX_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    namespace: str
+    hex: str
+    copies: _containers.RepeatedCompositeFieldContainer[TierCopy]
+    record: RecordInfo
+    def __init__(self, kind: _Optional[str] = ..., namespace: _Optional[str] = ..., hex: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[TierCopy, _Mapping]]] = ..., record: _Optional[_Union[RecordInfo, _Mapping]] = ...) -> None: ...
+
+class TierCopy(_message.Message):
+    __slots__ = ("tier", "outcome", "bytes", "seconds")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    outcome: _common_pb2.LookupOutcome
+    bytes: int
+    seconds: float
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., outcome: _Optional[_Union[_common_pb2.LookupOutcome, str]] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class RecordInfo(_message.Message):
+    __slots__ = ("model", "revision", "stage", "fingerprint", "artifact", "media_type", "inlined", "device_seconds", "total_device_seconds", "made_at", "touched_at", "expires_at", "ttl", "upstream", "tags", "execution", "canonical")
+    class UpstreamEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ExecutionEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    INLINED_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MADE_AT_FIELD_NUMBER: _ClassVar[int]
+    TOUCHED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    CANONICAL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    stage: str
+    fingerprint: str
+    artifact: _common_pb2.Digest
+    media_type: str
+    inlined: bool
+    device_seconds: float
+    total_device_seconds: float
+    made_at: _timestamp_pb2.Timestamp
+    touched_at: _timestamp_pb2.Timestamp
+    expires_at: _timestamp_pb2.Timestamp
+    ttl: _duration_pb2.Duration
+    upstream: _containers.ScalarMap[str, str]
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    execution: _containers.ScalarMap[str, str]
+    canonical: str
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., stage: _Optional[str] = ..., fingerprint: _Optional[str] = ..., artifact: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., media_type: _Optional[str] = ..., inlined: _Optional[bool] = ..., device_seconds: _Optional[float] = ..., total_device_seconds: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., touched_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., upstream: _Optional[_Mapping[str, str]] = ..., tags: _Optional[_Iterable[str]] = ..., execution: _Optional[_Mapping[str, str]] = ..., canonical: _Optional[str] = ...) -> None: ...

@@ -54,6 +54,11 @@ class CacheServiceStub:
                 request_serializer=reprise_dot_v1_dot_cache__pb2.PinRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_cache__pb2.PinResponse.FromString,
                 _registered_method=True)
+        self.Inspect = channel.unary_unary(
+                '/reprise.v1.CacheService/Inspect',
+                request_serializer=reprise_dot_v1_dot_cache__pb2.InspectRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_cache__pb2.InspectResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -111,6 +116,19 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Inspect(self, request, context):
+        """Where an entry lies and how it was made. Looking makes nothing younger, moves nothing and removes nothing.
+
+        Errors:
+        - INVALID_ARGUMENT: not a key. Change it.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        - NOT_FOUND, reason ENTRY_UNKNOWN: nothing lies under this key in any tier. Nothing to do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +151,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Pin,
                     request_deserializer=reprise_dot_v1_dot_cache__pb2.PinRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_cache__pb2.PinResponse.SerializeToString,
+            ),
+            'Inspect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Inspect,
+                    request_deserializer=reprise_dot_v1_dot_cache__pb2.InspectRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_cache__pb2.InspectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -243,6 +266,33 @@ class CacheService:
             '/reprise.v1.CacheService/Pin',
             reprise_dot_v1_dot_cache__pb2.PinRequest.SerializeToString,
             reprise_dot_v1_dot_cache__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reprise.v1.CacheService/Inspect',
+            reprise_dot_v1_dot_cache__pb2.InspectRequest.SerializeToString,
+            reprise_dot_v1_dot_cache__pb2.InspectResponse.FromString,
             options,
             channel_credentials,
             insecure,

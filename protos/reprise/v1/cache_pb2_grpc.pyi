@@ -50,6 +50,15 @@ class CacheServiceStub:
     - UNAUTHENTICATED: no or unknown credentials.
     - PERMISSION_DENIED: the caller is not an operator.
     """
+    Inspect: _aio.UnaryUnaryMultiCallable[_cache_pb2.InspectRequest, _cache_pb2.InspectResponse]
+    """Where an entry lies and how it was made. Looking makes nothing younger, moves nothing and removes nothing.
+
+    Errors:
+    - INVALID_ARGUMENT: not a key. Change it.
+    - UNAUTHENTICATED: no or unknown credentials.
+    - PERMISSION_DENIED: the caller is not an operator.
+    - NOT_FOUND, reason ENTRY_UNKNOWN: nothing lies under this key in any tier. Nothing to do.
+    """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -110,6 +119,21 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: not an address. Say one as reports give it.
         - UNAUTHENTICATED: no or unknown credentials.
         - PERMISSION_DENIED: the caller is not an operator.
+        """
+
+    @_abc_1.abstractmethod
+    def Inspect(
+        self,
+        request: _cache_pb2.InspectRequest,
+        context: _aio.ServicerContext[_cache_pb2.InspectRequest, _abc.Awaitable[_cache_pb2.InspectResponse]],
+    ) -> _abc.Awaitable[_cache_pb2.InspectResponse]:
+        """Where an entry lies and how it was made. Looking makes nothing younger, moves nothing and removes nothing.
+
+        Errors:
+        - INVALID_ARGUMENT: not a key. Change it.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        - NOT_FOUND, reason ENTRY_UNKNOWN: nothing lies under this key in any tier. Nothing to do.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _aio.Server) -> None: ...

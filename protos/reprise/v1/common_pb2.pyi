@@ -147,7 +147,7 @@ class Nearest(_message.Message):
     def __init__(self, address: _Optional[str] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., differing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CacheReport(_message.Message):
-    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address", "reason", "nearest")
+    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address", "reason", "nearest", "similar")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     LOOKUPS_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class CacheReport(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NEAREST_FIELD_NUMBER: _ClassVar[int]
+    SIMILAR_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     tier: Tier
     lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
@@ -168,10 +169,31 @@ class CacheReport(_message.Message):
     address: str
     reason: MissReason
     nearest: Nearest
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ..., reason: _Optional[_Union[MissReason, str]] = ..., nearest: _Optional[_Union[Nearest, _Mapping]] = ...) -> None: ...
+    similar: _containers.RepeatedCompositeFieldContainer[SimilarPicture]
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ..., reason: _Optional[_Union[MissReason, str]] = ..., nearest: _Optional[_Union[Nearest, _Mapping]] = ..., similar: _Optional[_Iterable[_Union[SimilarPicture, _Mapping]]] = ...) -> None: ...
+
+class Similarity(_message.Message):
+    __slots__ = ("pictures", "max_distance")
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    MAX_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    pictures: bool
+    max_distance: int
+    def __init__(self, pictures: _Optional[bool] = ..., max_distance: _Optional[int] = ...) -> None: ...
+
+class SimilarPicture(_message.Message):
+    __slots__ = ("media", "distance", "thumbnail_difference", "identity")
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    THUMBNAIL_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    media: str
+    distance: int
+    thumbnail_difference: float
+    identity: str
+    def __init__(self, media: _Optional[str] = ..., distance: _Optional[int] = ..., thumbnail_difference: _Optional[float] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
-    __slots__ = ("mode", "no_store", "max_age", "fresh", "labels")
+    __slots__ = ("mode", "no_store", "max_age", "fresh", "labels", "similarity")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[CachePolicy.Mode]
@@ -189,9 +211,11 @@ class CachePolicy(_message.Message):
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
     mode: CachePolicy.Mode
     no_store: bool
     max_age: _duration_pb2.Duration
     fresh: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    similarity: Similarity
+    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., similarity: _Optional[_Union[Similarity, _Mapping]] = ...) -> None: ...

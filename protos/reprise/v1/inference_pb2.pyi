@@ -24,7 +24,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "revision", "parameters", "pictures", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "tags")
+    __slots__ = ("model", "revision", "parameters", "pictures", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,8 @@ class RunRequest(_message.Message):
     REPLACE_FIELD_NUMBER: _ClassVar[int]
     FOLLOWER_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    MUST_RUN_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
@@ -85,30 +87,44 @@ class RunRequest(_message.Message):
     replace: bool
     follower: str
     max_age: float
+    idle: _containers.RepeatedScalarFieldContainer[str]
+    must_run: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Picture(_message.Message):
-    __slots__ = ("identity", "width", "height", "rgb")
+    __slots__ = ("identity", "width", "height", "rgb", "near_identity", "part_of")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     RGB_FIELD_NUMBER: _ClassVar[int]
+    NEAR_IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    PART_OF_FIELD_NUMBER: _ClassVar[int]
     identity: str
     width: int
     height: int
     rgb: bytes
-    def __init__(self, identity: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., rgb: _Optional[bytes] = ...) -> None: ...
+    near_identity: str
+    part_of: str
+    def __init__(self, identity: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., rgb: _Optional[bytes] = ..., near_identity: _Optional[str] = ..., part_of: _Optional[str] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("event", "finished", "stored")
+    __slots__ = ("event", "finished", "stored", "elsewhere")
     EVENT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     event: _media_pb2.GenerationEvent
     finished: Finished
     stored: _media_pb2.Stored
-    def __init__(self, event: _Optional[_Union[_media_pb2.GenerationEvent, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., stored: _Optional[_Union[_media_pb2.Stored, _Mapping]] = ...) -> None: ...
+    elsewhere: Elsewhere
+    def __init__(self, event: _Optional[_Union[_media_pb2.GenerationEvent, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., stored: _Optional[_Union[_media_pb2.Stored, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ...) -> None: ...
+
+class Elsewhere(_message.Message):
+    __slots__ = ("worker",)
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    def __init__(self, worker: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("record", "stages", "canonical_address", "alias", "joined")
@@ -160,7 +176,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total", "host_bytes", "host_entries")
+    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total", "model_bytes", "host_bytes", "host_entries")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[StatusResponse.State]
@@ -180,6 +196,7 @@ class StatusResponse(_message.Message):
     POOL_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_FREE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOST_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     state: StatusResponse.State
@@ -191,6 +208,7 @@ class StatusResponse(_message.Message):
     pool_evictions: int
     device_bytes_free: int
     device_bytes_total: int
+    model_bytes: int
     host_bytes: int
     host_entries: int
-    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ..., host_bytes: _Optional[int] = ..., host_entries: _Optional[int] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ..., model_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., host_entries: _Optional[int] = ...) -> None: ...

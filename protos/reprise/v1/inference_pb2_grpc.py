@@ -78,12 +78,18 @@ class InferenceServiceServicer:
         """Runs a plan, or joins the run that is under way for the same result. Only stages whose output nobody has are
         computed. The stream holds what was produced so far, then follows; it ends after `stored`.
 
+        A worker with a queue may hand a run over to an idle one that the plan names: it says `elsewhere`, and says the
+        same to everybody who asks for the same result while any stream that it told so is open, and for a grace after
+        that. So the caller keeps this stream open for as long as it follows the run at the other worker.
+
         Errors:
         - INVALID_ARGUMENT: an input the model cannot take. Do not retry.
         - FAILED_PRECONDITION, reason PLAN_DIFFERS: an address in the plan is not the one this worker computes, or it
         serves another revision. Describe again, plan again.
         - FAILED_PRECONDITION, reason MEDIA_NEEDED: a stage must read the media itself, and the plan brought none. Send
         the plan again with the pixels.
+        - FAILED_PRECONDITION, reason NEAR_GONE: the encodings of a near-duplicate that the plan counts on are gone, and
+        this picture's own would not be those. Plan again without it.
         - RESOURCE_EXHAUSTED: the queue is full (retry after RetryInfo), or the device has not enough memory.
         - UNAVAILABLE: draining or loading. Try another worker.
         - CANCELLED: abandoned by its last follower.

@@ -21,7 +21,7 @@ DELIVERY_INLINE: Delivery
 DELIVERY_URL: Delivery
 
 class AnimateImageRequest(_message.Message):
-    __slots__ = ("model", "image", "image_digest", "prompt", "negative_prompt", "width", "height", "num_frames", "num_inference_steps", "guidance_scale", "motion_fps", "playback_fps", "format", "seed", "extra", "cache_policy", "delivery")
+    __slots__ = ("model", "image", "image_digest", "prompt", "negative_prompt", "width", "height", "num_frames", "num_inference_steps", "guidance_scale", "motion_fps", "playback_fps", "format", "seed", "extra", "cache_policy", "delivery", "framing")
     class ExtraEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class AnimateImageRequest(_message.Message):
     EXTRA_FIELD_NUMBER: _ClassVar[int]
     CACHE_POLICY_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    FRAMING_FIELD_NUMBER: _ClassVar[int]
     model: str
     image: bytes
     image_digest: _common_pb2.Digest
@@ -63,7 +64,22 @@ class AnimateImageRequest(_message.Message):
     extra: _containers.MessageMap[str, _common_pb2.ParameterValue]
     cache_policy: _common_pb2.CachePolicy
     delivery: Delivery
-    def __init__(self, model: _Optional[str] = ..., image: _Optional[bytes] = ..., image_digest: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_frames: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., motion_fps: _Optional[int] = ..., playback_fps: _Optional[int] = ..., format: _Optional[str] = ..., seed: _Optional[int] = ..., extra: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., cache_policy: _Optional[_Union[_common_pb2.CachePolicy, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, str]] = ...) -> None: ...
+    framing: Framing
+    def __init__(self, model: _Optional[str] = ..., image: _Optional[bytes] = ..., image_digest: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_frames: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., motion_fps: _Optional[int] = ..., playback_fps: _Optional[int] = ..., format: _Optional[str] = ..., seed: _Optional[int] = ..., extra: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., cache_policy: _Optional[_Union[_common_pb2.CachePolicy, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., framing: _Optional[_Union[Framing, _Mapping]] = ...) -> None: ...
+
+class Framing(_message.Message):
+    __slots__ = ("left", "top", "width", "height", "rotation")
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
+    left: int
+    top: int
+    width: int
+    height: int
+    rotation: int
+    def __init__(self, left: _Optional[int] = ..., top: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., rotation: _Optional[int] = ...) -> None: ...
 
 class AnimateImageResponse(_message.Message):
     __slots__ = ("event",)

@@ -1,0 +1,186 @@
+"""Gc: gives the durable tier's space back. What is served never depends on it, and it may run while others write.
+
+A namespace at a time: its records are read, those that are past their age or are no records go, and then the blobs go
+that no record left there names. The descriptions of models are blobs too, named by `models/`. What lies under other
+prefixes, or under names that are none of ours, is left alone.
+
+Why nothing that is needed goes. A commit writes its blob before the record that names it, and writes it anew where it
+is there already, so a blob on its way to a record is young; and nothing goes that was written within the margin, which
+is asked again right before it goes. Between that question and the removal a few milliseconds pass. What is committed
+within them loses its entry here, and is a miss like any other where no other tier has it: never other bytes.
+
+In memory are the names of one namespace's blobs, and a page of its entries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cache.catalogue import PREFIX as MODELS
+from cache.description import HOUR
+from cache.envelope import Damaged, unseal
+from cache.errors import TierError
+from cache.keys import Address, Key
+from cache.objects import Entry, ObjectsStore
+from cache.record import NotARecord, Record
+from cache.sweep import Gone
+
+MARGIN = HOUR  # seconds; far more than any commit takes
+_PAGE = 64  # entries read, or removed, at a time
+_LARGEST_RECORD = 1024 * 1024  # bytes; no record comes near it, inlined output and all
+_TTL = 60.0  # seconds; an object store takes none
+
+
+class Why(StrEnum):
+    """The reasons for which an entry goes."""
+
+    EXPIRED = "records past their age"
+    DAMAGED = "damaged records, and those of another layout"
+    FORGOTTEN = "blobs that no record names"
+
+
+@dataclass
+class Swept:
+    """What a sweep found so far. Bytes are those of the objects."""
+
+    gone: dict[Why, Gone] = field(default_factory=lambda: {why: Gone() for why in Why})
+    kept: Gone = field(default_factory=Gone)
+    namespaces: int = 0
+    unread: int = 0  # records that could not be read; the blobs of their namespaces stayed
+
+
+async def sweep(
+    objects: ObjectsStore,
+    *,
+    margin: float = MARGIN,
+    dry_run: bool = False,
+    clock: Callable[[], float] = time.time,
+    tell: Callable[[Swept], None] = lambda so_far: None,
+) -> Swept:
+    """Remove what nobody can be served with any more, but nothing that was written within `margin` seconds.
+
+    `tell` hears how far it is, again and again. A dry run removes nothing and counts what would go. Raises TierError;
+    what is gone by then is gone, and another sweep goes on with the rest.
+    """
+    sweeper = _Sweeper(objects, margin, dry_run, clock, tell)
+    described = await _described(objects)
+    for namespace in sorted({*await objects.folders("r/"), *await objects.folders("b/")}):
+        named = await sweeper.records(namespace)
+        if named is not None:
+            await sweeper.blobs(namespace, named | described)
+        sweeper.swept.namespaces += 1
+        tell(sweeper.swept)
+    return sweeper.swept
+
+
+@dataclass
+class _Sweeper:
+    objects: ObjectsStore
+    margin: float
+    dry_run: bool
+    clock: Callable[[], float]
+    tell: Callable[[Swept], None]
+    swept: Swept = field(default_factory=Swept)
+
+    async def records(self, namespace: str) -> set[str] | None:
+        """Remove the records that are none any more. The blobs that the others name, or None if that is unknown."""
+        named: set[str] = set()
+        unread = self.swept.unread
+        async for page in self.objects.pages(f"r/{namespace}/"):
+            for entries in _parts([entry for entry in page if _key_of(entry.name) is not None]):
+                verdicts = await asyncio.gather(*map(self._judge, entries))
+                await self._settle(zip(entries, verdicts, strict=True))
+                named |= {verdict.output.digest.hex for verdict in verdicts if isinstance(verdict, Record)}
+        return named if self.swept.unread == unread else None
+
+    async def blobs(self, namespace: str, named: set[str]) -> None:
+        """Remove the blobs that are not among these."""
+        async for page in self.objects.pages(f"b/{namespace}/"):
+            for entries in _parts([entry for entry in page if _key_of(entry.name) is not None]):
+                await self._settle((entry, None if _hex_of(entry) in named else Why.FORGOTTEN) for entry in entries)
+
+    async def _judge(self, entry: Entry) -> Record | Why | None:
+        """The record if it is alive, else why it goes; None for one that cannot be judged."""
+        try:
+            record = await self._read(entry)
+        except TierError:
+            self.swept.unread += 1
+            return None
+        except (Damaged, NotARecord):
+            return Why.DAMAGED
+        return Why.EXPIRED if record is not None and record.expired(self.clock()) else record
+
+    async def _read(self, entry: Entry) -> Record | None:
+        """None if it has gone meanwhile. Raises TierError, and Damaged or NotARecord for what is no record."""
+        key = _key_of(entry.name)
+        if key is None or entry.size > _LARGEST_RECORD:
+            raise NotARecord("too large")
+        data = await self.objects.get(entry.name, _TTL)
+        return None if data is None else Record.from_bytes(unseal(key, data), Address(key.namespace, key.hex))
+
+    async def _settle(self, verdicts: Iterable[tuple[Entry, Record | Why | None]]) -> None:
+        doomed: list[tuple[Entry, Why]] = []
+        for entry, verdict in verdicts:
+            if isinstance(verdict, Why) and self._is_old(entry):
+                doomed.append((entry, verdict))
+            else:
+                self._keep(entry)
+        if self.dry_run:
+            for entry, why in doomed:
+                self._count(entry, why)
+        else:
+            await asyncio.gather(*(self._remove(entry, why) for entry, why in doomed))
+        self.tell(self.swept)
+
+    async def _remove(self, entry: Entry, why: Why) -> None:
+        now = await self.objects.head(entry.name)
+        if now is not None and self._is_old(now):
+            await self.objects.delete(entry.name)
+            self._count(entry, why)
+        elif now is not None:
+            self._keep(now)  # written again since it was listed
+
+    def _is_old(self, entry: Entry) -> bool:
+        return entry.modified < self.clock() - self.margin
+
+    def _keep(self, entry: Entry) -> None:
+        self.swept.kept = _more(self.swept.kept, entry)
+
+    def _count(self, entry: Entry, why: Why) -> None:
+        self.swept.gone[why] = _more(self.swept.gone[why], entry)
+
+
+async def _described(objects: ObjectsStore) -> set[str]:
+    """Digests of the blobs that `models/` names."""
+    named = set()
+    for name in await objects.names(MODELS):
+        try:
+            named.add(str(json.loads(await objects.get(name, _TTL) or b"")["hex"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # it names none that anybody could read
+    return named
+
+
+def _key_of(name: str) -> Key | None:
+    """The key of an entry of ours."""
+    try:
+        return Key.parse(name)
+    except ValueError:
+        return None
+
+
+def _hex_of(entry: Entry) -> str:
+    return entry.name.rpartition("/")[2]
+
+
+def _more(gone: Gone, entry: Entry) -> Gone:
+    return Gone(gone.entries + 1, gone.bytes + entry.size)
+
+
+def _parts(entries: Sequence[Entry]) -> Iterable[Sequence[Entry]]:
+    return (entries[start : start + _PAGE] for start in range(0, len(entries), _PAGE))

@@ -1,0 +1,69 @@
+"""`python -m inference.models check SOURCE`: what a model is, and whether a worker here could serve it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import psutil
+import torch
+
+from inference.device import MIB, choose, memory
+from inference.models import FAMILIES
+from inference.models.loading import compute_type
+from inference.models.sources import Examined, examine
+
+
+@click.group()
+def main() -> None:
+    """Look at models before a worker loads them."""
+
+
+@main.command()
+@click.argument("source")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: the worker's]")
+def check(source: str, device: str, dtype: str | None) -> None:
+    """Say what SOURCE is: a folder, or OWNER/NAME[@REVISION] of the hub. Fails if a worker here could not serve it."""
+    try:
+        model, place = examine(source), choose(device)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    kind = compute_type(place.type, dtype)
+    click.echo("\n".join(_told(model)))
+    need, have = model.parameters * kind.itemsize, _bytes_of(place)
+    name = str(kind).removeprefix("torch.")
+    click.echo(f"  weights as {name}: {_mib(need)}, on a {place.type} with {_mib(have)}")
+    if problems := list(_problems(model, need, have)):
+        raise click.ClickException("; ".join(problems))
+    click.echo(f"  for a worker's configuration: {{name: NAME, source: {model.source}}}")
+
+
+def _told(model: Examined) -> list[str]:
+    parts = [f"  {part.name:<16} {part.kind}, {part.parameters / 1e6:,.2f} M parameters" for part in model.parts]
+    weights = "  random weights, made for trying things out" if model.random_weights else ""
+    facts = [f"  licence: {model.licence or 'not stated'}", f"  revision: {model.revision or 'none, a folder'}"]
+    return [f"{model.source}: {model.pipeline}", *parts, *facts, *filter(None, [weights])]
+
+
+def _problems(model: Examined, need: int, have: int) -> list[str]:
+    problems = []
+    if model.pipeline not in FAMILIES:
+        problems.append(f"it is of no known family: those are {', '.join(sorted(FAMILIES))}")
+    if model.lacking:
+        problems.append(f"it has no safetensors file for {', '.join(model.lacking)}")
+    if need > have:
+        problems.append("its weights alone do not fit")
+    return problems
+
+
+def _bytes_of(device: torch.device) -> int:
+    return memory(device).total or int(psutil.virtual_memory().total)
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

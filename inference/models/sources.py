@@ -1,0 +1,146 @@
+"""Sources: where a model comes from, a folder or `OWNER/NAME@REVISION` of the hub, and what is known of it unloaded.
+
+    python -m inference.models check SOURCE
+
+A name without a revision means whatever is newest there today; entries are safe from that, because they are named by
+the weights themselves, but what a worker serves after its next start is not. `check` prints the name with its revision.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from inference.models.loading import has_random_weights
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NO_MODEL = "{} is neither a folder nor a hub id of a model with a model_index.json and safetensors files"
+_LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component with weights. `parameters` is their number; 0: it has none that are in a safetensors file."""
+
+    name: str
+    kind: str  # its class
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a model's folder says of it, without its weights being read."""
+
+    source: str  # pinned to a revision where it has one
+    pipeline: str  # its class
+    parts: tuple[Part, ...]
+    licence: str  # empty: it states none
+    revision: str  # empty: a folder of one's own
+    random_weights: bool
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Parts that must have weights and have none that may be read."""
+        return tuple(part.name for part in self.parts if not part.parameters)
+
+
+def folder_of(source: str) -> Path:
+    """The folder of a model on this machine, fetched from the hub if need be. Raises ValueError for what is none."""
+    if (folder := Path(source)).is_dir():
+        return folder
+    name, _, revision = source.partition("@")
+    try:
+        return Path(DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True))
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise ValueError(_NO_MODEL.format(source)) from error
+
+
+def pipeline_class(folder: Path) -> str:
+    """The pipeline class that a model's folder names. Raises ValueError for a folder that holds no model."""
+    try:
+        return str(_index(folder)["_class_name"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(_NO_MODEL.format(folder)) from error
+
+
+def examine(source: str) -> Examined:
+    """What there is to know of a model before it is loaded. Raises ValueError for what is no model."""
+    folder = folder_of(source)
+    pipeline = pipeline_class(folder)
+    # The hub's folders are called after the commit they are of.
+    own = Path(source).is_dir()
+    revision = folder.name if not own and _COMMIT.fullmatch(folder.name) else ""
+    return Examined(
+        source=f"{source.partition('@')[0]}@{revision}" if revision else source,
+        pipeline=pipeline,
+        parts=tuple(_parts(folder)),
+        licence=_licence(folder, None if own else _card_of(source.partition("@")[0], revision)),
+        revision=revision,
+        random_weights=has_random_weights(str(folder)),
+    )
+
+
+def _parts(folder: Path) -> Iterator[Part]:
+    for name, value in sorted(_index(folder).items()):
+        if name.startswith("_") or not isinstance(value, list) or None in value:
+            continue
+        library, kind = value
+        has_config = (folder / name / "config.json").is_file()  # schedulers, tokenizers and processors have others
+        if has_config and library in ("diffusers", "transformers"):
+            yield Part(name, str(kind), sum(map(_numbers_in, _weights(folder / name))))
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that are loaded by default: not the variants beside them."""
+    for index in folder.glob("*.safetensors.index.json"):
+        return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    names = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _numbers_in(file: Path) -> int:
+    """How many numbers a safetensors file holds, by its header."""
+    with file.open("rb") as data:
+        header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _card_of(name: str, revision: str) -> Path | None:
+    """The card of a model on the hub, which does not come with what is needed to load it."""
+    try:
+        return Path(hf_hub_download(name, "README.md", revision=revision or None))
+    except (OSError, HfHubHTTPError, ValueError):
+        return None
+
+
+def _licence(folder: Path, card: Path | None = None) -> str:
+    """As the model's card states it, else the name of the file that holds it."""
+    card = card or folder / "README.md"
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    if front := re.match(r"---\n(.*?)\n---", text, re.DOTALL):
+        try:
+            stated = yaml.safe_load(front[1])
+        except yaml.YAMLError:
+            stated = None
+        if isinstance(stated, dict) and (licence := stated.get("license_name") or stated.get("license")):
+            return str(licence)
+    return next((f"see {name}" for name in _LICENCES if (folder / name).is_file()), "")
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+    return index
