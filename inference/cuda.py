@@ -1,5 +1,4 @@
-"""CUDA: the one file that knows an accelerator. Nothing here works, and nothing else may be imported to look for it,
-on torch's build for a processor.
+"""CUDA: the one file that knows an accelerator. On torch's build for a processor only `there` may be called.
 
 What travels goes through a few pinned buffers that are made once: pinning memory costs more than copying it, and what
 is pinned is lost to the rest of the machine. So an entry in host memory costs its own bytes and no more, and it moves

@@ -174,7 +174,7 @@ def open_device(wanted: str, threads: int = 0) -> Device:
         torch.set_num_threads(threads)
     if wanted == "cpu":
         return HostDevice()
-    from inference import cuda  # not before it is wanted: on a processor's build of torch most of it raises
+    from inference import cuda  # which builds on this file
 
     if wanted == "auto" and not cuda.there():
         return HostDevice()

@@ -178,6 +178,7 @@ class Job:
             inputs.keep_only(needed)
         made = await self._run_stage(self._final, outputs, log)
         assert isinstance(made.output, Artifact)  # noqa: S101  # likewise
+        await self._shop.end_generation()
         return await self._deliver(made, made.output, inputs, log)
 
     async def _run_stage(self, stage: Stage, outputs: dict[str, Tensors], log: EventLog) -> _Made:

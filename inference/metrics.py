@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -28,38 +29,24 @@ class WorkerMetrics:
         self.out_of_memory = Counter(
             "reprise_worker_out_of_memory", "Computations that emptied the pool and ran again", registry=registry
         )
-        self._gauges = {
-            name: Gauge(f"reprise_{name}", help, registry=registry)
-            for name, help in {
-                "pool_bytes": "Bytes held on the device",
-                "pool_bytes_limit": "Bytes that may be held on the device",
-                "pool_entries": "Outputs held on the device",
-                "pool_pinned": "Outputs held on the device because they are pinned",
-                "pool_evictions": "Outputs that left the device for want of room",
-                "pool_demotions": "Outputs that moved from the device to the host's memory",
-                "pool_promotions": "Outputs that moved from the host's memory to the device",
-                "host_pool_bytes": "Bytes held in the host's memory for the device",
-                "host_pool_entries": "Outputs held in the host's memory for the device",
-                "host_pool_evictions": "Outputs that left the host's memory for want of room",
-                "stage_peak_bytes": "The most device memory a stage needed beside what was in use when it began",
-            }.items()
-        }
+        self._registry = registry
 
     def watch(self, shop: Workshop) -> None:
+        """Tell of a workshop's line and memory from now on."""
         pool, stock, host = shop.pool, shop.stock, shop.stock.host
         self._queue.set_function(lambda: shop.turns.waiting)
         self._busy.set_function(lambda: shop.turns.busy)
-        for name, read in {
-            "pool_bytes": lambda: pool.bytes,
-            "pool_bytes_limit": lambda: pool.max_bytes,
-            "pool_entries": lambda: len(pool),
-            "pool_pinned": lambda: pool.pinned,
-            "pool_evictions": lambda: pool.evictions,
-            "pool_demotions": lambda: stock.demotions,
-            "pool_promotions": lambda: stock.promotions,
-            "host_pool_bytes": lambda: host.bytes,
-            "host_pool_entries": lambda: len(host),
-            "host_pool_evictions": lambda: host.evictions,
-            "stage_peak_bytes": lambda: shop.run_bytes,
-        }.items():
-            self._gauges[name].set_function(read)
+        self._tell("pool_bytes", "Bytes held on the device", lambda: pool.bytes)
+        self._tell("pool_bytes_limit", "Bytes that may be held on the device", lambda: pool.max_bytes)
+        self._tell("pool_entries", "Outputs held on the device", lambda: len(pool))
+        self._tell("pool_pinned", "Outputs held on the device because they are pinned", lambda: pool.pinned)
+        self._tell("pool_evictions", "Outputs that left the device for want of room", lambda: pool.evictions)
+        self._tell("pool_demotions", "Outputs that moved to the host's memory", lambda: stock.demotions)
+        self._tell("pool_promotions", "Outputs that came back from it", lambda: stock.promotions)
+        self._tell("host_pool_bytes", "Bytes held in the host's memory for the device", lambda: host.bytes)
+        self._tell("host_pool_entries", "Outputs held in the host's memory", lambda: len(host))
+        self._tell("host_pool_evictions", "Outputs that left it for want of room", lambda: host.evictions)
+        self._tell("stage_peak_bytes", "The most device memory a stage needed for itself", lambda: shop.run_bytes)
+
+    def _tell(self, name: str, said: str, read: Callable[[], float]) -> None:
+        Gauge(f"reprise_{name}", said, registry=self._registry).set_function(read)

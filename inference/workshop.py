@@ -65,6 +65,7 @@ class Workshop:
         self.generations = 0
         self.memory = Memory()
         self.run_bytes = 0  # the most that a stage needed beside what was in use when it began
+        self._measured = False  # whether all stages of some run are in that
         self._most_pool_bytes = pool.max_bytes
         metrics.watch(self)
 
@@ -72,6 +73,12 @@ class Workshop:
         self.generations += 1
         self.metrics.generations.inc()
         self.news.announce()
+
+    async def end_generation(self) -> None:
+        """A run has come to its end: what it needed is known."""
+        if not self._measured:
+            self._measured = True
+            await self.size_pool()
 
     async def compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
         """What a function of the device thread returns, and the device seconds it took.
@@ -95,15 +102,13 @@ class Workshop:
         self.memory = await self.device.run(self.device.device.memory)
 
     async def size_pool(self) -> None:
-        """Bound the pool by what the device has beside everything else: by the most a run has needed once there was
-        one, and by a quarter of what is free until then.
+        """Bound the pool by what the device has beside models and the most that a stage has needed; by a quarter of
+        that until a run has shown what all stages need.
         """
         if self.memory.total == 0:
             return
-        left = self.memory.free + self.pool.bytes
-        if self.run_bytes:
-            left -= self.run_bytes + self.memory.total // _SPARE
-        else:
+        left = self.memory.free + self.pool.bytes - self.run_bytes - self.memory.total // _SPARE
+        if not self._measured:
             left = min(left // 4, _UNTIL_MEASURED)
         await self.stock.resize(max(0, min(left, self._most_pool_bytes)))
 

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,10 @@ class CountedModel:
         self.device = model.device
         self._model = model
         self._counting = counting
+
+    @property
+    def modules(self) -> Iterable[torch.nn.Module]:
+        return self._model.modules
 
     def run(self, stage: str, call: Call) -> Output:
         with self._counting:

@@ -165,9 +165,14 @@ async def test_status_and_metrics_tell_both_pools(tmp_path: Path) -> None:
 async def test_the_pool_is_bounded_by_what_runs_leave(tmp_path: Path) -> None:
     """Once it is known what a run needs, the pool gets the rest and no more, whatever it was allowed."""
     async with open_small(tmp_path / "l3", capacity=MIB, pool_bytes=2**40, needs={"denoise": 900 * KIB}) as (bench, _):
-        assert bench.shop.pool.max_bytes == MIB // 4
-        await bench.run()
         spare = MIB // 50
+        assert bench.shop.pool.max_bytes == (MIB - spare) // 4
+        bench.model.gates["denoise"].close()
+        running = bench.begin(with_pixels=True)
+        await bench.model.gates["denoise"].reached()  # two stages are known: that says nothing of the others
+        assert 0 < bench.shop.pool.max_bytes <= (MIB - spare) // 4
+        bench.model.gates["denoise"].open()
+        await running.end()
         assert bench.shop.run_bytes >= 900 * KIB
         assert 0 < bench.shop.pool.max_bytes <= MIB - 900 * KIB - spare
 
