@@ -104,14 +104,13 @@ class Watch:
         self.weights = device.memory().used  # 0 where the device is the host: it does not count its tensors
         self._highest = 0
         if device.separate:
-            begin, peak = device.begin_peak, device.peak
+            peak = device.peak
 
             def noted() -> int:
                 self._highest = max(self._highest, reached := peak())
                 return reached
 
-            device.begin_peak = begin  # type: ignore[method-assign]
-            device.peak = noted  # type: ignore[method-assign]
+            device.peak = noted  # type: ignore[method-assign]  # which a thread asks for after every computation
 
     def look(self) -> int:
         if not self._device.separate:
