@@ -42,7 +42,7 @@ def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Mo
     pipeline = open_pipeline(I2VGenXLPipeline, source, compute_type(device, dtype))
     if getattr(pipeline.text_encoder.config, "use_attention_mask", False):
         raise ValueError(f"the text encoder of {source} reads more than token ids")
-    _give_back_text_model(pipeline.text_encoder)
+    give_back_text_model(pipeline.text_encoder)
     return I2VGenXL(pipeline, describe(pipeline, name, random_weights=has_random_weights(source)), device)
 
 
@@ -284,7 +284,7 @@ def _takes_eta(pipeline: I2VGenXLPipeline) -> bool:
     return "eta" in inspect.signature(pipeline.scheduler.step).parameters
 
 
-def _give_back_text_model(encoder: Any) -> None:
+def give_back_text_model(encoder: Any) -> None:
     # Since transformers 5.6 the text encoder no longer has the inner `text_model` that the pipeline asks for when
     # clip_skip is given. Not registered as a submodule, so that state and configuration stay as they were.
     if not hasattr(encoder, "text_model"):

@@ -37,7 +37,7 @@ from cache.telemetry import Telemetry
 from inference.device import MIB, Device, DeviceThread, open_device
 from inference.engine import Engine
 from inference.metrics import WorkerMetrics
-from inference.models.base import Call, Model, Output
+from inference.models.base import Call, Model, Output, weight_of
 from inference.models.i2vgen_xl import I2VGenXL
 from inference.pool import Pool
 from inference.workshop import Workshop
@@ -323,7 +323,7 @@ async def measure(options: argparse.Namespace, out: Console) -> Told:
     device = await asyncio.to_thread(open_device, options.device, options.threads)
     with tempfile.TemporaryDirectory() as folder:
         async with standing(device, options, Path(folder)) as bench:
-            weights = bench.watch.weights / MIB
+            weights = weight_of(bench.model.modules) / MIB
             out.print(f"{device.kind}, {options.size} model, torch {torch.__version__}, {weights:.0f} MiB of weights")
             told = await tries(bench, options.tries)
     tell(out, told, await overlap(device))

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLPipeline, I2VGenXLUN
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from inference.models import small
-from inference.models.i2vgen_xl import I2VGenXL, describe, load
+from inference.models.i2vgen_xl import I2VGenXL, describe, give_back_text_model, load
 
 # As the published model has it: encoders of OpenCLIP ViT-H/14, Stable Diffusion's autoencoder, the UNet's own defaults.
 _TEXT = {
@@ -74,4 +74,5 @@ def _true(folder: Path, place: torch.device) -> I2VGenXL:
         torch.set_default_dtype(before)
     for part in (pipeline.text_encoder, pipeline.image_encoder, pipeline.vae, pipeline.unet):
         part.eval().requires_grad_(False)
+    give_back_text_model(pipeline.text_encoder)
     return I2VGenXL(pipeline, describe(pipeline, "true", random_weights=True), place)
