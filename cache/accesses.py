@@ -1,0 +1,8 @@
+from typing import NamedTuple
+
+
+class Access(NamedTuple):
+    at: float
+    key: str
+    size: int
+    cost: float
