@@ -26,6 +26,8 @@ class L1Settings(Section):
     enabled: bool = True
     max_bytes: int = Field(256 * MIB, ge=0)
     max_entries: int = Field(200, ge=0)
+    max_share: float = Field(0.25, gt=0, le=1)  # of max_bytes that one entry may take
+    policy: Literal["value", "lru"] = "value"  # who leaves when there is no room: cache/value.py
 
 
 class L2Settings(Section):

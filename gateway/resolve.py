@@ -248,7 +248,8 @@ class Resolver:
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
-                if stored.state == Stored.STATE_DURABLE and self._memory.held(Key.of_wire(plan.address)) is reply:
+                held = self._memory.entries.peek(Key.of_wire(plan.address))  # nobody asks for it
+                if stored.state == Stored.STATE_DURABLE and held is reply:
                     self._hold(plan, replace(reply, durable=True))
 
     def _completed(self, generation: Generation, done: Completed) -> Answer:

@@ -18,6 +18,7 @@ from cache.errors import TierError
 from cache.keys import Principal, namespace
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
+from cache.value import policy_named
 from inference import models
 from inference.device import DeviceThread, choose, default_pool_bytes, execution
 from inference.engine import Engine
@@ -74,7 +75,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         shop = Workshop(
             device,
             beside,
-            Pool(max_bytes=pool_bytes, max_entries=section.pool_entries),
+            pool_of(section, pool_bytes),
             tiers.through_memory,
             WorkerMetrics(telemetry.registry),
             telemetry.tracing,
@@ -136,6 +137,16 @@ async def _open_device(section: WorkerSection, stack: AsyncExitStack) -> tuple[D
     beside = DeviceThread(device.device, "beside", beside=True)
     stack.callback(beside.close)
     return device, beside
+
+
+def pool_of(section: WorkerSection, max_bytes: int) -> Pool:
+    """A pool of so many bytes that chooses and refuses as the settings say."""
+    return Pool(
+        max_bytes=max_bytes,
+        max_entries=section.pool_entries,
+        max_weight=int(section.pool_share * max_bytes),
+        policy=policy_named(section.pool_policy, max_bytes=max_bytes, max_entries=section.pool_entries),
+    )
 
 
 async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) -> dict[str, Model]:
