@@ -93,6 +93,7 @@ class TelemetrySettings(Section):
 
     otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4317
     spans_folder: str = ""  # spans as JSON lines, one rotated file per process, for `reprise trace`
+    accesses_folder: str = ""  # keys, sizes and costs of what is asked for, likewise, for `reprise simulate`
     sample_ratio: float = Field(0.01, ge=0, le=1)  # of hits; misses, errors and slow requests are always kept
     slow: float = Field(1.0, gt=0)  # a request that takes longer is always kept
     metrics_host: str = "127.0.0.1"

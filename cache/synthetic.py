@@ -13,15 +13,16 @@ _LINES, _HOT_LINES, _VOICES, _PICTURES = 5_000, 12, 200, 20_000
 
 
 class _Traffic:
-    """Arrivals at one a second on average; things people ask for, each with a size and a cost of its own."""
+    """Arrivals, `rate` a second on average; things people ask for, each with a size and a cost of its own."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rate: float) -> None:
+        self._rate = rate
         self.random = random.Random(seed)  # noqa: S311 - a simulation needs no secrecy
         self.now = 0.0
         self._made: dict[str, tuple[int, float]] = {}
 
     def arrive(self) -> None:
-        self.now += self.random.expovariate(1.0)
+        self.now += self.random.expovariate(self._rate)
 
     def ask(self, key: str, size: float, spread: float, cost: float, *, fixed: float = 0.0) -> Access:
         """Of a median size in bytes, lognormal; `cost` device seconds at that size and in proportion, and `fixed`."""
@@ -50,18 +51,18 @@ class _Zipf:
         return self._random.choices(self._ranks, cum_weights=self._weights)[0]
 
 
-def zipf(seed: int) -> Iterator[Access]:
+def zipf(seed: int, rate: float) -> Iterator[Access]:
     """Spoken lines, few of them popular."""
-    traffic = _Traffic(seed)
+    traffic = _Traffic(seed, rate)
     lines = _Zipf(traffic, _LINES)
     while True:
         traffic.arrive()
         yield traffic.line(str(lines.draw()))
 
 
-def reference(seed: int) -> Iterator[Access]:
+def reference(seed: int, rate: float) -> Iterator[Access]:
     """The reference case: 35 % of requests on a dozen lines; the others as in `zipf`."""
-    traffic = _Traffic(seed)
+    traffic = _Traffic(seed, rate)
     lines = _Zipf(traffic, _LINES)
     while True:
         traffic.arrive()
@@ -69,9 +70,9 @@ def reference(seed: int) -> Iterator[Access]:
         yield traffic.line(str(traffic.random.randrange(_HOT_LINES) if hot else lines.draw()))
 
 
-def scan(seed: int) -> Iterator[Access]:
+def scan(seed: int, rate: float) -> Iterator[Access]:
     """As `zipf`, and 29 % of requests from a batch in which no line comes twice."""
-    traffic = _Traffic(seed)
+    traffic = _Traffic(seed, rate)
     lines = _Zipf(traffic, _LINES)
     batch = count()
     while True:
@@ -79,18 +80,18 @@ def scan(seed: int) -> Iterator[Access]:
         yield traffic.line(f"of the batch {next(batch)}" if traffic.chance(0.29) else str(lines.draw()))
 
 
-def sessions(seed: int) -> Iterator[Access]:
+def sessions(seed: int, rate: float) -> Iterator[Access]:
     """Finished files: people trying prompts on a picture, lines in popular voices, and batches that are read once."""
-    return (access for access, is_result in _sessions(seed) if is_result)
+    return (access for access, is_result in _sessions(seed, rate) if is_result)
 
 
-def stages(seed: int) -> Iterator[Access]:
+def stages(seed: int, rate: float) -> Iterator[Access]:
     """What the runs of `sessions` need on the device: encodings of pictures and texts, features of voices."""
-    return (access for access, is_result in _sessions(seed) if not is_result)
+    return (access for access, is_result in _sessions(seed, rate) if not is_result)
 
 
-def _sessions(seed: int) -> Iterator[tuple[Access, bool]]:
-    traffic = _Traffic(seed)
+def _sessions(seed: int, rate: float) -> Iterator[tuple[Access, bool]]:
+    traffic = _Traffic(seed, rate)
     lines, voices = _Zipf(traffic, 4 * _LINES, 0.9), _Zipf(traffic, _VOICES)
     pictures, batch, prompts = _Zipf(traffic, _PICTURES, 0.6), count(), count()
     open_sessions: list[list[str]] = []  # a picture, and the videos made of it so far
@@ -118,7 +119,7 @@ def _sessions(seed: int) -> Iterator[tuple[Access, bool]]:
         yield traffic.ask(video, 2 * _MIB, 0.7, 36.0, fixed=4.0), True
 
 
-SYNTHETIC: dict[str, Callable[[int], Iterator[Access]]] = {
+SYNTHETIC: dict[str, Callable[[int, float], Iterator[Access]]] = {
     "zipf": zipf,
     "reference": reference,
     "scan": scan,

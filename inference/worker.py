@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 import torch
 
+from cache.accesses import access_log
 from cache.build import Tiers, build_tiers
 from cache.catalogue import Catalogue
 from cache.description import Description, Scope
@@ -83,6 +84,9 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
             execution=await device.run(execution, device.device),
             bans=tiers.bans,
             news=servicer.news,
+            accesses=await stack.enter_async_context(
+                access_log(settings.telemetry.accesses_folder, section.name, "stage", settings.cache.secret_bytes)
+            ),
         )
         await shop.measure_memory()
         engine = Engine(loaded, shop, grace=section.grace)

@@ -2,7 +2,7 @@
 
 import click
 
-from gateway.cli import animate, control, follow, stack, stats, trace
+from gateway.cli import animate, control, follow, simulate, stack, stats, trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,6 +18,7 @@ for command in (
     follow.cancel,
     stats.stats,
     trace.trace,
+    simulate.simulate,
     control.invalidate,
     control.switch,
 ):

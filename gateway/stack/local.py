@@ -100,7 +100,11 @@ def configuration(data: Path, *, redis: str, bucket: Bucket, gateway: str, worke
         },
         "gateway": {"host": host, "port": int(port), "workers": list(workers)},
         "worker": {"host": LOOPBACK, "models": {MODEL: str(_model(data))}},
-        "telemetry": {"spans_folder": str(data / "spans"), "sample_ratio": 1.0},
+        "telemetry": {
+            "spans_folder": str(data / "spans"),
+            "accesses_folder": str(data / "accesses"),
+            "sample_ratio": 1.0,
+        },
     }
 
 

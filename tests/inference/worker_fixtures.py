@@ -22,6 +22,7 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from cache.accesses import AccessLog
 from cache.build import Tiers, build_tiers
 from cache.description import HOUR, Description, Parameter, Scalar, Scope, Stage
 from cache.digest import Digest
@@ -409,6 +410,7 @@ async def open_bench(
     pool_bytes: int = 1024 * 1024,
     queue: int = 64,
     grace: float = 60.0,
+    accesses: AccessLog | None = None,
 ) -> AsyncIterator[Bench]:
     """An engine over a folder as L3, with Redis as L2 if an address is given. Gates are opened at the end."""
     registry = CollectorRegistry()
@@ -430,6 +432,7 @@ async def open_bench(
                 queue=queue,
                 execution={"device": "cpu"},
                 bans=tiers.bans,
+                accesses=accesses,
             )
             engine = Engine({used.description.model: used}, shop, grace=grace)
             tiers.orders.on_order(engine.obey)
