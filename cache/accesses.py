@@ -48,7 +48,7 @@ class AccessLog:
         self._subject = subject
         self._secret = secret
         self._clock = clock
-        self._lines: queue.Queue[logging.LogRecord | None] = queue.Queue(_WAITING)
+        self._lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         self._closing = ExitStack()
 
     async def __aenter__(self) -> AccessLog:
@@ -65,12 +65,17 @@ class AccessLog:
         handler = RotatingFileHandler(self._path, maxBytes=_FILE_BYTES, backupCount=1)
         handler.setFormatter(logging.Formatter("%(message)s"))
         self._closing.callback(handler.close)
-        writer = _Writer(self._lines, handler)
+        writer = QueueListener(self._lines, handler)
         writer.start()
         self._closing.callback(writer.stop)
 
     def note(self, address: Address, record: Record) -> None:
-        """Somebody looked for this entry, whether or not it was there. Never waits: without room it is dropped."""
+        """Somebody looked for this entry, whether or not it was there. Never waits for the disk: what has no room is
+        dropped.
+        """
+        if self._lines.qsize() >= _WAITING:
+            self.dropped += 1
+            return
         line = json.dumps(
             {
                 "at": round(self._clock(), 3),
@@ -80,15 +85,7 @@ class AccessLog:
                 "cost": round(record.total_device_seconds, 6),
             }
         )
-        try:
-            self._lines.put_nowait(logging.LogRecord("accesses", logging.INFO, "", 0, line, None, None))
-        except queue.Full:
-            self.dropped += 1
-
-
-class _Writer(QueueListener):
-    def enqueue_sentinel(self) -> None:
-        self.queue.put(None)  # the base class fails where there is no room
+        self._lines.put(logging.LogRecord("accesses", logging.INFO, "", 0, line, None, None))
 
 
 def access_log(
