@@ -25,7 +25,7 @@ _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _STEPS = 6  # sizes that are tried when none are given, each twice the one before
 
 
-class _Sizes(click.ParamType):
+class _Sizes(click.ParamType[list[int]]):
     name = "sizes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
@@ -42,7 +42,7 @@ class _Sizes(click.ParamType):
         return size
 
 
-class _Names(click.ParamType):
+class _Names(click.ParamType[list[str]]):
     """Some of a few names, with commas in between."""
 
     name = "names"

@@ -59,6 +59,13 @@ def test_a_replay_has_the_bounds_and_ages_of_the_map() -> None:
     assert [0, 1] == [replay(_stream("aa", every=60.0), "lru", MIB, ttl=ttl).hits for ttl in (60.0, 61.0)]
 
 
+def test_every_policy_has_its_own_way() -> None:
+    """What is called by another name is another one."""
+    accesses = _synthetic("sessions")
+
+    assert 3 == len({replay(accesses, policy, 32 * MIB).cost_saved for policy in ("lru", "value", "lfu")})
+
+
 def test_nothing_asked_is_nothing_saved() -> None:
     """No division by zero."""
     made = ceiling([])

@@ -72,6 +72,19 @@ def test_recorded_stages_are_replayed_for_pools(elsewhere: Path) -> None:
     assert {"recorded-stages.png", "recorded-results.png"} == {file.name for file in (elsewhere / "charts").iterdir()}
 
 
+def test_ages_and_the_largest_value_of_redis_are_kept_to(elsewhere: Path) -> None:
+    """What is asked for again after its TTL is a miss; what L2 does not take is one always."""
+    lines = [{"of": "result", "at": at, "key": "video", "size": 2 << 20, "cost": 40.0} for at in (0, 600)]
+    (elsewhere / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def hit_rates(ttl: int) -> list[str]:
+        done = _run("results.jsonl", "--sizes", "1GiB", "--ttl", ttl)
+        return [row[4] for row in map(str.split, done.output.splitlines()) if row[2:4] == ["1", "GiB"]]
+
+    assert ["50.0%", "50.0%", "0.0%"] == hit_rates(601)
+    assert ["0.0%", "0.0%", "0.0%"] == hit_rates(600)
+
+
 def test_without_files_the_local_stack_is_looked_at(elsewhere: Path) -> None:
     """Rotated ones too."""
     _record(elsewhere / ".reprise/accesses/results-gateway-1.jsonl")
