@@ -80,6 +80,22 @@ def scan(seed: int, rate: float) -> Iterator[Access]:
         yield traffic.line(f"of the batch {next(batch)}" if traffic.chance(0.29) else str(lines.draw()))
 
 
+def bursts(seed: int, rate: float) -> Iterator[Access]:
+    """Lines that are all asked for five times within some minutes and never again: frequency says nothing here."""
+    traffic = _Traffic(seed, rate)
+    names = count()
+    current: list[list[int]] = []  # a line, and how often it is still asked for
+    while True:
+        traffic.arrive()
+        if len(current) < 60 and (not current or traffic.chance(0.3)):
+            current.append([next(names), 5])
+        asked = traffic.random.choice(current)
+        asked[1] -= 1
+        if not asked[1]:
+            current.remove(asked)
+        yield traffic.line(str(asked[0]))
+
+
 def sessions(seed: int, rate: float) -> Iterator[Access]:
     """Finished files: people trying prompts on a picture, lines in popular voices, and batches that are read once."""
     return (access for access, is_result in _sessions(seed, rate) if is_result)
@@ -123,6 +139,7 @@ SYNTHETIC: dict[str, Callable[[int, float], Iterator[Access]]] = {
     "zipf": zipf,
     "reference": reference,
     "scan": scan,
+    "bursts": bursts,
     "sessions": sessions,
     "stages": stages,
 }

@@ -123,7 +123,7 @@ def test_synthetic_streams_need_no_files(elsewhere: Path) -> None:
         (("empty",), "no accesses in empty"),
         (("empty", "--synthetic", "zipf"), "not both"),
         (("missing",), "'missing' does not exist"),
-        (("--synthetic", "zipf,pareto"), "'pareto' is none of zipf, reference, scan, sessions, stages"),
+        (("--synthetic", "zipf,pareto"), "'pareto' is none of zipf, reference, scan, bursts, sessions, stages"),
         (
             ("--synthetic", "zipf", "--sizes", "1MiB,huge"),
             "'huge' is no size; write 64MiB, 1.5GiB or a number of bytes",
