@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, TypeAlias
 
+import structlog
+
 from cache.encoding import keyed_hash_of
 from cache.keys import Address
 from cache.record import Record
@@ -28,6 +30,7 @@ Subject: TypeAlias = Literal["result", "stage"]  # what a gateway's memory and a
 _FILE_BYTES = 32 * 1024 * 1024  # some 300,000 lines; then one older file is kept
 _WAITING = 10_000  # lines that may wait for the disk; more are dropped
 _KEY = 32  # hexadecimal digits: enough for accesses not to meet
+_log = structlog.get_logger(__name__)
 
 
 class Access(NamedTuple):
@@ -59,6 +62,8 @@ class AccessLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self._closing.close)
+        if self.dropped:
+            _log.warning("accesses dropped, the disk was too slow", count=self.dropped)
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from cache.value import PolicyName
+
 MIB = 1024 * 1024
 _S = TypeVar("_S", bound="ProcessSettings")
 
@@ -27,7 +29,7 @@ class L1Settings(Section):
     max_bytes: int = Field(256 * MIB, ge=0)
     max_entries: int = Field(200, ge=0)
     max_share: float = Field(0.25, gt=0, le=1)  # of max_bytes that one entry may take
-    policy: Literal["value", "lru"] = "value"  # who leaves when there is no room: cache/value.py
+    policy: PolicyName = "value"  # who leaves when there is no room: cache/value.py
 
 
 class L2Settings(Section):

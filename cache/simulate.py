@@ -18,7 +18,7 @@ from cache.value import policy_named
 
 GIB = 1024**3
 OVERHEAD = 512  # bytes of bookkeeping for every entry, here and in Redis much alike
-PolicyName: TypeAlias = Literal["value", "lru", "lfu"]
+ReplayPolicy: TypeAlias = Literal["value", "lru", "lfu"]
 _ENDLESS = 1 << 62
 
 
@@ -57,7 +57,7 @@ class Replay:
 
 def replay(
     accesses: Sequence[Access],
-    policy: PolicyName,
+    policy: ReplayPolicy,
     max_bytes: int,
     *,
     ttl: float = float("inf"),
@@ -139,7 +139,7 @@ def _saved_by_step(smaller: Replay, larger: Replay) -> float:
     return (larger.cost_saved - smaller.cost_saved) / ((larger.max_bytes - smaller.max_bytes) / GIB) / hours
 
 
-def _policy(name: PolicyName, max_bytes: int, max_entries: int | None, clock: Callable[[], float]) -> Policy[str]:
+def _policy(name: ReplayPolicy, max_bytes: int, max_entries: int | None, clock: Callable[[], float]) -> Policy[str]:
     if name == "lfu":
         return RedisLeastFrequentlyUsed(clock)
     return policy_named(name, max_bytes=max_bytes, max_entries=max_entries)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from cache.description import Scope
 from cache.settings import ProcessSettings, Section
+from cache.value import PolicyName
 
 OTHERS = frozenset({"gateway"})  # sections of the file that a worker leaves to gateways
 
@@ -39,7 +40,7 @@ class WorkerSection(Section):
     pool_bytes: int | None = Field(None, ge=0)  # None: what `inference.device.default_pool_bytes` finds reasonable
     pool_entries: int | None = Field(None, ge=0)  # None: the bytes are bound enough
     pool_share: float = Field(0.25, gt=0, le=1)  # of the pool's bytes that one output may take
-    pool_policy: Literal["value", "lru"] = "value"  # who leaves when there is no room: cache/value.py
+    pool_policy: PolicyName = "value"  # who leaves when there is no room: cache/value.py
     queue: int = Field(64, ge=0)  # runs that may wait for the device
     grace: float = Field(10.0, ge=0)  # how long queued work waits for its last follower to come back
     drain: float = Field(60.0, ge=0)  # how long a stopping worker lets runs finish

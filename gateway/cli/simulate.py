@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cache.accesses import Access, read_accesses
 from cache.redis import MAX_PAYLOAD
-from cache.simulate import OVERHEAD, PolicyName, Replay, advise, ceiling, replay
+from cache.simulate import OVERHEAD, Replay, ReplayPolicy, advise, ceiling, replay
 from cache.synthetic import SYNTHETIC
 from gateway.cli.chart import draw
 from gateway.cli.options import console
@@ -63,7 +63,7 @@ class _Place:
     """Something whose size is to be chosen."""
 
     name: str
-    policies: list[PolicyName]
+    policies: list[ReplayPolicy]
     share: float = 1.0  # of all bytes that one entry may take
     max_weight: int | None = None
 
@@ -116,7 +116,7 @@ class _Place:
 def simulate(
     traces: tuple[Path, ...],
     synthetic: list[str] | None,
-    policy: list[PolicyName],
+    policy: list[ReplayPolicy],
     sizes: list[int] | None,
     entries: int | None,
     share: float,
@@ -180,7 +180,7 @@ def _sizes_up_to(everything: int) -> list[int]:
 
 
 def _replay(
-    accesses: Sequence[Access], place: _Place, policy: PolicyName, size: int, ttl: float, entries: int | None
+    accesses: Sequence[Access], place: _Place, policy: ReplayPolicy, size: int, ttl: float, entries: int | None
 ) -> Replay:
     weight = place.max_weight if place.max_weight is not None else int(place.share * size)
     return replay(accesses, policy, size, ttl=ttl, max_entries=entries, max_weight=weight)
