@@ -23,6 +23,7 @@ from cache.store import Store, StoredTier
 from cache.switched import SwitchedTier
 from cache.switches import Switches
 from cache.tier import TierName
+from cache.value import policy_named
 from cache.write_behind import WriteBehind
 
 
@@ -78,11 +79,7 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
     def tier(name: TierName, guarded: GuardedStore, max_payload: int | None) -> MeteredTier:
         return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
 
-    memory = MemoryTier(
-        max_bytes=settings.l1.max_bytes if settings.l1.enabled else 0,
-        max_entries=settings.l1.max_entries,
-        switches=switches,
-    )
+    memory = _memory(settings, switches)
     redis = _redis(settings)
     objects = _objects(settings)
     shared = []
@@ -129,6 +126,17 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
         switches=switches,
         orders=orders,
         channel=channel,
+    )
+
+
+def _memory(settings: CacheSettings, switches: Switches) -> MemoryTier:
+    l1 = settings.l1
+    return MemoryTier(
+        max_bytes=l1.max_bytes if l1.enabled else 0,
+        max_entries=l1.max_entries,
+        max_weight=int(l1.max_share * l1.max_bytes),
+        policy=policy_named(l1.policy, max_bytes=l1.max_bytes, max_entries=l1.max_entries),
+        switches=switches,
     )
 
 

@@ -304,7 +304,7 @@ class Resolver:
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
-                held = self._memory.held(Key.of_wire(reply.record.address))
+                held = self._memory.peek(Key.of_wire(reply.record.address))  # nobody asks for it
                 if stored.state == Stored.STATE_DURABLE and held is reply:
                     self._hold(replace(reply, durable=True))
 

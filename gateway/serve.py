@@ -19,6 +19,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from cache.accesses import access_log
 from cache.build import build_tiers
 from cache.catalogue import Catalogue
 from cache.description import Scope
@@ -116,7 +117,12 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
         peers = await stack.enter_async_context(Peers(secret))
         darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0))
-        ledger = Ledger(telemetry.registry)
+        ledger = Ledger(
+            telemetry.registry,
+            await stack.enter_async_context(
+                access_log(settings.telemetry.accesses_folder, section.name, "result", secret)
+            ),
+        )
         catalogue = (
             Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
             if tiers.objects is not None

@@ -194,7 +194,9 @@ class Inputs:
             if self.tiers.get(stage.name) is TierName.POOL:
                 self.tiers[stage.name] = TierName.L1  # the lease was given back, and the bytes are in this process
             return record.output.inline
-        data, tier, lookups = await self._shop.hierarchy.read(record.address.namespace, record.output.digest, stage.ttl)
+        data, tier, lookups = await self._shop.hierarchy.read(
+            record.address.namespace, record.output.digest, stage.ttl, cost=record.total_device_seconds
+        )
         self._shop.tracing.lookups(span, lookups)
         if data is None or tier is None:
             self._lose(stage, for_good=proves_absence(lookups))

@@ -166,6 +166,7 @@ class Job:
         for stage in work.reuse:
             self._totals[stage.name] = inputs.records[stage.name].total_device_seconds
             self._lineage[stage.name] = _inherited(inputs.records[stage.name]) | self._media(stage)
+            self._shop.needed(stage, inputs.records[stage.name])
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
         for stage in work.run[:-1]:
@@ -236,6 +237,7 @@ class Job:
             return
         data, digest = await self._shop.beside.run(_pack, made.output)
         record = self._record(stage, made, Stored(digest, TENSORS_TYPE, _inline(data)))
+        self._shop.needed(stage, record)
         if stage.pooled:
             self._shop.pool.put(record.address, Hot(made.output, made.weight, record))
             self._shop.news.announce()

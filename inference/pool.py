@@ -37,10 +37,13 @@ class Pool:
         *,
         max_bytes: int,
         max_entries: int | None = None,
+        max_weight: int | None = None,
         policy: Policy[Address] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._entries: Bounded[Address, Hot] = Bounded(max_bytes=max_bytes, max_entries=max_entries, policy=policy)
+        self._entries: Bounded[Address, Hot] = Bounded(
+            max_bytes=max_bytes, max_entries=max_entries, max_weight=max_weight, policy=policy
+        )
         self._clock = clock
 
     def __len__(self) -> int:
@@ -56,7 +59,7 @@ class Pool:
         return self._entries.removals[Removal.SIZE]
 
     def put(self, address: Address, hot: Hot) -> bool:
-        """Keep an output; make room by letting go of others. False if there is none."""
+        """Keep an output; make room by letting go of others. False if there is none, or what is there is worth more."""
         record = hot.record
         return self._entries.put(
             address,

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from cache.description import Scope
 from cache.settings import ProcessSettings, Section
+from cache.value import PolicyName
 
 OTHERS = frozenset({"gateway"})  # sections of the file that a worker leaves to gateways
 
@@ -38,6 +39,8 @@ class WorkerSection(Section):
     threads: int = Field(0, ge=0)  # of the processor for one operation, 0: torch's choice; bits may depend on it
     pool_bytes: int | None = Field(None, ge=0)  # None: what `inference.device.default_pool_bytes` finds reasonable
     pool_entries: int | None = Field(None, ge=0)  # None: the bytes are bound enough
+    pool_share: float = Field(0.25, gt=0, le=1)  # of the pool's bytes that one output may take
+    pool_policy: PolicyName = "value"  # who leaves when there is no room: cache/value.py
     queue: int = Field(64, ge=0)  # runs that may wait for the device
     spill_after: int | None = Field(1, ge=0)  # runs that wait here before others go to idle workers; None: none ever
     grace: float = Field(10.0, ge=0)  # how long queued work waits for its last follower to come back

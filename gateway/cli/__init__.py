@@ -2,7 +2,7 @@
 
 import click
 
-from gateway.cli import animate, control, doctor, explain, follow, gc, inspect, models, stack, stats, trace
+from gateway.cli import animate, control, doctor, explain, follow, gc, inspect, models, simulate, stack, stats, trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,6 +13,6 @@ def main() -> None:
 for command in (
     *(stack.up, stack.down, animate.animate, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
-    *(control.invalidate, control.switch, inspect.inspect, gc.gc, doctor.doctor, models.models),
+    *(control.invalidate, control.switch, inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate),
 ):
     main.add_command(command)

@@ -1,7 +1,7 @@
 """Bounded: within its bounds after every step, whatever the steps."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cache.bounded import Bounded, Removal
+from cache.bounded import Bounded, Policy, Removal
 
 _KEYS = st.sampled_from("abcdefgh")
 _MAX_BYTES, _MAX_ENTRIES = 100, 5
@@ -299,18 +299,21 @@ def test_a_map_without_room_keeps_nothing(max_bytes: int, max_entries: int | Non
     assert entries.get("a", 0) is None
 
 
-class _Cheapest:
-    """A policy that lets go of what is cheapest to have again."""
+class _Cheapest(Policy[str]):
+    """Lets go of what is cheapest to have again, for nothing cheaper."""
 
     def __init__(self) -> None:
         self.costs: dict[str, float] = {}
+
+    def admits(self, key: str, weight: int, cost: float, victims: Sequence[str]) -> bool:
+        return all(cost >= self.costs[victim] for victim in victims)
 
     def admitted(self, key: str, weight: int, cost: float) -> None:
         self.costs[key] = cost
 
     def accessed(self, key: str) -> None: ...
 
-    def removed(self, key: str) -> None:
+    def removed(self, key: str, cause: Removal) -> None:
         del self.costs[key]
 
     def victims(self) -> Iterator[str]:

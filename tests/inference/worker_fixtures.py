@@ -22,6 +22,7 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from cache.accesses import AccessLog
 from cache.build import Tiers, build_tiers
 from cache.description import HOUR, Description, Parameter, Scalar, Scope, Stage
 from cache.digest import Digest
@@ -428,6 +429,7 @@ async def open_bench(
     queue: int = 64,
     grace: float = 60.0,
     spill_after: int | None = 1,
+    accesses: AccessLog | None = None,
 ) -> AsyncIterator[Bench]:
     """An engine over a folder as L3, with Redis as L2 if an address is given. Gates are opened at the end."""
     registry = CollectorRegistry()
@@ -449,6 +451,7 @@ async def open_bench(
                 queue=queue,
                 execution={"device": "cpu"},
                 bans=tiers.bans,
+                accesses=accesses,
             )
             engine = Engine({used.description.model: used}, shop, grace=grace, spill_after=spill_after)
             tiers.orders.on_order(engine.obey)
