@@ -3,6 +3,7 @@
 | event | result |
 |---|---|
 | equal plans at once, in any spelling | one run, told to all; late ones hear first what was told before |
+| somebody follows a run for which nobody waited | it waits behind others no longer |
 | a follower leaves | the run goes on for the others |
 | the last one leaves | queued work is dropped once the grace is over; running work ends and is stored |
 | a follower abandons | its stream ends; if it was the last, queued work is dropped and running work stops at a step |
@@ -203,6 +204,8 @@ class Engine:
             span.set_attribute("reprise.run.outcome", "joined")
             span.add_link(self._jobs[flight].span.get_span_context())
         self._jobs[flight].aliases.add(plan.address)
+        if not plan.idle:
+            self._jobs[flight].lift()
         return flight, led
 
     @contextmanager

@@ -35,6 +35,7 @@ from inference.plan import Meaning, Plan, call_for
 from inference.pool import Hot, compact
 from inference.reports import reason_message, reused_report
 from inference.status import report_fault
+from inference.turns import Ticket
 from inference.workshop import Workshop
 from reprise.v1 import common_pb2 as pb
 
@@ -59,6 +60,7 @@ class Job:
         self.aliases: set[Address] = set()
         self.stop = threading.Event()  # nobody wants the result any more: running work ends at its next step
         self.span = span
+        self._ticket = Ticket(idle=plan.idle)
         self._shop = shop
         self._plan = plan
         self._meaning = meaning
@@ -69,6 +71,10 @@ class Job:
         self._lineage = {name: frozenset({tags.of_ancestor(digest.hex)}) for name, digest in meaning.digests.items()}
         self._spent: dict[str, float] = {}  # device seconds of the stages that ran
         self._totals = dict.fromkeys(meaning.outputs, 0.0)  # with everything upstream, by stage
+
+    def lift(self) -> None:
+        """Somebody waits for the result."""
+        self._shop.turns.lift(self._ticket)
 
     async def lead(self, flight: Flight[Event]) -> None:
         """Do the work, tell it to the flight's followers, and stay until the result is durable or given up.
@@ -112,7 +118,7 @@ class Job:
                 async with asyncio.TaskGroup() as group, AsyncExitStack() as device:
                     near = group.create_task(inputs.bring_near())
                     with self._waiting(inputs):
-                        await device.enter_async_context(self._shop.turns.turn(log.queued))
+                        await device.enter_async_context(self._shop.turns.turn(log.queued, self._ticket))
                         await near
                     flight.goes_on = True
                     return await _finish(self._run(inputs, log))

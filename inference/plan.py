@@ -53,6 +53,7 @@ class Plan:
     replace: bool = False
     max_age: float | None = None  # seconds
     follower: str = ""
+    idle: bool = False  # nobody waits for it
     tags: frozenset[str] = frozenset()  # for whatever is made
     parent: Context | None = None  # the caller's trace
 
@@ -111,6 +112,7 @@ def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], pa
         replace=request.replace,
         max_age=request.max_age if request.HasField("max_age") else None,
         follower=request.follower,
+        idle=request.idle_priority,
         tags=frozenset({*request.tags, tags.of_tenant(namespaces[Scope.TENANT]), tags.of_user(namespaces[Scope.USER])}),
         parent=parent,
     )

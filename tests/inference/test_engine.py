@@ -463,6 +463,44 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
             assert (await follower.end()).stored == "DURABLE"
 
 
+async def test_nobodys_run_lets_everybody_go_first(bench: Bench) -> None:
+    """At idle priority a run starts when no other waits, though those came later; its stages are stored as ever."""
+    gate = bench.model.gates["denoise"]
+    gate.close()
+    running = bench.begin(seed=1)
+    await gate.reached()
+    idle = bench.begin(seed=2, idle_priority=True)
+    await idle.hears(lambda heard: heard.positions == [0])
+    later = bench.begin(seed=3)
+    await idle.hears(lambda heard: heard.positions == [0, 1])
+    ended: list[int] = []
+    for seed, follower in ((1, running), (2, idle), (3, later)):
+        follower.task.add_done_callback(lambda _, seed=seed: ended.append(seed))
+    gate.open()
+    heard = [await each.end() for each in (running, idle, later)]
+    assert [1, 3, 2] == ended
+    assert ["DURABLE"] * 3 == [each.stored for each in heard]
+
+
+async def test_a_run_somebody_joins_is_nobodys_no_longer(bench: Bench) -> None:
+    """An equal request, in any spelling, makes a waiting idle run one like any other: it goes before other idle ones."""
+    gate = bench.model.gates["denoise"]
+    gate.close()
+    running = bench.begin(seed=1)
+    await gate.reached()
+    idle = [bench.begin(seed=seed, idle_priority=True) for seed in (2, 3)]
+    await idle[1].hears(lambda heard: bool(heard.positions))
+    await idle[0].hears(lambda heard: bool(heard.positions))
+    last = max(idle, key=lambda each: each.heard.positions[-1])
+    seed = 2 + idle.index(last)
+    joined = bench.begin(seed=seed, prompt="A  CAT")
+    await last.hears(lambda heard: heard.positions == [1, 0])
+    gate.open()
+    heard = [await each.end() for each in (running, *idle, joined)]
+    assert heard[-1].finished.joined
+    assert 3 == bench.shop.generations
+
+
 async def test_a_hit_never_waits(bench: Bench) -> None:
     """Text is understood and a known result served while the device is busy."""
     await bench.run(seed=1)

@@ -189,6 +189,7 @@ def ask(
     store_nothing: bool = False,
     replace: bool = False,
     max_age: float | None = None,
+    idle_priority: bool = False,
     **parameters: Scalar,
 ) -> RunRequest:
     """A request as a gateway would make it."""
@@ -210,6 +211,7 @@ def ask(
         store_nothing=store_nothing,
         replace=replace,
         max_age=max_age,
+        idle_priority=idle_priority,
     )
 
 

@@ -24,45 +24,66 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from reprise.v1 import common_pb2 as reprise_dot_v1_dot_common__pb2
+from reprise.v1 import media_pb2 as reprise_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reprise/v1/cache.proto\x12\nreprise.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17reprise/v1/common.proto\"\x0e\n\x0cStatsRequest\"\xbe\x02\n\rStatsResponse\x12$\n\x05tiers\x18\x01 \x03(\x0b\x32\x15.reprise.v1.TierStats\x12*\n\x08requests\x18\x02 \x03(\x0b\x32\x18.reprise.v1.OutcomeCount\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x03 \x01(\x01\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x04 \x01(\x01\x12\x13\n\x0bgenerations\x18\x05 \x01(\x04\x12\x32\n\x0cwrite_behind\x18\x06 \x01(\x0b\x32\x1c.reprise.v1.WriteBehindStats\x12(\n\x07workers\x18\x07 \x03(\x0b\x32\x17.reprise.v1.WorkerStats\x12\x16\n\x0euptime_seconds\x18\x08 \x01(\x01\x12\x14\n\x0cswitched_off\x18\t \x03(\t\"C\n\x0cOutcomeCount\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.reprise.v1.Outcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xa6\x02\n\tTierStats\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12(\n\x07lookups\x18\x02 \x03(\x0b\x32\x17.reprise.v1.LookupCount\x12\x13\n\x0bp50_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\x12\x14\n\x07\x65ntries\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x16\n\tevictions\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12\x0f\n\x07\x62reaker\x18\t \x01(\tB\n\n\x08_entriesB\x08\n\x06_bytesB\x11\n\x0f_capacity_bytesB\x0c\n\n_evictions\"H\n\x0bLookupCount\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.reprise.v1.LookupOutcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"d\n\x10WriteBehindStats\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07written\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x04\"\x87\x01\n\x0bWorkerStats\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12\x12\n\npool_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpool_entries\x18\x07 \x01(\x04\"\xd1\x01\n\x11InvalidateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0f\n\x07picture\x18\x08 \x01(\x0c\x12-\n\nolder_than\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x64ry_run\x18\n \x01(\x08\"r\n\x12InvalidateResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0crecords_read\x18\x02 \x01(\x04\x12$\n\x07receipt\x18\x03 \x01(\x0b\x32\x13.reprise.v1.Receipt\"N\n\x05Heard\x12\x0f\n\x07\x64urable\x18\x01 \x01(\x08\x12\x0c\n\x04told\x18\x02 \x01(\r\x12&\n\tprocesses\x18\x03 \x03(\x0b\x32\x13.reprise.v1.Hearing\":\n\x07Hearing\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"c\n\x07Receipt\x12\x0f\n\x07outputs\x18\x01 \x01(\x04\x12\"\n\x05tiers\x18\x02 \x03(\x0b\x32\x13.reprise.v1.Removal\x12#\n\tunreached\x18\x03 \x03(\x0e\x32\x10.reprise.v1.Tier\"I\n\x07Removal\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"k\n\rSwitchRequest\x12 \n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.TierH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x10\n\x06tenant\x18\x03 \x01(\tH\x00\x12\n\n\x02on\x18\x04 \x01(\x08\x42\t\n\x07subject\"H\n\x0eSwitchResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0cswitched_off\x18\x02 \x03(\t2\xdc\x01\n\x0c\x43\x61\x63heService\x12<\n\x05Stats\x12\x18.reprise.v1.StatsRequest\x1a\x19.reprise.v1.StatsResponse\x12M\n\nInvalidate\x12\x1d.reprise.v1.InvalidateRequest\x1a\x1e.reprise.v1.InvalidateResponse0\x01\x12?\n\x06Switch\x12\x19.reprise.v1.SwitchRequest\x1a\x1a.reprise.v1.SwitchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reprise/v1/cache.proto\x12\nreprise.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17reprise/v1/common.proto\x1a\x16reprise/v1/media.proto\"\x0e\n\x0cStatsRequest\"\xbe\x02\n\rStatsResponse\x12$\n\x05tiers\x18\x01 \x03(\x0b\x32\x15.reprise.v1.TierStats\x12*\n\x08requests\x18\x02 \x03(\x0b\x32\x18.reprise.v1.OutcomeCount\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x03 \x01(\x01\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x04 \x01(\x01\x12\x13\n\x0bgenerations\x18\x05 \x01(\x04\x12\x32\n\x0cwrite_behind\x18\x06 \x01(\x0b\x32\x1c.reprise.v1.WriteBehindStats\x12(\n\x07workers\x18\x07 \x03(\x0b\x32\x17.reprise.v1.WorkerStats\x12\x16\n\x0euptime_seconds\x18\x08 \x01(\x01\x12\x14\n\x0cswitched_off\x18\t \x03(\t\"C\n\x0cOutcomeCount\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.reprise.v1.Outcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xa6\x02\n\tTierStats\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12(\n\x07lookups\x18\x02 \x03(\x0b\x32\x17.reprise.v1.LookupCount\x12\x13\n\x0bp50_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\x12\x14\n\x07\x65ntries\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x16\n\tevictions\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12\x0f\n\x07\x62reaker\x18\t \x01(\tB\n\n\x08_entriesB\x08\n\x06_bytesB\x11\n\x0f_capacity_bytesB\x0c\n\n_evictions\"H\n\x0bLookupCount\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.reprise.v1.LookupOutcome\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"d\n\x10WriteBehindStats\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07written\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x04\"\x87\x01\n\x0bWorkerStats\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12\x12\n\npool_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cpool_entries\x18\x07 \x01(\x04\"\xd1\x01\n\x11InvalidateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0f\n\x07picture\x18\x08 \x01(\x0c\x12-\n\nolder_than\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x64ry_run\x18\n \x01(\x08\"r\n\x12InvalidateResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0crecords_read\x18\x02 \x01(\x04\x12$\n\x07receipt\x18\x03 \x01(\x0b\x32\x13.reprise.v1.Receipt\"N\n\x05Heard\x12\x0f\n\x07\x64urable\x18\x01 \x01(\x08\x12\x0c\n\x04told\x18\x02 \x01(\r\x12&\n\tprocesses\x18\x03 \x03(\x0b\x32\x13.reprise.v1.Hearing\":\n\x07Hearing\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"c\n\x07Receipt\x12\x0f\n\x07outputs\x18\x01 \x01(\x04\x12\"\n\x05tiers\x18\x02 \x03(\x0b\x32\x13.reprise.v1.Removal\x12#\n\tunreached\x18\x03 \x03(\x0e\x32\x10.reprise.v1.Tier\"I\n\x07Removal\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"k\n\rSwitchRequest\x12 \n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.TierH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x10\n\x06tenant\x18\x03 \x01(\tH\x00\x12\n\n\x02on\x18\x04 \x01(\x08\x42\t\n\x07subject\"H\n\x0eSwitchResponse\x12 \n\x05heard\x18\x01 \x01(\x0b\x32\x11.reprise.v1.Heard\x12\x14\n\x0cswitched_off\x18\x02 \x03(\t\"n\n\tFavourite\x12\x38\n\ranimate_image\x18\x01 \x01(\x0b\x32\x1f.reprise.v1.AnimateImageRequestH\x00\x12\x0e\n\x06tenant\x18\n \x01(\t\x12\x0c\n\x04user\x18\x0b \x01(\tB\t\n\x07request\"\x87\x01\n\x0bWarmRequest\x12)\n\nfavourites\x18\x01 \x03(\x0b\x32\x15.reprise.v1.Favourite\x12\x10\n\x08\x66requent\x18\x02 \x01(\x08\x12\x1d\n\x15\x62udget_device_seconds\x18\x03 \x01(\x01\x12\x0c\n\x04most\x18\x04 \x01(\r\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"\x94\x01\n\x0cWarmResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\n\n\x02of\x18\x02 \x01(\r\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x03 \x01(\x01\x12\"\n\x06warmed\x18\x04 \x01(\x0b\x32\x12.reprise.v1.Warmed\x12(\n\x07summary\x18\x05 \x01(\x0b\x32\x17.reprise.v1.WarmSummary\"\xc2\x01\n\x06Warmed\x12\x10\n\x08position\x18\x01 \x01(\r\x12(\n\x07outcome\x18\x02 \x01(\x0e\x32\x17.reprise.v1.WarmOutcome\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x65vice_seconds\x18\x04 \x01(\x01\x12\x1e\n\x11\x65stimated_seconds\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x66ield\x18\x07 \x01(\tB\x14\n\x12_estimated_seconds\"`\n\x0bWarmSummary\x12\x0c\n\x04made\x18\x01 \x01(\r\x12\r\n\x05there\x18\x02 \x01(\r\x12\x0e\n\x06joined\x18\x03 \x01(\r\x12\x13\n\x0bover_budget\x18\x04 \x01(\r\x12\x0f\n\x07refused\x18\x05 \x01(\r\"\x10\n\x0eSavingsRequest\"v\n\x0fSavingsResponse\x12$\n\x04rows\x18\x01 \x03(\x0b\x32\x16.reprise.v1.SavingsRow\x12%\n\x04warm\x18\x02 \x01(\x0b\x32\x17.reprise.v1.WarmSavings\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\"\xdc\x01\n\nSavingsRow\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0e\n\x06reused\x18\x05 \x01(\x04\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x06 \x01(\x01\x12\x0b\n\x03ran\x18\x07 \x01(\x04\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x08 \x01(\x01\x12\x0f\n\x07lookups\x18\t \x01(\x04\x12\x16\n\x0elookup_seconds\x18\n \x01(\x01\"e\n\x0bWarmSavings\x12\x0c\n\x04made\x18\x01 \x01(\x04\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x02 \x01(\x01\x12\x0c\n\x04hits\x18\x03 \x01(\x04\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x04 \x01(\x01*\xab\x01\n\x0bWarmOutcome\x12\x1c\n\x18WARM_OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11WARM_OUTCOME_MADE\x10\x01\x12\x16\n\x12WARM_OUTCOME_THERE\x10\x02\x12\x17\n\x13WARM_OUTCOME_JOINED\x10\x03\x12\x1c\n\x18WARM_OUTCOME_OVER_BUDGET\x10\x04\x12\x18\n\x14WARM_OUTCOME_REFUSED\x10\x05\x32\xdd\x02\n\x0c\x43\x61\x63heService\x12<\n\x05Stats\x12\x18.reprise.v1.StatsRequest\x1a\x19.reprise.v1.StatsResponse\x12M\n\nInvalidate\x12\x1d.reprise.v1.InvalidateRequest\x1a\x1e.reprise.v1.InvalidateResponse0\x01\x12?\n\x06Switch\x12\x19.reprise.v1.SwitchRequest\x1a\x1a.reprise.v1.SwitchResponse\x12;\n\x04Warm\x12\x17.reprise.v1.WarmRequest\x1a\x18.reprise.v1.WarmResponse0\x01\x12\x42\n\x07Savings\x12\x1a.reprise.v1.SavingsRequest\x1a\x1b.reprise.v1.SavingsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reprise.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATSREQUEST']._serialized_start=95
-  _globals['_STATSREQUEST']._serialized_end=109
-  _globals['_STATSRESPONSE']._serialized_start=112
-  _globals['_STATSRESPONSE']._serialized_end=430
-  _globals['_OUTCOMECOUNT']._serialized_start=432
-  _globals['_OUTCOMECOUNT']._serialized_end=499
-  _globals['_TIERSTATS']._serialized_start=502
-  _globals['_TIERSTATS']._serialized_end=796
-  _globals['_LOOKUPCOUNT']._serialized_start=798
-  _globals['_LOOKUPCOUNT']._serialized_end=870
-  _globals['_WRITEBEHINDSTATS']._serialized_start=872
-  _globals['_WRITEBEHINDSTATS']._serialized_end=972
-  _globals['_WORKERSTATS']._serialized_start=975
-  _globals['_WORKERSTATS']._serialized_end=1110
-  _globals['_INVALIDATEREQUEST']._serialized_start=1113
-  _globals['_INVALIDATEREQUEST']._serialized_end=1322
-  _globals['_INVALIDATERESPONSE']._serialized_start=1324
-  _globals['_INVALIDATERESPONSE']._serialized_end=1438
-  _globals['_HEARD']._serialized_start=1440
-  _globals['_HEARD']._serialized_end=1518
-  _globals['_HEARING']._serialized_start=1520
-  _globals['_HEARING']._serialized_end=1578
-  _globals['_RECEIPT']._serialized_start=1580
-  _globals['_RECEIPT']._serialized_end=1679
-  _globals['_REMOVAL']._serialized_start=1681
-  _globals['_REMOVAL']._serialized_end=1754
-  _globals['_SWITCHREQUEST']._serialized_start=1756
-  _globals['_SWITCHREQUEST']._serialized_end=1863
-  _globals['_SWITCHRESPONSE']._serialized_start=1865
-  _globals['_SWITCHRESPONSE']._serialized_end=1937
-  _globals['_CACHESERVICE']._serialized_start=1940
-  _globals['_CACHESERVICE']._serialized_end=2160
+  _globals['_WARMOUTCOME']._serialized_start=3124
+  _globals['_WARMOUTCOME']._serialized_end=3295
+  _globals['_STATSREQUEST']._serialized_start=119
+  _globals['_STATSREQUEST']._serialized_end=133
+  _globals['_STATSRESPONSE']._serialized_start=136
+  _globals['_STATSRESPONSE']._serialized_end=454
+  _globals['_OUTCOMECOUNT']._serialized_start=456
+  _globals['_OUTCOMECOUNT']._serialized_end=523
+  _globals['_TIERSTATS']._serialized_start=526
+  _globals['_TIERSTATS']._serialized_end=820
+  _globals['_LOOKUPCOUNT']._serialized_start=822
+  _globals['_LOOKUPCOUNT']._serialized_end=894
+  _globals['_WRITEBEHINDSTATS']._serialized_start=896
+  _globals['_WRITEBEHINDSTATS']._serialized_end=996
+  _globals['_WORKERSTATS']._serialized_start=999
+  _globals['_WORKERSTATS']._serialized_end=1134
+  _globals['_INVALIDATEREQUEST']._serialized_start=1137
+  _globals['_INVALIDATEREQUEST']._serialized_end=1346
+  _globals['_INVALIDATERESPONSE']._serialized_start=1348
+  _globals['_INVALIDATERESPONSE']._serialized_end=1462
+  _globals['_HEARD']._serialized_start=1464
+  _globals['_HEARD']._serialized_end=1542
+  _globals['_HEARING']._serialized_start=1544
+  _globals['_HEARING']._serialized_end=1602
+  _globals['_RECEIPT']._serialized_start=1604
+  _globals['_RECEIPT']._serialized_end=1703
+  _globals['_REMOVAL']._serialized_start=1705
+  _globals['_REMOVAL']._serialized_end=1778
+  _globals['_SWITCHREQUEST']._serialized_start=1780
+  _globals['_SWITCHREQUEST']._serialized_end=1887
+  _globals['_SWITCHRESPONSE']._serialized_start=1889
+  _globals['_SWITCHRESPONSE']._serialized_end=1961
+  _globals['_FAVOURITE']._serialized_start=1963
+  _globals['_FAVOURITE']._serialized_end=2073
+  _globals['_WARMREQUEST']._serialized_start=2076
+  _globals['_WARMREQUEST']._serialized_end=2211
+  _globals['_WARMRESPONSE']._serialized_start=2214
+  _globals['_WARMRESPONSE']._serialized_end=2362
+  _globals['_WARMED']._serialized_start=2365
+  _globals['_WARMED']._serialized_end=2559
+  _globals['_WARMSUMMARY']._serialized_start=2561
+  _globals['_WARMSUMMARY']._serialized_end=2657
+  _globals['_SAVINGSREQUEST']._serialized_start=2659
+  _globals['_SAVINGSREQUEST']._serialized_end=2675
+  _globals['_SAVINGSRESPONSE']._serialized_start=2677
+  _globals['_SAVINGSRESPONSE']._serialized_end=2795
+  _globals['_SAVINGSROW']._serialized_start=2798
+  _globals['_SAVINGSROW']._serialized_end=3018
+  _globals['_WARMSAVINGS']._serialized_start=3020
+  _globals['_WARMSAVINGS']._serialized_end=3121
+  _globals['_CACHESERVICE']._serialized_start=3298
+  _globals['_CACHESERVICE']._serialized_end=3647
 # @@protoc_insertion_point(module_scope)

@@ -121,20 +121,22 @@ class TierLookup(_message.Message):
     def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., outcome: _Optional[_Union[LookupOutcome, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("stage", "outcome", "tier", "device_seconds", "reason", "estimated")
+    __slots__ = ("stage", "outcome", "tier", "device_seconds", "reason", "estimated", "lookups")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_FIELD_NUMBER: _ClassVar[int]
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
     stage: str
     outcome: StageOutcome
     tier: Tier
     device_seconds: float
     reason: MissReason
     estimated: bool
-    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ..., estimated: _Optional[bool] = ...) -> None: ...
+    lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
+    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ..., estimated: _Optional[bool] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ...) -> None: ...
 
 class Nearest(_message.Message):
     __slots__ = ("address", "asked_at", "differing")
@@ -171,7 +173,7 @@ class CacheReport(_message.Message):
     def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ..., reason: _Optional[_Union[MissReason, str]] = ..., nearest: _Optional[_Union[Nearest, _Mapping]] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
-    __slots__ = ("mode", "no_store", "max_age", "fresh", "labels")
+    __slots__ = ("mode", "no_store", "max_age", "fresh", "labels", "replayable")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[CachePolicy.Mode]
@@ -189,9 +191,11 @@ class CachePolicy(_message.Message):
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    REPLAYABLE_FIELD_NUMBER: _ClassVar[int]
     mode: CachePolicy.Mode
     no_store: bool
     max_age: _duration_pb2.Duration
     fresh: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    replayable: bool
+    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., replayable: _Optional[bool] = ...) -> None: ...
