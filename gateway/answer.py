@@ -3,7 +3,7 @@ views of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -153,6 +153,16 @@ def hit_stages(stages: Sequence[Stage], record: Record, tier: TierName) -> list[
             device_seconds=record.device_seconds,
         ),
     ]
+
+
+def with_lookups(stages: Sequence[pb.StageReport], lookups: Mapping[str, Sequence[Lookup]]) -> list[pb.StageReport]:
+    """Reports of stages with the questions that were asked for their outputs before."""
+    reports = []
+    for stage in stages:
+        report = pb.StageReport(lookups=map(lookup_message, lookups.get(stage.stage, ())))
+        report.MergeFrom(stage)
+        reports.append(report)
+    return reports
 
 
 def tier_message(tier: TierName | None) -> pb.Tier:

@@ -160,6 +160,14 @@ class Client:
     async def switch(self, request: cache_pb2.SwitchRequest) -> cache_pb2.SwitchResponse:
         return await self._cache.Switch(request, timeout=_LATER, metadata=self._metadata)
 
+    async def warm(self, request: cache_pb2.WarmRequest) -> AsyncIterator[cache_pb2.WarmResponse]:
+        """How far it is, what became of each, and at last the sum of it. Leaving the stream ends it."""
+        async for response in self._cache.Warm(request, metadata=self._metadata):
+            yield response
+
+    async def savings(self) -> cache_pb2.SavingsResponse:
+        return await self._cache.Savings(cache_pb2.SavingsRequest(), timeout=_LATER, metadata=self._metadata)
+
 
 def _refuse_too_large(field: str, file: bytes) -> None:
     if len(file) > LARGEST_FILE:

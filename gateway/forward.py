@@ -20,8 +20,9 @@ from cache.flight import Flight
 from cache.hierarchy import Found, Hierarchy
 from cache.keys import Address
 from cache.record import NotARecord, Record
+from cache.shares import shares
 from cache.telemetry import Tracing
-from cache.tier import TierName
+from cache.tier import Lookup, TierName
 from gateway.answer import tier_message
 from gateway.darkroom import Source
 from gateway.errors import Internal, Overloaded, Unavailable
@@ -80,8 +81,8 @@ class Forwarder:
         `fill` is told of the artifact before anybody else. Raises Refused, or the worker's refusal translated.
         """
         try:
-            records, reasons = await self._stage_records(plan)
-            flight.publish(Planned(expected_stages(plan, records), reasons))
+            records, reasons, lookups = await self._stage_records(plan)
+            flight.publish(Planned(expected_stages(plan, records), reasons, lookups))
             artifact = await self._run_somewhere(flight, plan, records, span, fill)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
@@ -107,13 +108,17 @@ class Forwarder:
             raise Internal("WORKER_STAGES_DIFFER")
         return foreseen if known <= foreseen.addresses.keys() else None
 
-    async def _stage_records(self, plan: Plan) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
-        """Outputs of stages that can be reused; and what the tiers said of those that cannot."""
+    async def _stage_records(
+        self, plan: Plan
+    ) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen], dict[str, list[Lookup]]]:
+        """Outputs of stages that can be reused; what the tiers said of those that cannot; and what asking took."""
         if not plan.policy.reuse:
-            return {}, {}
+            return {}, {}, {}
         stages = plan.reachable
         asked = await self._hierarchy.ask_many([(plan.addresses[stage.name], stage.ttl) for stage in stages])
-        return sift(plan, {stage.name: asked[plan.addresses[stage.name]] for stage in stages}, self._clock())
+        by_stage = {stage.name: asked[plan.addresses[stage.name]] for stage in stages}
+        lookups = shares({stage: found.lookups for stage, found in by_stage.items()})
+        return *sift(plan, by_stage, self._clock()), lookups
 
     async def _run_somewhere(
         self,
@@ -289,6 +294,7 @@ async def _run_request(plan: Plan, records: Mapping[str, tuple[Record, TierName]
         follower=secrets.token_hex(16),
         max_age=plan.policy.max_age,
         tags=plan.tags,
+        idle_priority=plan.idle,
     )
 
 

@@ -53,6 +53,11 @@ class Ledger:
         if answer.reason is not None:
             self._misses.labels(answer.reason.value, answer.differing).inc()
 
+    def warmed(self, answer: Answer) -> None:
+        """Something was made ahead: it cost what it cost, and answered nobody."""
+        self.device_seconds_spent += answer.device_seconds_spent
+        self._spent.inc(answer.device_seconds_spent)
+
     def generated(self) -> None:
         self.generations += 1
         self._generations.inc()

@@ -26,6 +26,7 @@ from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
 from gateway.plan import Plan, Policy, choose_seed, make_plan
+from gateway.replays import Replays
 from gateway.resolve import Resolver, Visit
 from gateway.validate import complete, given_fields
 from gateway.wire import CHUNK_BYTES
@@ -47,6 +48,7 @@ class MediaServicer:
         darkroom: Darkroom,
         names: Names,
         peers: Peers,
+        replays: Replays,
         ledger: Ledger,
         tracing: Tracing,
         *,
@@ -60,6 +62,7 @@ class MediaServicer:
         self._darkroom = darkroom
         self._names = names
         self._peers = peers
+        self._replays = replays
         self._ledger = ledger
         self._tracing = tracing
         self._default_seed = default_seed
@@ -69,7 +72,9 @@ class MediaServicer:
 
     async def AnimateImage(self, request: media.AnimateImageRequest, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
-            responding = self._resolver.resolve(await self._plan_animation(request, visit.principal), visit)
+            plan = await self.plan_animation(request, visit.principal)
+            self._replays.note(plan, request, visit.principal)
+            responding = self._resolver.resolve(plan, visit)
             request.ClearField("image")  # a stream lasts long, and may have many beside it
             async with aclosing(responding) as responses:
                 async for response in responses:
@@ -126,13 +131,14 @@ class MediaServicer:
         with self._visit("reprise.v1.MediaService/Explain", context) as visit:
             if not request.HasField("animate_image"):
                 raise InvalidField("animate_image", "give the request to explain")
-            plan = await self._plan_animation(request.animate_image, visit.principal)
+            plan = await self.plan_animation(request.animate_image, visit.principal)
             after = None
             if request.HasField("after_animate_image"):
-                after = await self._plan_animation(request.after_animate_image, visit.principal)
+                after = await self.plan_animation(request.after_animate_image, visit.principal)
             return await self._explainer.explain(plan, after)
 
-    async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
+    async def plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
+        """The plan of a request on behalf of this principal. Raises Refused."""
         policy, by_url = Policy.of(request.cache_policy), _by_url(request.delivery)
         description = await self._models.describe(request.model, "animate_image")
         if self._is_off(description, principal):

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from cache.description import Description, Scalar, Scope, Stage
 from cache.keys import Address, addresses, content_ids
 from cache.record import Record
+from cache.tags import WARMED
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
 from reprise.v1.common_pb2 import CachePolicy
@@ -30,6 +31,7 @@ class Policy:
     refresh: bool = False
     max_age: float | None = None  # seconds
     fresh: bool = False
+    replayable: bool = False  # the request may be kept, to be made ahead
     labels: tuple[str, ...] = ()
 
     def off(self) -> Policy:
@@ -62,6 +64,7 @@ class Policy:
             refresh=refresh,
             max_age=_seconds(message.max_age) if message.HasField("max_age") else None,
             fresh=message.fresh,
+            replayable=message.replayable,
             labels=_labels(message),
         )
 
@@ -79,6 +82,7 @@ class Plan:
     identities: Mapping[str, str]  # of the media, by name
     tags: tuple[str, ...] = ()  # for whatever is made
     by_url: bool = False  # the caller would rather have a URL than the bytes
+    idle: bool = False  # nobody waits for it
 
     @property
     def address(self) -> Address:
@@ -107,6 +111,10 @@ class Plan:
     @property
     def seed(self) -> int:
         return int(self.parameters.get("seed", 0))
+
+    def ahead(self) -> Plan:
+        """The same plan, to be made before anybody asks."""
+        return replace(self, idle=True, tags=(*self.tags, WARMED))
 
     def without_media(self) -> Plan:
         """The same plan, for those who must not keep pictures alive."""

@@ -43,9 +43,12 @@ from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
+from gateway.replays import Replays
 from gateway.resolve import Resolver
+from gateway.savings import Savings
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
+from gateway.warm import Warmer
 from gateway.wire import serialize
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2, media_pb2
@@ -123,7 +126,11 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         await models.recall()
         history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry, bans=tiers.bans))
         tiers.orders.on_order(history.obey)
+        replays = await stack.enter_async_context(Replays(tiers, secret, section.replay, telemetry.registry))
+        tiers.orders.on_order(replays.obey)
         costs = Costs()
+        named = [namespace(secret, Scope.TENANT, Principal(tenant)) for tenant in section.savings_tenants]
+        savings = Savings(telemetry.registry, named)
         flights: Flights[object, Step] = Flights(grace=section.grace)
         stack.push_async_callback(flights.drain, section.drain)
         forwarder = Forwarder(
@@ -147,28 +154,30 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             ledger,
             history,
             costs,
+            savings,
             max_generations=section.max_generations,
             heartbeat=section.heartbeat,
             links=links,
         )
-        _register(
-            server,
-            _MEDIA,
-            MediaServicer(
-                models,
-                resolver,
-                Explainer(tiers, forwarder, history, costs),
-                tiers,
-                darkroom,
-                names,
-                peers,
-                ledger,
-                telemetry.tracing,
-                secret=secret,
-                default_seed=section.default_seed,
-            ),
+        explainer = Explainer(tiers, forwarder, history, costs)
+        media = MediaServicer(
+            models,
+            resolver,
+            explainer,
+            tiers,
+            darkroom,
+            names,
+            peers,
+            replays,
+            ledger,
+            telemetry.tracing,
+            secret=secret,
+            default_seed=section.default_seed,
         )
-        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, Control(tiers, darkroom, secret=secret)))
+        warmer = Warmer(media.plan_animation, explainer, resolver, replays, heartbeat=section.heartbeat)
+        control = Control(tiers, darkroom, secret=secret)
+        _register(server, _MEDIA, media)
+        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, savings, control, warmer))
         health_servicer = await _add_health(server)
         if section.reflection:
             shown = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)

@@ -10,7 +10,17 @@ from pydantic import Field, field_validator
 from cache.settings import MIB, ProcessSettings, Section
 from gateway.identity import IdentitySettings
 
+DAY = 24 * 3600.0
 OTHERS = frozenset({"worker"})  # sections of the file that a gateway leaves to workers
+
+
+class ReplaySection(Section):
+    """Whose requests are kept, so that they can be made ahead. What is asked with `replayable` is, if anything is."""
+
+    enabled: bool = False
+    models: tuple[str, ...] = ()  # and all for these models
+    tenants: tuple[str, ...] = ()  # and all of these tenants
+    max_age: float = Field(7 * DAY, gt=0, le=7 * DAY)  # seconds after it was asked last that one is forgotten
 
 
 class GatewaySection(Section):
@@ -35,6 +45,8 @@ class GatewaySection(Section):
     longest_generation: float = Field(3600.0, gt=0)
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish
+    replay: ReplaySection = ReplaySection()
+    savings_tenants: tuple[str, ...] = ()  # with rows of their own in savings
     reflection: bool = True
 
     @field_validator("public_url")

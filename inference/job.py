@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from cache.hierarchy import Found
 from cache.keys import Address
 from cache.record import INLINE_LIMIT, Record
 from cache.record import Output as Stored
-from cache.tier import TierName
+from cache.tier import Lookup, TierName
 from inference import tensors
 from inference.errors import Abandoned, Fault, Refused
 from inference.events import Event, EventLog, Outcome, jpeg
@@ -33,7 +33,7 @@ from inference.inputs import Inputs
 from inference.models.base import Artifact, Cancelled, Tensors
 from inference.plan import Meaning, Plan, call_for
 from inference.pool import Hot, compact
-from inference.reports import reason_message, reused_report
+from inference.reports import lookup_message, reason_message, reused_report
 from inference.status import report_fault
 from inference.turns import Ticket
 from inference.workshop import Workshop
@@ -69,6 +69,7 @@ class Job:
         self._began = shop.clock()  # when what it makes began to be made
         # By stage: tags that whatever is made of its output gets.
         self._lineage = {name: frozenset({tags.of_ancestor(digest.hex)}) for name, digest in meaning.digests.items()}
+        self._lookups: Sequence[Lookup] = ()  # for the result
         self._spent: dict[str, float] = {}  # device seconds of the stages that ran
         self._totals = dict.fromkeys(meaning.outputs, 0.0)  # with everything upstream, by stage
 
@@ -90,6 +91,7 @@ class Job:
             return None
         found = await self._shop.hierarchy.fetch(self._address, self._final.ttl, max_age=self._plan.max_age)
         self._shop.tracing.lookups(self.span, found.lookups)
+        self._lookups = found.lookups
         if found.record is None or found.data is None:
             return None
         self.span.set_attribute("reprise.run.outcome", "hit")
@@ -293,7 +295,9 @@ class Job:
                 report.reason = reason_message(inputs.reasons.get(stage.name))
             elif stage.name in reused:
                 report = reused_report(stage, inputs.records[stage.name], inputs.tiers.get(stage.name))
+            report.lookups.extend(map(lookup_message, inputs.lookups.get(stage.name, ())))
             reports.append(report)
+        reports[-1].lookups.extend(map(lookup_message, self._lookups))
         return tuple(reports)
 
     def _reports_of_hit(self, found: Found) -> tuple[pb.StageReport, ...]:
@@ -301,7 +305,9 @@ class Job:
         before = [
             pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED) for stage in self._plan.stages[:-1]
         ]
-        return (*before, reused_report(self._final, found.record, found.tier))
+        final = reused_report(self._final, found.record, found.tier)
+        final.lookups.extend(map(lookup_message, self._lookups))
+        return (*before, final)
 
 
 async def _finish(work: Coroutine[Any, Any, _T]) -> _T:

@@ -1,7 +1,7 @@
 """Turns: who may use the device. One at a time, in the order in which they came, and a bounded number waiting.
 
-Those for whom nobody waits (idle ones) stand behind all others, whenever these come, and have a bound of their own: they
-can neither delay nor crowd out what somebody waits for. Only one that has the device already keeps it.
+Those for whom nobody waits (idle ones) stand behind all others, whenever these come, and have a bound of their own:
+they can neither delay nor crowd out what somebody waits for. Only one that has the device already keeps it.
 """
 
 from __future__ import annotations

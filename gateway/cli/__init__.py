@@ -2,7 +2,7 @@
 
 import click
 
-from gateway.cli import animate, control, explain, follow, stack, stats, trace
+from gateway.cli import animate, control, explain, follow, savings, stack, stats, trace, warm
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,6 +13,6 @@ def main() -> None:
 for command in (
     *(stack.up, stack.down, animate.animate, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
-    *(control.invalidate, control.switch),
+    *(control.invalidate, control.switch, warm.warm, savings.savings),
 ):
     main.add_command(command)

@@ -483,7 +483,7 @@ async def test_nobodys_run_lets_everybody_go_first(bench: Bench) -> None:
 
 
 async def test_a_run_somebody_joins_is_nobodys_no_longer(bench: Bench) -> None:
-    """An equal request, in any spelling, makes a waiting idle run one like any other: it goes before other idle ones."""
+    """An equal request, in any spelling, makes a waiting idle run one like any other: it goes before idle ones."""
     gate = bench.model.gates["denoise"]
     gate.close()
     running = bench.begin(seed=1)

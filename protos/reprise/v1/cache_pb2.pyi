@@ -326,13 +326,15 @@ class SavingsRow(_message.Message):
     def __init__(self, model: _Optional[str] = ..., stage: _Optional[str] = ..., tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., tenant: _Optional[str] = ..., reused: _Optional[int] = ..., device_seconds_saved: _Optional[float] = ..., ran: _Optional[int] = ..., device_seconds_spent: _Optional[float] = ..., lookups: _Optional[int] = ..., lookup_seconds: _Optional[float] = ...) -> None: ...
 
 class WarmSavings(_message.Message):
-    __slots__ = ("made", "device_seconds_spent", "hits", "device_seconds_saved")
+    __slots__ = ("made", "device_seconds_spent", "hits", "device_seconds_saved", "used")
     MADE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_SPENT_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_SAVED_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
     made: int
     device_seconds_spent: float
     hits: int
     device_seconds_saved: float
-    def __init__(self, made: _Optional[int] = ..., device_seconds_spent: _Optional[float] = ..., hits: _Optional[int] = ..., device_seconds_saved: _Optional[float] = ...) -> None: ...
+    used: int
+    def __init__(self, made: _Optional[int] = ..., device_seconds_spent: _Optional[float] = ..., hits: _Optional[int] = ..., device_seconds_saved: _Optional[float] = ..., used: _Optional[int] = ...) -> None: ...

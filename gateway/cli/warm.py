@@ -1,0 +1,109 @@
+"""`reprise warm`: have results made ahead, and see what that has earned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from gateway.cli.options import call, console, gateway_options
+from gateway.cli.requests import read_requests, request_file
+from gateway.client import Client
+from reprise.v1 import cache_pb2 as pb
+
+_LARGEST = 60 * 1024 * 1024  # bytes of one call
+_WORDS = {
+    pb.WARM_OUTCOME_MADE: "made",
+    pb.WARM_OUTCOME_THERE: "was there",
+    pb.WARM_OUTCOME_JOINED: "being made already",
+    pb.WARM_OUTCOME_OVER_BUDGET: "over budget",
+    pb.WARM_OUTCOME_REFUSED: "refused",
+}
+
+
+@click.command()
+@click.argument("files", metavar="[FILE.json]...", type=request_file, nargs=-1)
+@click.option("--frequent", is_flag=True, help="And what was asked most often, of requests that may be kept.")
+@click.option("--most", type=click.IntRange(1, 1000), default=20, show_default=True, help="Of what is frequent.")
+@click.option(
+    "--budget", type=click.FloatRange(min=0), default=0.0, help="Device seconds to spend. [default: no limit]"
+)
+@click.option("--tenant", default="", help="On behalf of this tenant. [default: your own]")
+@click.option("--user", default="", help="On behalf of this user of the tenant.")
+@click.option("--status", is_flag=True, help="Only show what making ahead has cost and earned.")
+@gateway_options
+def warm(
+    files: tuple[Path, ...],
+    frequent: bool,
+    most: int,
+    budget: float,
+    tenant: str,
+    user: str,
+    status: bool,
+    address: str,
+    api_key: str,
+) -> None:
+    """Make the results of requests before they are asked, whenever no device has anything better to do.
+
+    A file holds a request as `reprise animate --save-request` writes it, or a list of them, or one a line.
+    """
+    out = console()
+    if status:
+        tell_earned(out, call(address, api_key, _savings).warm)
+        return
+    if not files and not frequent:
+        raise click.UsageError("give files with requests, or --frequent")
+    if user and not tenant:
+        raise click.UsageError("give --tenant with --user")
+    requests = [request for file in files for request in read_requests(file)]
+    wanted = pb.WarmRequest(
+        favourites=[pb.Favourite(animate_image=request, tenant=tenant, user=user) for request in requests],
+        frequent=frequent,
+        budget_device_seconds=budget,
+        most=most,
+        tenant=tenant,
+    )
+    if (size := wanted.ByteSize()) > _LARGEST:
+        raise click.ClickException(f"{size:,} bytes are too many for one call: give fewer files at once")
+
+    async def follow(client: Client) -> None:
+        with out.status("looking") as shown:
+            async for response in client.warm(wanted):
+                shown.update(f"{response.done} of {response.of}, {response.device_seconds_spent:.3f} device s")
+                if response.HasField("warmed"):
+                    out.print(_line(response.warmed, response), markup=False)
+                if response.HasField("summary"):
+                    _tell_summary(out, response)
+
+    call(address, api_key, follow)
+
+
+def tell_earned(out: Console, earned: pb.WarmSavings) -> None:
+    out.print(
+        f"made ahead: {earned.made} results in {earned.device_seconds_spent:.3f} device s; "
+        f"{earned.used} of what was made ahead asked for, {earned.hits} hits, {earned.device_seconds_saved:.3f} s saved"
+    )
+
+
+async def _savings(client: Client) -> pb.SavingsResponse:
+    return await client.savings()
+
+
+def _line(warmed: pb.Warmed, response: pb.WarmResponse) -> str:
+    parts = [f"{response.done:>4} of {response.of}: {_WORDS[warmed.outcome]}"]
+    if warmed.outcome == pb.WARM_OUTCOME_MADE:
+        parts.append(f"{warmed.device_seconds:.3f} device s")
+    if warmed.HasField("estimated_seconds"):
+        parts.append(f"estimated {warmed.estimated_seconds:.3f}")
+    if warmed.outcome == pb.WARM_OUTCOME_REFUSED:
+        parts.append(f"{warmed.reason} {warmed.field}".rstrip())
+    return ", ".join(parts)
+
+
+def _tell_summary(out: Console, response: pb.WarmResponse) -> None:
+    summary = response.summary
+    out.print(
+        f"{summary.made} made, {summary.there} were there, {summary.joined} joined, {summary.over_budget} over budget, "
+        f"{summary.refused} refused; {response.device_seconds_spent:.3f} device s"
+    )
