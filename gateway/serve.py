@@ -46,6 +46,7 @@ from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.replays import Replays
 from gateway.resolve import Resolver
 from gateway.savings import Savings
+from gateway.schedule import Schedule
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
 from gateway.warm import Warmer
@@ -196,6 +197,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             await http.serve(artifacts.answer)
         await server.start()
         stack.push_async_callback(server.stop, 0)
+        await stack.enter_async_context(Schedule(section.warm, warmer, tiers.objects, secret))
         _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)
         yield Gateway(server, port, health_servicer, http)
 
