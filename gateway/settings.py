@@ -22,7 +22,7 @@ class ReplaySection(Section):
     enabled: bool = False
     models: tuple[str, ...] = ()  # and all for these models
     tenants: tuple[str, ...] = ()  # and all of these tenants
-    max_age: float = Field(7 * DAY, gt=0, le=7 * DAY)  # seconds after it was asked last that one is forgotten
+    max_age: float = Field(7 * DAY, gt=0, le=7 * DAY)  # seconds after it was last written that one is forgotten
 
 
 class WarmEntry(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from gateway.cli.requests import read_requests, request_file
 from gateway.client import Client
 from reprise.v1 import cache_pb2 as pb
 
-_LARGEST = 60 * 1024 * 1024  # bytes of one call
+_LARGEST, _MOST = 48 * 1024 * 1024, 1000  # bytes and favourites of one call
 _WORDS = {
     pb.WARM_OUTCOME_MADE: "made",
     pb.WARM_OUTCOME_THERE: "was there",
@@ -57,26 +58,51 @@ def warm(
     if user and not tenant:
         raise click.UsageError("give --tenant with --user")
     requests = [request for file in files for request in read_requests(file)]
-    wanted = pb.WarmRequest(
-        favourites=[pb.Favourite(animate_image=request, tenant=tenant, user=user) for request in requests],
-        frequent=frequent,
-        budget_device_seconds=budget,
-        most=most,
-        tenant=tenant,
-    )
-    if (size := wanted.ByteSize()) > _LARGEST:
-        raise click.ClickException(f"{size:,} bytes are too many for one call: give fewer files at once")
+    favourites = [pb.Favourite(animate_image=request, tenant=tenant, user=user) for request in requests]
+    calls = [pb.WarmRequest(favourites=batch, most=most, tenant=tenant) for batch in _batches(favourites)]
+    if frequent:
+        if not calls:
+            calls.append(pb.WarmRequest(most=most, tenant=tenant))
+        calls[-1].frequent = True
+    call(address, api_key, lambda client: _follow(out, client, calls, budget))
 
-    async def follow(client: Client) -> None:
-        with out.status("looking") as shown:
+
+def _batches(favourites: Sequence[pb.Favourite]) -> Iterator[list[pb.Favourite]]:
+    """As many at once as a gateway takes: pictures are large."""
+    batch: list[pb.Favourite] = []
+    size = 0
+    for favourite in favourites:
+        if batch and (size + favourite.ByteSize() > _LARGEST or len(batch) == _MOST):
+            yield batch
+            batch, size = [], 0
+        batch.append(favourite)
+        size += favourite.ByteSize()
+    if batch:
+        yield batch
+
+
+async def _follow(out: Console, client: Client, calls: Sequence[pb.WarmRequest], budget: float) -> None:
+    """One budget for all calls, and one sum of them."""
+    total, spent, done = pb.WarmSummary(), 0.0, 0
+    with out.status("looking") as shown:
+        for number, wanted in enumerate(calls):
+            later = sum(len(each.favourites) for each in calls[number + 1 :])
+            if budget and spent >= budget:
+                total.over_budget += len(wanted.favourites)
+                continue
+            wanted.budget_device_seconds = budget and budget - spent
             async for response in client.warm(wanted):
-                shown.update(f"{response.done} of {response.of}, {response.device_seconds_spent:.3f} device s")
+                of = done + response.of + later
+                shown.update(f"{done + response.done} of {of}, {spent + response.device_seconds_spent:.3f} device s")
                 if response.HasField("warmed"):
-                    out.print(_line(response.warmed, response), markup=False)
-                if response.HasField("summary"):
-                    _tell_summary(out, response)
-
-    call(address, api_key, follow)
+                    out.print(f"{done + response.done:>4} of {of}: {_told(response.warmed)}", markup=False)
+            spent, done = spent + response.device_seconds_spent, done + response.done
+            for field in pb.WarmSummary.DESCRIPTOR.fields:
+                setattr(total, field.name, getattr(total, field.name) + getattr(response.summary, field.name))
+    out.print(
+        f"{total.made} made, {total.there} were there, {total.joined} joined, {total.over_budget} over budget, "
+        f"{total.refused} refused; {spent:.3f} device s"
+    )
 
 
 def tell_earned(out: Console, earned: pb.WarmSavings) -> None:
@@ -90,8 +116,8 @@ async def _savings(client: Client) -> pb.SavingsResponse:
     return await client.savings()
 
 
-def _line(warmed: pb.Warmed, response: pb.WarmResponse) -> str:
-    parts = [f"{response.done:>4} of {response.of}: {_WORDS[warmed.outcome]}"]
+def _told(warmed: pb.Warmed) -> str:
+    parts = [_WORDS[warmed.outcome]]
     if warmed.outcome == pb.WARM_OUTCOME_MADE:
         parts.append(f"{warmed.device_seconds:.3f} device s")
     if warmed.HasField("estimated_seconds"):
@@ -99,11 +125,3 @@ def _line(warmed: pb.Warmed, response: pb.WarmResponse) -> str:
     if warmed.outcome == pb.WARM_OUTCOME_REFUSED:
         parts.append(f"{warmed.reason} {warmed.field}".rstrip())
     return ", ".join(parts)
-
-
-def _tell_summary(out: Console, response: pb.WarmResponse) -> None:
-    summary = response.summary
-    out.print(
-        f"{summary.made} made, {summary.there} were there, {summary.joined} joined, {summary.over_budget} over budget, "
-        f"{summary.refused} refused; {response.device_seconds_spent:.3f} device s"
-    )

@@ -454,3 +454,20 @@ async def test_warm_makes_what_is_frequent(world: World, file: Path, tmp_path: P
     wrong = tmp_path / "wrong.json"
     wrong.write_text('{"prompt": "a cat"}')
     assert "   1 of 1: refused, FIELD_INVALID image" in (await run("warm", wrong, desk=desk)).stdout
+
+
+async def test_warm_asks_as_often_as_pictures_are_large(
+    world: World, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one budget, and told as one: what is left of it when it is used up is counted, too."""
+    monkeypatch.setattr("gateway.cli.warm._MOST", 2)
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    wishes = tmp_path / "wishes.json"
+    wishes.write_text(json.dumps([{"image": "@cat.png", "prompt": f"cat {number}"} for number in range(5)]))
+
+    told = await run("warm", wishes, "--budget", 14, desk=desk)
+
+    assert "   3 of 5: made, 4.500 device s, estimated 4.500" in told.stdout.splitlines()
+    assert "3 made, 0 were there, 0 joined, 2 over budget, 0 refused; 14.000 device s" in told.stdout
+    assert 3 == worker.generations

@@ -23,13 +23,14 @@ from inference import tensors
 from inference.errors import Abandoned, DeviceMemory, Fault, MediaNeeded, NoSuchRun, NotReady, QueueFull
 from inference.models.base import Artifact, Call, Output
 from inference.models.i2vgen_xl import I2VGenXL
-from reprise.v1.common_pb2 import MISS_REASON_EVICTED
+from reprise.v1.common_pb2 import MISS_REASON_EVICTED, LookupOutcome, Tier
 from reprise.v1.inference_pb2 import RunRequest, RunResponse, StatusResponse
 from tests.inference.worker_fixtures import (
     PATIENCE,
     STEPS,
     Bench,
     GatedModel,
+    Heard,
     Pixels,
     ask,
     open_bench,
@@ -106,6 +107,29 @@ async def test_a_record_says_what_its_output_cost_and_came_from(bench: Bench) ->
     assert tensors.from_bytes(denoise.output.inline)["latents"].shape == (1, 3, 8, 8)
     assert denoise.upstream.keys() == {"text", "moments"}
     assert denoise.total_device_seconds == pytest.approx(final.total_device_seconds - final.device_seconds)
+
+
+async def test_reports_say_what_looking_took(tmp_path: Path) -> None:
+    """Which tiers were asked for each output and how long, the result's too; what is asked at once shares the time."""
+    async with open_bench(tmp_path / "l3") as bench:
+        first = await bench.run()
+        bench.forget_memory()
+        second = await bench.run(seed=7)
+
+    def asked(heard: Heard) -> dict[str, list[str]]:
+        return {
+            report.stage: [
+                f"{Tier.Name(each.tier)[5:]} {LookupOutcome.Name(each.outcome)[15:]}" for each in report.lookups
+            ]
+            for report in heard.finished.stages
+        }
+
+    nothing = ["L1 MISS", "L3 MISS"]
+    assert {"tokens": [], "video": nothing} == {name: asked(first)[name] for name in ("tokens", "video")}
+    assert asked(first)["text"][:2] == asked(first)["denoise"][:2] == asked(second)["video"] == nothing
+    assert asked(second)["text"][:2] == asked(second)["moments"][:2] == ["L1 MISS", "L3 HIT"]
+    seconds = [report.lookups[1].seconds for report in second.finished.stages if report.stage in ("text", "moments")]
+    assert seconds[0] == seconds[1] > 0.0
 
 
 async def test_the_result_is_had_under_both_its_names(bench: Bench) -> None:
@@ -473,12 +497,10 @@ async def test_nobodys_run_lets_everybody_go_first(bench: Bench) -> None:
     await idle.hears(lambda heard: heard.positions == [0])
     later = bench.begin(seed=3)
     await idle.hears(lambda heard: heard.positions == [0, 1])
-    ended: list[int] = []
-    for seed, follower in ((1, running), (2, idle), (3, later)):
-        follower.task.add_done_callback(lambda _, seed=seed: ended.append(seed))
     gate.open()
-    heard = [await each.end() for each in (running, idle, later)]
-    assert [1, 3, 2] == ended
+    heard = [await each.end() for each in (running, later, idle)]
+    began = [each.record.made_at for each in heard]
+    assert sorted(began) == began
     assert ["DURABLE"] * 3 == [each.stored for each in heard]
 
 
