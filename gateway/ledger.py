@@ -43,20 +43,22 @@ class Ledger:
 
     def enter(self, method: str, answer: Answer, seconds: float) -> None:
         self.outcomes[answer.outcome] += 1
-        self.device_seconds_spent += answer.device_seconds_spent
-        self.device_seconds_saved += answer.device_seconds_saved
+        self._account(answer)
         self._answers.labels(method, answer.outcome.value, answer.tier.value if answer.tier else "").inc()
         self._seconds.labels(method, answer.outcome.value).observe(seconds)
-        self._spent.inc(answer.device_seconds_spent)
-        self._saved.inc(answer.device_seconds_saved)
-
         if answer.reason is not None:
             self._misses.labels(answer.reason.value, answer.differing).inc()
 
     def warmed(self, answer: Answer) -> None:
-        """Something was made ahead: it cost what it cost, and answered nobody."""
+        """Something was made ahead, or was there: it cost what it cost, and answered nobody."""
+        if answer.outcome is Outcome.MISS:
+            self._account(answer)
+
+    def _account(self, answer: Answer) -> None:
         self.device_seconds_spent += answer.device_seconds_spent
+        self.device_seconds_saved += answer.device_seconds_saved
         self._spent.inc(answer.device_seconds_spent)
+        self._saved.inc(answer.device_seconds_saved)
 
     def generated(self) -> None:
         self.generations += 1

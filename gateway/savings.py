@@ -86,7 +86,7 @@ class Savings(Collector):
         registry.register(self)
 
     def enter(self, tenant: str, answer: Answer, *, warming: bool = False) -> None:
-        """One answer; `warming` if nobody had asked for it."""
+        """One answer; `warming` if nobody had asked for it, which is on account only where something was made."""
         whose = tenant if tenant in self._tenants else OTHER
         model, final = answer.record.model, answer.stages[-1].stage
 
@@ -107,18 +107,15 @@ class Savings(Collector):
                         row(report.stage, tier_name(asked.tier)).look(asked.seconds)
                 if report.outcome == pb.STAGE_OUTCOME_RUN:
                     row(report.stage, None).run(report.device_seconds)
-        if warming:
-            self._made_ahead(answer)
+        if warming and answer.outcome is not Outcome.MISS:
             return
+        if warming:
+            self.ahead.made += 1
+            self.ahead.spent += answer.device_seconds_spent
         for stage, tier, seconds in _saved(answer):
             row(stage, tier).reuse(seconds)
         if answer.outcome is Outcome.HIT and WARMED in answer.record.tags:
             self._paid(answer)
-
-    def _made_ahead(self, answer: Answer) -> None:
-        if answer.outcome is Outcome.MISS:
-            self.ahead.made += 1
-            self.ahead.spent += answer.device_seconds_spent
 
     def _paid(self, answer: Answer) -> None:
         self.ahead.hits += 1

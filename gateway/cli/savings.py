@@ -70,7 +70,7 @@ def savings(addresses: tuple[str, ...], api_key: str, png: Path | None) -> None:
             if each.loses:
                 out.print(
                     f"[yellow]{title} {each.name} costs more than it saves[/]: {each.lookups} lookups took "
-                    f"{each.lookup_seconds:.3f} s and saved {each.saved:.3f} s"
+                    f"{each.lookup_seconds:.3g} s and saved {each.saved:.3g} s"
                 )
     ahead = pb.WarmSavings()
     for answer in answers:
@@ -114,7 +114,7 @@ def _table(title: str, sums: Sequence[Sum]) -> Table:
             f"{each.spent:.3f}",
             f"{each.lookups:,}",
             f"{each.lookup_seconds:.3f}",
-            f"{each.net:.3f}",
+            f"{each.net:z.3f}",
         )
     return table
 

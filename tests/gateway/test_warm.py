@@ -76,7 +76,10 @@ async def test_warming_is_no_answer_and_what_it_earns_is_told(desk: Desk, world:
     stats = await desk.client.stats()
     assert [] == list(stats.requests)
     spent = (await desk.client.savings()).warm.device_seconds_spent
-    assert stats.device_seconds_spent == spent == 0.0 + 2 * WHOLE_COST - 0.5  # the picture was encoded once
+    assert stats.device_seconds_spent == spent == 2 * WHOLE_COST - 0.5  # the picture was encoded once
+    assert 0.5 == stats.device_seconds_saved
+    await warm(desk.client, *favourites("a cat", "a dog"))
+    assert 0.5 == (await desk.client.stats()).device_seconds_saved  # nobody asked, and nothing was made
 
     other = await world.desk(worker)
     for each in (desk, other, other):
