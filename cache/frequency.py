@@ -17,7 +17,7 @@ from cache.guard import Guard
 DAYS = 7
 _DAY = 24 * 3600.0
 _TTL = (DAYS + 1) * _DAY
-_MOST = 1024  # names of a group and day: the most frequent ones
+_MOST, _READ = 1024, 256  # names of a group and day that are counted, and that are read: the most frequent ones
 
 
 class Scores(Protocol):
@@ -46,7 +46,7 @@ class Frequency:
 
     async def most(self, group: str, *, least: int = 1) -> list[str]:
         """What was asked `least` times in these days, or more often; the most frequent first."""
-        days = await self._guard.call(self._scores.highest(self._sets(group), _MOST))
+        days = await self._guard.call(self._scores.highest(self._sets(group), _READ))
         times: Counter[str] = Counter()
         worth: defaultdict[str, float] = defaultdict(float)
         for age, scores in enumerate(days):

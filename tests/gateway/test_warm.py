@@ -384,6 +384,22 @@ async def test_a_purge_takes_what_is_kept_along(world: World, worker: ScriptedWo
     await eventually(lambda: warm(desk.client, frequent=True), wanted=lambda said: ["there"] == outcomes(said))
 
 
+async def test_counts_go_with_their_tenant(world: World, worker: ScriptedWorker) -> None:
+    """They say nothing of anybody, and are nobody's any more."""
+    desk = await world.desk(worker, replay={"enabled": True})
+
+    def groups() -> list[bytes]:
+        with Redis.from_url(world.cache.l2.url.get_secret_value()) as raw:
+            return [key for key in raw.keys("f/*") if isinstance(key, bytes)]
+
+    await desk.animate(CANARY, policy=REPLAYABLE)
+    await eventually(lambda: asyncio.to_thread(groups))
+    for tenant, left in (("other", 1), ("local", 0)):
+        async for _ in desk.client.invalidate(InvalidateRequest(tenant=tenant)):
+            pass
+        assert left == len(await asyncio.to_thread(groups))
+
+
 async def test_what_is_kept_is_read_nowhere_else(world: World, worker: ScriptedWorker) -> None:
     """Not in a name, key, count, span or metric; and it cannot be downloaded, not even by its own caller."""
     desk = await world.desk(worker, replay={"enabled": True})
