@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from cache.bans import Bans
 from cache.channel import RedisChannel
 from cache.encoding import keyed_hash_of
+from cache.frequency import Frequency
 from cache.guard import Breaker, GuardedStore
 from cache.hierarchy import Hierarchy
 from cache.journal import Journal
@@ -39,6 +40,7 @@ class Tiers:
     objects: ObjectsStore | None
     writer: WriteBehind
     journal: Journal | None  # beside L2; None without it
+    frequency: Frequency | None  # likewise
     through_memory: Hierarchy  # L1, L2, L3
     below_memory: Hierarchy  # L2, L3: for those who keep their own form of things in L1
     bans: Bans
@@ -83,11 +85,11 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
     redis = _redis(settings)
     objects = _objects(settings)
     shared = []
-    journal = None
+    journal = frequency = None
     if redis is not None:
         guarded = guard(TierName.L2, redis, settings.l2.budget)
         shared.append(tier(TierName.L2, guarded, MAX_PAYLOAD))
-        journal = Journal(redis, guarded)
+        journal, frequency = Journal(redis, guarded), Frequency(redis, guarded)
     if objects is not None:
         shared.append(tier(TierName.L3, guard(TierName.L3, objects, None), None))
     used = [SwitchedTier(each, switches) for each in shared]
@@ -120,6 +122,7 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
         objects=objects,
         writer=writer,
         journal=journal,
+        frequency=frequency,
         through_memory=Hierarchy([MeteredTier(memory, memory_tally), *used], writer, bans=bans),
         below_memory=Hierarchy(used, writer, bans=bans),
         bans=bans,

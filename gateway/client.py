@@ -229,6 +229,15 @@ class Client:
     async def switch(self, request: cache_pb2.SwitchRequest) -> cache_pb2.SwitchResponse:
         return await self._ask(lambda door: door.cache.Switch(request, timeout=_LATER, metadata=self._metadata))
 
+    async def warm(self, request: cache_pb2.WarmRequest) -> AsyncIterator[cache_pb2.WarmResponse]:
+        """How far it is, what became of each, and at last the sum of it. Leaving the stream ends it."""
+        async for response in self._doors[0].cache.Warm(request, metadata=self._metadata):
+            yield response
+
+    async def savings(self) -> cache_pb2.SavingsResponse:
+        request = cache_pb2.SavingsRequest()
+        return await self._ask(lambda door: door.cache.Savings(request, timeout=_LATER, metadata=self._metadata))
+
     async def stats(self) -> cache_pb2.StatsResponse:
         request = cache_pb2.StatsRequest()
         return await self._ask(lambda door: door.cache.Stats(request, timeout=_LATER, metadata=self._metadata))
@@ -307,10 +316,6 @@ def _broken(problem: Problem) -> bool:
     A gateway that stops answers calls that it has not begun with CANCELLED (grpc#41785), which nobody here asked for.
     """
     return not problem.reason and problem.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-
-    async def inspect(self, key: str) -> cache_pb2.InspectResponse:
-        request = cache_pb2.InspectRequest(key=key)
-        return await self._cache.Inspect(request, timeout=_LATER, metadata=self._metadata)
 
 
 def _refuse_too_large(field: str, file: bytes) -> None:

@@ -48,19 +48,26 @@ class Ledger:
 
     def enter(self, method: str, answer: Answer, seconds: float) -> None:
         self.outcomes[answer.outcome] += 1
-        self.device_seconds_spent += answer.device_seconds_spent
-        self.device_seconds_saved += answer.device_seconds_saved
+        self._account(answer)
         answers, took = self._of(method, answer.outcome, answer.tier)
         answers.inc()
         took.observe(seconds)
-        self._spent.inc(answer.device_seconds_spent)
-        self._saved.inc(answer.device_seconds_saved)
         # Who joined a generation asked for nothing that another cache would have had; nor did who bypassed it.
         if self._accesses is not None and answer.outcome in (Outcome.HIT, Outcome.MISS):
             self._accesses.note(answer.address, answer.record)
-
         if answer.reason is not None:
             self._misses.labels(answer.reason.value, answer.differing).inc()
+
+    def warmed(self, answer: Answer) -> None:
+        """Something was made ahead, or was there: it cost what it cost, and answered nobody."""
+        if answer.outcome is Outcome.MISS:
+            self._account(answer)
+
+    def _account(self, answer: Answer) -> None:
+        self.device_seconds_spent += answer.device_seconds_spent
+        self.device_seconds_saved += answer.device_seconds_saved
+        self._spent.inc(answer.device_seconds_spent)
+        self._saved.inc(answer.device_seconds_saved)
 
     def _series(self, method: str, outcome: Outcome, tier: TierName | None) -> tuple[Counter, Histogram]:
         answers = self._answers.labels(method, outcome.value, tier.value if tier else "")

@@ -45,11 +45,15 @@ from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
+from gateway.replays import Replays
 from gateway.resolve import Resolver
+from gateway.savings import Savings
+from gateway.schedule import Schedule
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
 from gateway.uploads import Uploads
 from gateway.validate import parse
+from gateway.warm import Warmer
 from gateway.wire import serialize
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2, media_pb2
@@ -132,7 +136,11 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         await models.recall()
         history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry, bans=tiers.bans))
         tiers.orders.on_order(history.obey)
+        replays = await stack.enter_async_context(Replays(tiers, secret, section.replay, telemetry.registry))
+        tiers.orders.on_order(replays.obey)
         costs = Costs()
+        named = [namespace(secret, Scope.TENANT, Principal(tenant)) for tenant in section.savings_tenants]
+        savings = Savings(telemetry.registry, named)
         flights: Flights[object, Step] = Flights(grace=section.grace)
         stack.push_async_callback(flights.drain, section.drain)
         forwarder = Forwarder(
@@ -159,32 +167,33 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             ledger,
             history,
             costs,
+            savings,
             max_generations=section.max_generations,
             heartbeat=section.heartbeat,
             links=links,
         )
-        _register(
-            server,
-            _MEDIA,
-            MediaServicer(
-                models,
-                resolver,
-                Explainer(tiers, forwarder, history, costs),
-                tiers,
-                darkroom,
-                Uploads(tiers.through_memory),
-                names,
-                peers,
-                ledger,
-                telemetry.tracing,
-                secret=secret,
-                default_seed=section.default_seed,
-                policies=section.policies,
-                similar_by_default=section.similarity.by_default,
-            ),
-            unparsed=frozenset({"AnimateImage"}),
+        explainer = Explainer(tiers, forwarder, history, costs)
+        media = MediaServicer(
+            models,
+            resolver,
+            explainer,
+            tiers,
+            darkroom,
+            Uploads(tiers.through_memory),
+            names,
+            peers,
+            replays,
+            ledger,
+            telemetry.tracing,
+            secret=secret,
+            default_seed=section.default_seed,
+            policies=section.policies,
+            similar_by_default=section.similarity.by_default,
         )
-        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, Control(tiers, darkroom, secret=secret)))
+        warmer = Warmer(media.plan_animation, explainer, resolver, replays, heartbeat=section.heartbeat)
+        control = Control(tiers, darkroom, secret=secret)
+        _register(server, _MEDIA, media, unparsed=frozenset({"AnimateImage"}))
+        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, savings, control, warmer))
         health_servicer = await _add_health(server)
         if section.reflection:
             shown = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)
@@ -203,6 +212,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             await http.serve(artifacts.answer)
         await server.start()
         stack.push_async_callback(server.stop, 0)
+        await stack.enter_async_context(Schedule(section.warm, warmer, tiers.objects, secret))
         _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)
         yield Gateway(server, port, health_servicer, http)
 

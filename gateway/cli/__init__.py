@@ -2,7 +2,22 @@
 
 import click
 
-from gateway.cli import animate, control, doctor, explain, follow, gc, inspect, models, simulate, stack, stats, trace
+from gateway.cli import (
+    animate,
+    control,
+    doctor,
+    explain,
+    follow,
+    gc,
+    inspect,
+    models,
+    savings,
+    simulate,
+    stack,
+    stats,
+    trace,
+    warm,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,5 +29,6 @@ for command in (
     *(stack.up, stack.down, animate.animate, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
     *(control.invalidate, control.switch, inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate),
+    *(warm.warm, savings.savings),
 ):
     main.add_command(command)

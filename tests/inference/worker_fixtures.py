@@ -195,6 +195,7 @@ def ask(
     max_age: float | None = None,
     idle: Sequence[str] = (),
     must_run: bool = False,
+    idle_priority: bool = False,
     **parameters: Scalar,
 ) -> RunRequest:
     """A request as a gateway would make it; `near` is the picture whose encodings stand in."""
@@ -220,6 +221,7 @@ def ask(
         max_age=max_age,
         idle=idle,
         must_run=must_run,
+        idle_priority=idle_priority,
     )
 
 
