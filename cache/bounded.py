@@ -81,8 +81,8 @@ class _Entry(Generic[V]):
 
 
 class Bounded(Generic[K, V]):
-    """See the module. No entry may weigh more than `max_weight`, so that one cannot push out all others. `on_removal`
-    hears of every entry that leaves, after it has left.
+    """See the module. No entry may take more than `max_share` of the bytes, so that one cannot push out all others.
+    `on_removal` hears of every entry that leaves, after it has left.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class Bounded(Generic[K, V]):
         *,
         max_bytes: int,
         max_entries: int | None = None,
-        max_weight: int | None = None,
+        max_share: float = 1.0,
         policy: Policy[K] | None = None,
         on_removal: Callable[[K, V, Removal], None] | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self.max_entries = max_entries
-        self.max_weight = max_bytes if max_weight is None else min(max_weight, max_bytes)
+        self._max_share = max_share
         self.bytes = 0
         self.removals: dict[Removal, int] = dict.fromkeys(Removal, 0)
         self._policy: Policy[K] = policy if policy is not None else LeastRecentlyUsed()
@@ -110,6 +110,11 @@ class Bounded(Generic[K, V]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._entries
+
+    @property
+    def max_weight(self) -> int:
+        """The most that one entry may weigh."""
+        return round(self._max_share * self.max_bytes)
 
     def items(self) -> list[tuple[K, V]]:
         """What is held now, whatever its age, without that counting as an access."""
@@ -193,6 +198,19 @@ class Bounded(Generic[K, V]):
         for key in [key for key, entry in self._entries.items() if not entry.leases]:
             self._remove(key, Removal.EXPLICIT)
         return before - self.bytes
+
+    def resize(self, max_bytes: int) -> None:
+        """Another budget from now on. What a smaller one has no room for goes, as far as it is not leased."""
+        self.max_bytes = max_bytes
+        going, over = list[K](), self.bytes - max_bytes
+        for key in self._policy.victims():
+            if over <= 0:
+                break
+            if not self._entries[key].leases:
+                going.append(key)
+                over -= self._entries[key].weight
+        for key in going:
+            self._remove(key, Removal.SIZE)
 
     def expire(self, now: float) -> None:
         """Let go of everything too old. Costs little when nothing is."""

@@ -137,7 +137,7 @@ def _memory(settings: CacheSettings, switches: Switches) -> MemoryTier:
     return MemoryTier(
         max_bytes=l1.max_bytes if l1.enabled else 0,
         max_entries=l1.max_entries,
-        max_weight=int(l1.max_share * l1.max_bytes),
+        max_share=l1.max_share,
         policy=policy_named(l1.policy, max_bytes=l1.max_bytes, max_entries=l1.max_entries),
         switches=switches,
     )

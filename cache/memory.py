@@ -32,13 +32,13 @@ class MemoryTier:
         *,
         max_bytes: int,
         max_entries: int | None = None,
-        max_weight: int | None = None,
+        max_share: float = 1.0,
         policy: Policy[Key] | None = None,
         switches: Switches | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.entries: Bounded[Key, Any] = Bounded(
-            max_bytes=max_bytes, max_entries=max_entries, max_weight=max_weight, policy=policy
+            max_bytes=max_bytes, max_entries=max_entries, max_share=max_share, policy=policy
         )
         self._switches = switches if switches is not None else Switches()
         self._clock = clock

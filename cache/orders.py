@@ -1,4 +1,4 @@
-"""Orders: what operators say while a deployment runs (bans, switches), and how every process comes to know it.
+"""Orders: what operators say while a deployment runs (bans, switches, pins), and how every process comes to know it.
 
 An order is written to the durable tier first, as one small object that never changes, then told to all processes over
 Redis. Whoever hears it obeys, and says so. Whoever was deaf (Redis gone, or itself cut off) reads the book of orders
@@ -27,11 +27,13 @@ from cache.bans import Ban, Bans
 from cache.condition import Condition
 from cache.encoding import keyed_hash_of
 from cache.errors import TierError
+from cache.keys import Address
 from cache.objects import ObjectsStore
+from cache.pins import Pin, Pins
 from cache.sweep import Gone
 from cache.switches import Subject, Switch, Switches
 
-Order: TypeAlias = Ban | Switch
+Order: TypeAlias = Ban | Switch | Pin
 Obey: TypeAlias = "Callable[[Order | None], Awaitable[Gone]]"
 
 IN_FORCE = 8 * 24 * 3600.0  # seconds a ban is kept in mind: longer than any entry may live, kept requests included
@@ -91,10 +93,12 @@ class Orders:
         secret: bytes,
         bans: Bans,
         switches: Switches,
+        pins: Pins | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.bans = bans
         self.switches = switches
+        self.pins = pins if pins is not None else Pins()
         self._book = book
         self._channel = channel
         self._process = process
@@ -196,6 +200,8 @@ class Orders:
                 self.bans.add(order)
             case Switch():
                 self.switches.turn(order)
+            case Pin():
+                self.pins.turn(order)
         hearing = Hearing(self._process, await self._sweep(order))
         if name in self._answers:
             self._note(name, self._id, hearing)
@@ -267,6 +273,8 @@ def _as_json(order: Order) -> dict[str, Any]:
             }
         case Switch(at, subject, name, on):
             return {"kind": "switch", "at": at, "subject": subject.value, "name": name, "on": on}
+        case Pin(at, address, on):
+            return {"kind": "pin", "at": at, "address": str(address), "on": on}
 
 
 def _from_json(fields: Mapping[str, Any]) -> Order | None:
@@ -278,6 +286,8 @@ def _from_json(fields: Mapping[str, Any]) -> Order | None:
                 return Ban(at, condition) if condition else None
             case {"kind": "switch", **said}:
                 return Switch(said["at"], Subject(said["subject"]), said["name"], said["on"])
+            case {"kind": "pin", **said}:
+                return Pin(said["at"], Address.parse(said["address"]), said["on"])
     except (TypeError, ValueError, KeyError):
         return None
     return None

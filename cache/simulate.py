@@ -69,7 +69,7 @@ def replay(
     entries: Bounded[str, bool] = Bounded(
         max_bytes=max_bytes,
         max_entries=max_entries,
-        max_weight=max_weight,
+        max_share=1.0 if max_weight is None else min(max_weight / max_bytes, 1.0),
         policy=_policy(policy, max_bytes, max_entries, lambda: now),
     )
     hits = bytes_hit = peak = 0

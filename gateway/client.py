@@ -238,6 +238,10 @@ class Client:
         request = cache_pb2.SavingsRequest()
         return await self._ask(lambda door: door.cache.Savings(request, timeout=_LATER, metadata=self._metadata))
 
+    async def pin(self, address: str, *, on: bool = True) -> cache_pb2.PinResponse:
+        request = cache_pb2.PinRequest(address=address, on=on)
+        return await self._ask(lambda door: door.cache.Pin(request, timeout=_LATER, metadata=self._metadata))
+
     async def stats(self) -> cache_pb2.StatsResponse:
         request = cache_pb2.StatsRequest()
         return await self._ask(lambda door: door.cache.Stats(request, timeout=_LATER, metadata=self._metadata))

@@ -1,4 +1,4 @@
-"""Control: what operators order. Entries are invalidated, tiers, models and tenants are switched, in every process."""
+"""Control: what operators order. Entries are invalidated and pinned; tiers, models and tenants are switched."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cache.description import Scope
 from cache.errors import TierError
 from cache.keys import Address, Principal, namespace
 from cache.orders import Heard
+from cache.pins import Pin
 from cache.purge import Receipt, Search, find, remove
 from cache.switches import Subject, Switch
 from cache.tier import TierName
@@ -66,6 +67,15 @@ class Control:
         subject, name = self._subject(request)
         heard = await self._tiers.orders.give(Switch(self._clock(), subject, name, request.on))
         return pb.SwitchResponse(heard=heard_message(heard), switched_off=self.switched_off())
+
+    async def pin(self, request: pb.PinRequest) -> pb.PinResponse:
+        """Raises InvalidField."""
+        try:
+            address = Address.parse(request.address)
+        except ValueError:
+            raise InvalidField("address", "must be an address as reports give it: 32 digits, a slash, 64") from None
+        heard = await self._tiers.orders.give(Pin(self._clock(), address, request.on))
+        return pb.PinResponse(heard=heard_message(heard), pinned=map(str, self._tiers.orders.pins.wanted))
 
     def switched_off(self) -> list[str]:
         return [f"{subject.value} {name}" for subject, name in self._tiers.switches.off]

@@ -89,6 +89,10 @@ class CacheServicer:
         require_operator()
         return await self._control.switch(request)
 
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
+        require_operator()
+        return await self._control.pin(request)
+
     async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectResponse:
         require_operator()
         try:

@@ -73,9 +73,7 @@ class Engine:
         self._movable: WeakKeyDictionary[Flight[Event], tuple[_Key, tuple[str, ...]]] = WeakKeyDictionary()
         self._followers: dict[str, _Follower] = {}
         # What a request means is needed before it can be known whether anything must wait, so it never waits itself.
-        self._hosts = {
-            name: DeviceThread(model.device, f"canonical-{name}", beside=True) for name, model in models.items()
-        }
+        self._hosts = {name: DeviceThread(shop.device.device, f"canonical-{name}", beside=True) for name in models}
 
     @property
     def under_way(self) -> int:
@@ -130,9 +128,7 @@ class Engine:
         """Let go of what is banned. A run under way may be made from it: its followers are told it, nobody joins."""
         if isinstance(order, Ban):
             self._flights.part()
-        gone = await self.shop.pool.let_go(self.shop.bans)
-        self.shop.news.announce()
-        return gone
+        return await self.shop.stock.let_go(self.shop.bans)
 
     def stop_accepting(self) -> None:
         """Lead no more runs; those under way can still be joined."""
@@ -167,6 +163,8 @@ class Engine:
             device_bytes_free=shop.memory.free,
             device_bytes_total=shop.memory.total,
             model_bytes=self._model_bytes,
+            host_bytes=shop.stock.host.bytes,
+            host_entries=len(shop.stock.host),
         )
 
     async def _understand(self, plan: Plan) -> Meaning:

@@ -47,14 +47,18 @@ async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> list[pb.Stage
 
 
 async def _look(shop: Workshop, plan: Plan, meaning: Meaning, sight: _Sight, stages: Sequence[Stage]) -> None:
-    """In the order of a run: the pool, what the plan brought, the tiers."""
+    """In the order of a run: the pools, what the plan brought, the tiers."""
     now = shop.clock()
     for stage in stages:
         address = meaning.addresses[stage.name]
-        hot = shop.pool.peek(address)
-        if hot is not None and plan.young_enough(hot.record, now) and not shop.bans.forbid(hot.record):
-            sight.records[stage.name], sight.tiers[stage.name] = hot.record, TierName.POOL
-        elif (record := plan.brought(stage.name, address, now)) is not None and not shop.bans.forbid(record):
+        for pool, tier in ((shop.pool, TierName.POOL), (shop.stock.host, TierName.L1)):
+            hot = pool.peek(address)
+            if hot is not None and plan.young_enough(hot.record, now) and not shop.bans.forbid(hot.record):
+                sight.records.setdefault(stage.name, hot.record)
+                sight.tiers.setdefault(stage.name, tier)
+        if stage.name in sight.records:
+            continue
+        if (record := plan.brought(stage.name, address, now)) is not None and not shop.bans.forbid(record):
             sight.records[stage.name], sight.tiers[stage.name] = record, None
     addresses = {meaning.addresses[stage.name]: stage.name for stage in stages if stage.name not in sight.records}
     for address, found in (await shop.hierarchy.peek_many(list(addresses))).items():

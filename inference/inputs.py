@@ -1,5 +1,5 @@
 """Inputs: the outputs of stages that a run can read instead of computing them. Found at once, brought near while the
-run waits for the device, and at hand when its turn comes.
+run waits for the device, at hand when its turn comes, and let go as soon as nothing that is left to run reads them.
 
 Whatever is found may be gone by the time it is read. Then its stage runs, and what that stage needs is found wanting in
 the same way, up to the pictures themselves. While a run waits it holds nothing but leases in the pool, so that waiting
@@ -9,7 +9,7 @@ takes no memory beyond the pool's and L1's bounds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -22,12 +22,11 @@ from cache.record import Record
 from cache.shares import shares
 from cache.tier import Lookup, TierName, proves_absence
 from cache.work import Work, divide
-from inference import tensors
-from inference.device import out_of_memory
 from inference.errors import MediaNeeded, NearGone
 from inference.models.base import Tensors
 from inference.plan import Meaning, Plan, lacks_loan, lacks_media
-from inference.pool import Hot, compact
+from inference.pool import Hot
+from inference.stock import load
 from inference.workshop import Workshop
 
 
@@ -39,7 +38,7 @@ class Inputs:
         self._plan = plan
         self._meaning = meaning
         self._span = span
-        self._hot: dict[str, Hot] = {}  # leased, by stage
+        self._hot: dict[str, Hot] = {}  # leased on the device, by stage
         self._near: set[str] = set()
         self._lost: set[str] = set()
         self.records: dict[str, Record] = {}  # by stage
@@ -49,12 +48,18 @@ class Inputs:
         self.lookups: dict[str, list[Lookup]] = {}  # by stage
 
     def __enter__(self) -> Self:
+        self._shop.waiting.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.begin()
         self.let_go()
+
+    def begin(self) -> None:
+        """The run's turn has come: its leases are not to be taken from it any more."""
+        self._shop.waiting.discard(self)
 
     async def find(self) -> None:
         """Learn which outputs there are; called again later, which have been made since.
@@ -96,6 +101,10 @@ class Inputs:
         """Give back all leases. What was leased is read again when it is needed."""
         self._release(set(self._hot))
 
+    def keep_only(self, stages: Container[str]) -> None:
+        """Give back the leases of all other stages: nothing will read their outputs."""
+        self._release({stage for stage in self._hot if stage not in stages})
+
     def _unknown(self) -> list[Stage]:
         known = (self.records.keys() - self._lost) | self._meaning.outputs.keys()
         return [stage for stage in self._plan.stages[:-1] if stage.cached and stage.name not in known]
@@ -104,6 +113,8 @@ class Inputs:
         for stage in wanted:
             if (hot := self._lease(stage)) is not None:
                 self._know(stage.name, hot.record, TierName.POOL)
+            elif (hot := self._in_host(stage)) is not None:
+                self._know(stage.name, hot.record, TierName.L1)  # for a caller: in the memory of this process
 
     def _lease(self, stage: Stage) -> Hot | None:
         """The stage's output if it is on the device, to stay there until it is let go."""
@@ -114,6 +125,10 @@ class Inputs:
                 return None
             self._hot[stage.name] = hot
         return self._hot.get(stage.name)
+
+    def _in_host(self, stage: Stage) -> Hot | None:
+        hot = self._shop.stock.host.peek(self._meaning.addresses[stage.name])
+        return hot if hot is not None and self._may_use(hot.record) else None
 
     def _believe_plan(self, wanted: Sequence[Stage]) -> None:
         for stage in wanted:
@@ -156,8 +171,8 @@ class Inputs:
             },
         )
         try:
-            if self._lease(stage) is None and (data := await self._read(stage, span)) is not None and stage.pooled:
-                await self._heat(stage, data)
+            if self._lease(stage) is None:
+                await self._fetch(stage, span)
             if stage.name in self.tiers:
                 span.set_attribute("reprise.cache.tier", self.tiers[stage.name].value)
         finally:
@@ -166,38 +181,41 @@ class Inputs:
         if stage.name not in self._lost:
             self._shop.hierarchy.touch(self.records[stage.name])
 
-    async def _heat(self, stage: Stage, data: bytes) -> None:
-        """Put an output into the pool and lease it, if there is room."""
-        try:
-            own, weight = await self._shop.beside.run(_load, self._shop, data)
-        except ValueError:
-            self._lose(stage, for_good=True)
-            return
-        except Exception as error:
-            if out_of_memory(error):
-                return  # it is read again at its turn, when there is a way to make room
-            raise
-        self._shop.pool.put(self._meaning.addresses[stage.name], Hot(own, weight, self.records[stage.name]))
+    async def _fetch(self, stage: Stage, span: Span) -> None:
+        """Have an output in host memory, and on the device and leased if there is room."""
+        address = self._meaning.addresses[stage.name]
+        if self._in_host(stage) is not None:
+            await self._shop.stock.promote(address)
+        elif (data := await self._read(stage, span)) is not None and stage.pooled:
+            # A gateway may have found it under another spelling; here it goes by its canonical address.
+            record = replace(self.records[stage.name], address=address, canonical=None)
+            try:
+                await self._shop.stock.bring(record, data)
+            except ValueError:
+                self._lose(stage, for_good=True)
+                return
         self._lease(stage)  # even where it was not put: somebody else may have done so in the meantime
-        self._shop.news.announce()
 
     async def _take(self, stage: Stage) -> Tensors | None:
         if (hot := self._lease(stage)) is not None:
             return hot.tensors
-        if (data := await self._read(stage, self._span)) is None:
+        if (hot := self._in_host(stage)) is not None:
+            own = hot.tensors
+            self._left_the_device(stage)
+        elif (data := await self._read(stage, self._span)) is None:
             return None
-        try:
-            (own, _), _ = await self._shop.compute(_load, self._shop, data)
-        except ValueError:
-            self._lose(stage, for_good=True)
-            return None
-        return own
+        else:
+            try:
+                own, _ = await self._shop.beside.run(load, data)
+            except ValueError:
+                self._lose(stage, for_good=True)
+                return None
+        return (await self._shop.compute(self._shop.device.device.bring_in, own))[0]
 
     async def _read(self, stage: Stage, span: Span) -> bytes | None:
         record = self.records[stage.name]
         if record.output.inline is not None:
-            if self.tiers.get(stage.name) is TierName.POOL:
-                self.tiers[stage.name] = TierName.L1  # the lease was given back, and the bytes are in this process
+            self._left_the_device(stage)
             return record.output.inline
         data, tier, lookups = await self._shop.hierarchy.read(
             record.address.namespace, record.output.digest, stage.ttl, cost=record.total_device_seconds
@@ -211,6 +229,11 @@ class Inputs:
             self.tiers[stage.name] = tier  # where it was first read from: later it is in host memory in any case
         return data
 
+    def _left_the_device(self, stage: Stage) -> None:
+        """The lease was given back, and the bytes are in this process."""
+        if self.tiers.get(stage.name) is TierName.POOL:
+            self.tiers[stage.name] = TierName.L1
+
     def _lose(self, stage: Stage, *, for_good: bool) -> None:
         self._lost.add(stage.name)
         self.reasons[stage.name] = Reason.EVICTED if for_good else Reason.TIER_FAILED
@@ -221,7 +244,3 @@ class Inputs:
         for name in names:
             del self._hot[name]
             self._shop.pool.release(self._meaning.addresses[name])
-
-
-def _load(shop: Workshop, data: bytes) -> tuple[Tensors, int]:
-    return compact(tensors.from_bytes(data, shop.device.device))

@@ -164,11 +164,10 @@ class Job:
     @contextmanager
     def _waiting(self, inputs: Inputs) -> Iterator[None]:
         span = self._shop.tracing.child(self.span, "worker.queue")
-        self._shop.waiting.add(inputs)
         try:
             yield
         finally:
-            self._shop.waiting.discard(inputs)
+            inputs.begin()
             span.end()
 
     async def _run(self, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
@@ -182,13 +181,18 @@ class Job:
             self._shop.needed(stage, inputs.records[stage.name])
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
-        for stage in work.run[:-1]:
+        for position, stage in enumerate(work.run[:-1], start=1):
             made = await self._run_stage(stage, outputs, log)
             assert not isinstance(made.output, Artifact)  # noqa: S101  # `_compute` has seen to that
             outputs[stage.name] = made.output
             await self._keep(stage, made, inputs)
+            needed = {name for later in work.run[position:] for name in self._upstream(later)}
+            for name in outputs.keys() - needed:
+                del outputs[name]
+            inputs.keep_only(needed)
         made = await self._run_stage(self._final, outputs, log)
         assert isinstance(made.output, Artifact)  # noqa: S101  # likewise
+        await self._shop.end_generation()
         return await self._deliver(made, made.output, inputs, log)
 
     async def _run_stage(self, stage: Stage, outputs: dict[str, Tensors], log: EventLog) -> _Made:
@@ -252,8 +256,7 @@ class Job:
         record = self._record(stage, made, Stored(digest, TENSORS_TYPE, _inline(data)))
         self._shop.needed(stage, record)
         if stage.pooled:
-            self._shop.pool.put(record.address, Hot(made.output, made.weight, record))
-            self._shop.news.announce()
+            await self._shop.stock.keep(Hot(made.output, made.weight, record))
         durable = await self._shop.hierarchy.commit(
             record, data, replace=self._plan.replace or stage.name in inputs.gone
         )

@@ -47,7 +47,7 @@ from cache.bridge import Closed
 from cache.encoding import Value
 from cache.purge import Receipt
 from cache.record import Record
-from inference import fingerprint, forms
+from inference import cuda, fingerprint, forms
 
 CODE_VERSION = 1  # of how calls are named and their outputs stored: bump when either changes
 ENCODERS: tuple[tuple[str, str], ...] = (
@@ -358,7 +358,7 @@ def _generators(device: torch.device) -> list[torch.Tensor]:
     """The states of the global generators that a component could draw from."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
+        states.append(cuda.generator_state(device))
     return states
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from cache.description import Scope
+from cache.keys import Address
 from cache.settings import ProcessSettings, Section
 from cache.value import PolicyName
 
@@ -37,10 +38,12 @@ class WorkerSection(Section):
     models: tuple[ModelSettings, ...] = ()  # or the short form, name: source
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int = Field(0, ge=0)  # of the processor for one operation, 0: torch's choice; bits may depend on it
-    pool_bytes: int | None = Field(None, ge=0)  # None: what `inference.device.default_pool_bytes` finds reasonable
-    pool_entries: int | None = Field(None, ge=0)  # None: the bytes are bound enough
+    pool_bytes: int | None = Field(None, ge=0)  # of device memory, if runs leave as much; None: all that they leave
+    pool_entries: int | None = Field(10, ge=0)  # None: the bytes are bound enough
     pool_share: float = Field(0.25, gt=0, le=1)  # of the pool's bytes that one output may take
     pool_policy: PolicyName = "value"  # who leaves when there is no room: cache/value.py
+    host_pool_bytes: int | None = Field(None, ge=0)  # None: 1 GiB beside an accelerator, nothing on a processor
+    favourites: tuple[str, ...] = ()  # addresses as reports give them; what they mean stays in the pool
     queue: int = Field(64, ge=0)  # runs that may wait for the device
     spill_after: int | None = Field(1, ge=0)  # runs that wait here before others go to idle workers; None: none ever
     grace: float = Field(10.0, ge=0)  # how long queued work waits for its last follower to come back
@@ -53,6 +56,13 @@ class WorkerSection(Section):
         if isinstance(models, Mapping):
             return [{"name": name, "source": source} for name, source in models.items()]
         return models
+
+    @field_validator("favourites")
+    @classmethod
+    def _are_addresses(cls, favourites: tuple[str, ...]) -> tuple[str, ...]:
+        for favourite in favourites:
+            Address.parse(favourite)
+        return favourites
 
     @field_validator("models")
     @classmethod

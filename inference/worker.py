@@ -9,20 +9,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
-import torch
 
 from cache.accesses import access_log
 from cache.build import Tiers, build_tiers
 from cache.catalogue import Catalogue
 from cache.description import Description, Scope
 from cache.errors import TierError
-from cache.keys import Principal, namespace
+from cache.keys import Address, Principal, namespace
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from cache.value import policy_named
 from inference import models
-from inference.device import DeviceThread, choose, default_pool_bytes, execution
+from inference.device import MIB, Device, DeviceThread, HostDevice, Memory, execution, open_device
 from inference.engine import Engine
+from inference.favourites import Favourites
 from inference.metrics import WorkerMetrics
 from inference.models.base import Model
 from inference.pool import Pool
@@ -33,6 +33,8 @@ from inference.workshop import Workshop
 
 _STREAMS_END = 5.0  # seconds that streams get to carry away what is already told
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between tries to publish a description
+_POOL_ON_HOST = 256 * MIB  # where the device's memory is the host's, and nobody says how much of it to take
+_HOST_POOL = 1024 * MIB  # where it is not
 _log = structlog.get_logger(__name__)
 
 
@@ -70,16 +72,15 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         await stack.enter_async_context(tiers)
         device, beside = await _open_device(section, stack)
         loaded = await _load_models(section.models, device)
-        pool_bytes = section.pool_bytes
-        if pool_bytes is None:
-            pool_bytes = await device.run(default_pool_bytes, device.device)
+        memory = await device.run(device.device.memory)
         shop = Workshop(
             device,
             beside,
-            pool_of(section, pool_bytes),
+            pool_of(section, _pool_bytes(section, memory)),
             tiers.through_memory,
             WorkerMetrics(telemetry.registry),
             telemetry.tracing,
+            host=Pool(max_bytes=_host_pool_bytes(section, device.device)),
             queue=section.queue,
             execution=await device.run(execution, device.device),
             bans=tiers.bans,
@@ -89,15 +90,19 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
             ),
         )
         await shop.measure_memory()
+        await shop.size_pool()
         engine = Engine(loaded, shop, grace=section.grace, spill_after=section.spill_after)
         stack.callback(engine.close)
         tiers.orders.on_order(engine.obey)
-        publishing = asyncio.create_task(
-            _publish_all(settings, tiers, [model.description for model in loaded.values()])
-        )
-        stack.push_async_callback(_end, publishing)
+        shared = namespace(settings.cache.secret_bytes, Scope.SHARED, Principal(""))
+        wanted = map(Address.parse, section.favourites)
+        favourites = Favourites(shop, loaded, wanted, tiers.orders.pins, shared=shared)
+        tiers.orders.on_order(favourites.obey)
+        descriptions = [model.description for model in loaded.values()]
+        for work in (_publish_all(tiers, shared, descriptions), favourites.keep()):
+            stack.push_async_callback(_end, asyncio.create_task(work))
         await server.open(engine)
-        _log.info("serving", address=f"{section.host}:{server.port}", models=sorted(loaded), device=str(device.device))
+        _log.info("serving", address=f"{section.host}:{server.port}", models=sorted(loaded), device=device.device.kind)
         yield Worker(server, engine, drain=section.drain)
 
 
@@ -132,10 +137,10 @@ def _listen_for_signals(serving: asyncio.Event) -> asyncio.Event:
 
 async def _open_device(section: WorkerSection, stack: AsyncExitStack) -> tuple[DeviceThread, DeviceThread]:
     # Torch keeps the number of threads for each thread of ours, so the one that computes is the one that chooses.
-    device = DeviceThread(torch.device("cpu"), "device")
+    device = DeviceThread(HostDevice(), "device")
     stack.callback(device.close)
     try:
-        device.device = await device.run(choose, section.device, section.threads)
+        device.device = await device.run(open_device, section.device, section.threads)
     except ValueError as error:
         raise SettingsError(f"worker.device: {error}") from error
     beside = DeviceThread(device.device, "beside", beside=True)
@@ -148,7 +153,7 @@ def pool_of(section: WorkerSection, max_bytes: int) -> Pool:
     return Pool(
         max_bytes=max_bytes,
         max_entries=section.pool_entries,
-        max_weight=int(section.pool_share * max_bytes),
+        max_share=section.pool_share,
         policy=policy_named(section.pool_policy, max_bytes=max_bytes, max_entries=section.pool_entries),
     )
 
@@ -159,7 +164,7 @@ async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) ->
         _log.info("loading", model=model.name)
         try:
             opened = await device.run(
-                models.load, model.source, name=model.name, device=str(device.device), dtype=model.dtype
+                models.load, model.source, name=model.name, device=str(device.device.place), dtype=model.dtype
             )
             opened.description = decide(opened.description, model.stages)
             loaded[model.name] = opened
@@ -168,11 +173,23 @@ async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) ->
     return loaded
 
 
-async def _publish_all(settings: WorkerSettings, tiers: Tiers, descriptions: Iterable[Description]) -> None:
+def _pool_bytes(section: WorkerSection, memory: Memory) -> int:
+    """The most that the pool may take. The workshop bounds it further by what is left beside the models' runs."""
+    if section.pool_bytes is not None:
+        return section.pool_bytes
+    return memory.total or _POOL_ON_HOST
+
+
+def _host_pool_bytes(section: WorkerSection, device: Device) -> int:
+    if section.host_pool_bytes is not None:
+        return section.host_pool_bytes
+    return _HOST_POOL if device.separate else 0
+
+
+async def _publish_all(tiers: Tiers, shared: str, descriptions: Iterable[Description]) -> None:
     """Make descriptions known to gateways that start while no worker is there. Keeps trying."""
     if tiers.objects is None:
         return
-    shared = namespace(settings.cache.secret_bytes, Scope.SHARED, Principal(""))
     catalogue = Catalogue(tiers.objects, tiers.below_memory, shared)
     await asyncio.gather(*(publish(catalogue, description) for description in descriptions))
 

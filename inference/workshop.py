@@ -13,14 +13,18 @@ from cache.hierarchy import Hierarchy
 from cache.news import News
 from cache.record import Record
 from cache.telemetry import Tracing
-from inference.device import DeviceThread, Memory, free_unused, memory, out_of_memory
+from inference.device import MIB, DeviceThread, Memory, Timed, free_unused, out_of_memory
 from inference.errors import DeviceMemory
 from inference.metrics import WorkerMetrics
 from inference.pool import Pool
+from inference.stock import Stock
 from inference.turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_UNTIL_MEASURED = 2048 * MIB  # bytes that a pool takes at most before it is known what a run needs
+_SPARE = 50  # one part in so many of a device's memory is left over: allocators need room between tensors
 
 
 class Holder(Protocol):
@@ -41,6 +45,7 @@ class Workshop:
         metrics: WorkerMetrics,
         tracing: Tracing,
         *,
+        host: Pool | None = None,
         queue: int,
         execution: Mapping[str, str],
         bans: Bans | None = None,
@@ -60,10 +65,14 @@ class Workshop:
         self.news = news if news is not None else News()
         self._accesses = accesses
         self.turns = Turns(queue, self.news.announce)
-        self.waiting: set[Holder] = set()  # those with leases that wait for their turn
+        self.stock = Stock(pool, host if host is not None else Pool(max_bytes=0), beside, self.news.announce)
+        self.waiting: set[Holder] = set()  # those with leases whose turn has not come
         self.generations = 0
         self.memory = Memory()
-        metrics.watch(self.turns, pool)
+        self.run_bytes = 0  # the most that a stage needed beside what was in use when it began
+        self._measured = False  # whether all stages of some run are in that
+        self._most_pool_bytes = pool.max_bytes
+        metrics.watch(self)
 
     def needed(self, stage: Stage, record: Record) -> None:
         """A run needed this output on the device."""
@@ -75,32 +84,60 @@ class Workshop:
         self.metrics.generations.inc()
         self.news.announce()
 
+    async def end_generation(self) -> None:
+        """A run has come to its end: what it needed is known."""
+        if not self._measured:
+            self._measured = True
+            await self.size_pool()
+
     async def compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
         """What a function of the device thread returns, and the device seconds it took.
 
-        When the device runs out of memory, everything reusable is let go and the function called once more. Raises
-        DeviceMemory, or what the function raises.
+        When the device runs out of memory, everything reusable leaves it and the function is called once more, with
+        nothing else coming in meanwhile. Raises DeviceMemory, or what the function raises.
         """
-        for _ in range(2):
-            try:
-                made = await self.device.timed(function, *args, **kwargs)
-                await self.measure_memory()
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-            else:
-                return made
-            # Not before the exception is gone, whose traceback holds on to what was being computed.
-            await self._make_room()
-        raise DeviceMemory(free=self.memory.free, total=self.memory.total)
+        made = await self._attempt(function, *args, **kwargs)
+        if made is None:
+            self.metrics.out_of_memory.inc()
+            async with self.stock.emptied(self._take_leases):
+                await self.device.run(free_unused, self.device.device)
+                made = await self._attempt(function, *args, **kwargs)
+        if made is None:
+            raise DeviceMemory(free=self.memory.free, total=self.memory.total)
+        result, cost = made
+        await self._learn(cost.bytes)
+        return result, cost.seconds
 
     async def measure_memory(self) -> None:
-        self.memory = await self.device.run(memory, self.device.device)
+        self.memory = await self.device.run(self.device.device.memory)
 
-    async def _make_room(self) -> None:
+    async def size_pool(self) -> None:
+        """Bound the pool by what the device has beside models and the most that a stage has needed; by a quarter of
+        that until a run has shown what all stages need.
+        """
+        if self.memory.total == 0:
+            return
+        left = self.memory.free + self.pool.bytes - self.run_bytes - self.memory.total // _SPARE
+        if not self._measured:
+            left = min(left // 4, _UNTIL_MEASURED)
+        await self.stock.resize(max(0, min(left, self._most_pool_bytes)))
+
+    async def _attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, Timed] | None:
+        """None where memory was not enough; not before the exception is gone, which holds what was being computed."""
+        try:
+            return await self.device.measured(function, *args, **kwargs)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return None
+        finally:
+            await self.measure_memory()
+
+    async def _learn(self, needed: int) -> None:
+        if needed > self.run_bytes:
+            self.run_bytes = needed
+            await self.size_pool()
+
+    def _take_leases(self) -> None:
         for holder in self.waiting:
             holder.let_go()
-        self.pool.clear()
-        await self.device.run(free_unused, self.device.device)
-        await self.measure_memory()
-        self.news.announce()

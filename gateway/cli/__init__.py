@@ -28,7 +28,7 @@ def main() -> None:
 for command in (
     *(stack.up, stack.down, animate.animate, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
-    *(control.invalidate, control.switch, inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate),
-    *(warm.warm, savings.savings),
+    *(control.invalidate, control.switch, control.pin, warm.warm, savings.savings),
+    *(inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate),
 ):
     main.add_command(command)

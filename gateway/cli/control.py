@@ -1,4 +1,4 @@
-"""`reprise invalidate` and `reprise switch`: what operators order."""
+"""`reprise invalidate`, `reprise switch` and `reprise pin`: what operators order."""
 
 from __future__ import annotations
 
@@ -77,6 +77,25 @@ def switch(subject: str, name: str, state: str, address: str, api_key: str) -> N
     response = call(address, api_key, order)
     _tell_heard(out, response.heard)
     out.print(f"off: {', '.join(response.switched_off) or 'nothing'}")
+
+
+@click.command()
+@click.argument("pinned", metavar="ADDRESS")
+@click.option("--off", is_flag=True, help="Let go of it again.")
+@gateway_options
+def pin(pinned: str, off: bool, address: str, api_key: str) -> None:
+    """Keep an encoding on the device of every worker of its model, whatever else comes.
+
+    ADDRESS is as reports give it; that of a video means the encodings of its picture.
+    """
+
+    async def order(client: Client) -> pb.PinResponse:
+        return await client.pin(pinned, on=not off)
+
+    out = console()
+    response = call(address, api_key, order)
+    _tell_heard(out, response.heard)
+    out.print(f"pinned: {', '.join(response.pinned) or 'nothing'}", soft_wrap=True)
 
 
 def _tell_heard(out: Console, heard: pb.Heard) -> None:

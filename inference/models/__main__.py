@@ -6,9 +6,8 @@ import sys
 
 import click
 import psutil
-import torch
 
-from inference.device import MIB, choose, memory
+from inference.device import MIB, Device, open_device
 from inference.models import FAMILIES
 from inference.models.loading import compute_type
 from inference.models.sources import Examined, examine
@@ -26,14 +25,15 @@ def main() -> None:
 def check(source: str, device: str, dtype: str | None) -> None:
     """Say what SOURCE is: a folder, or OWNER/NAME[@REVISION] of the hub. Fails if a worker here could not serve it."""
     try:
-        model, place = examine(source), choose(device)
+        model, opened = examine(source), open_device(device)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    kind = compute_type(place.type, dtype)
+    place = opened.place.type
+    kind = compute_type(place, dtype)
     click.echo("\n".join(_told(model)))
-    need, have = model.parameters * kind.itemsize, _bytes_of(place)
+    need, have = model.parameters * kind.itemsize, _bytes_of(opened)
     name = str(kind).removeprefix("torch.")
-    click.echo(f"  weights as {name}: {_mib(need)}, on a {place.type} with {_mib(have)}")
+    click.echo(f"  weights as {name}: {_mib(need)}, on a {place} with {_mib(have)}")
     if problems := list(_problems(model, need, have)):
         raise click.ClickException("; ".join(problems))
     click.echo(f"  for a worker's configuration: {{name: NAME, source: {model.source}}}")
@@ -57,8 +57,8 @@ def _problems(model: Examined, need: int, have: int) -> list[str]:
     return problems
 
 
-def _bytes_of(device: torch.device) -> int:
-    return memory(device).total or int(psutil.virtual_memory().total)
+def _bytes_of(device: Device) -> int:
+    return device.memory().total or int(psutil.virtual_memory().total)
 
 
 def _mib(count: int) -> str:

@@ -192,6 +192,32 @@ def test_what_does_not_fit_evicts_nothing() -> None:
     assert 2 == len(entries)
 
 
+def test_another_budget_holds_at_once() -> None:
+    """What a smaller one has no room for goes, by the policy's choice; what is leased stays."""
+    entries = _map(max_bytes=10)
+    for key, weight in (("a", 4), ("b", 4), ("c", 2)):
+        entries.put(key, 1, weight=weight, now=0, ttl=10)
+    entries.lease("a", 0)
+
+    entries.resize(6)
+    assert ["a", "c"] == [key for key in "abc" if key in entries]
+    entries.resize(1)
+    assert (4, ["a"], 2) == (entries.bytes, [key for key in "abc" if key in entries], entries.removals[Removal.SIZE])
+    assert not entries.put("d", 1, weight=1, now=0, ttl=10)
+
+    entries.resize(8)
+    assert entries.put("d", 1, weight=4, now=0, ttl=10)
+
+
+def test_the_share_of_one_entry_is_of_the_budget_there_is() -> None:
+    """After a change of the budget, too."""
+    entries: Bounded[str, int] = Bounded(max_bytes=8, max_share=0.25)
+    assert [True, False] == [entries.put("a", 1, weight=weight, now=0, ttl=10) for weight in (2, 3)]
+
+    entries.resize(16)
+    assert [True, False] == [entries.put("a", 1, weight=weight, now=0, ttl=10) for weight in (4, 5)]
+
+
 def test_a_leased_entry_cannot_be_replaced_deleted_or_evicted() -> None:
     """Until it is released, and as often as it was leased."""
     entries = _map(max_bytes=1)

@@ -40,7 +40,7 @@ async def test_what_is_larger_than_the_budget_is_not_held(size: int, held: bool)
 @pytest.mark.parametrize(("size", "held"), [(2000, True), (2001, False)])
 async def test_no_entry_takes_more_than_its_share(size: int, held: bool) -> None:
     """However much room there is; again `holds` says it beforehand."""
-    tier = MemoryTier(max_bytes=10_000, max_weight=2000 + _OVERHEAD, clock=Clock())
+    tier = MemoryTier(max_bytes=10_000, max_share=(2000 + _OVERHEAD) / 10_000, clock=Clock())
 
     assert held == tier.holds(size)
     assert held == await tier.put(_key("a"), b"x" * size, 600.0)

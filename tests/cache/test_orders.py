@@ -15,8 +15,10 @@ from cache.bans import Ban, Bans
 from cache.channel import RedisChannel
 from cache.condition import Condition
 from cache.errors import TierError
+from cache.keys import Address
 from cache.objects import ObjectsStore
 from cache.orders import IN_FORCE, Order, Orders
+from cache.pins import Pin
 from cache.sweep import Gone
 from cache.switches import Subject, Switch, Switches
 from gateway.stack import Stack
@@ -200,8 +202,9 @@ async def test_memory_is_swept_again_when_all_is_removed(deployment: Deployment)
         Ban(NOW, Condition("m", "r", "s", ("a:b", "c:d"), "ff", 0.0)),
         Ban(NOW, Condition(older_than=0.0)),
         Switch(NOW, Subject.TENANT, "0" * 32, on=True),
+        Pin(NOW, Address("0" * 32, "1" * 64), on=True),
     ],
-    ids=["model", "all", "everything", "switch"],
+    ids=["model", "all", "everything", "switch", "pin"],
 )
 async def test_an_order_is_written_as_it_was_given(deployment: Deployment, order: Order) -> None:
     """Who reads it obeys the very same order."""

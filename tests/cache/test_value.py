@@ -86,7 +86,7 @@ class _Machine(RuleBasedStateMachine):
         return Bounded(
             max_bytes=_MAX_BYTES,
             max_entries=_MAX_ENTRIES,
-            max_weight=60,
+            max_share=60 / _MAX_BYTES,
             policy=policy,
             on_removal=lambda *gone: left.append(gone),
         )

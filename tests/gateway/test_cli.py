@@ -399,6 +399,18 @@ async def test_stats_shows_tiers_answers_and_workers(world: World, file: Path, t
     assert f"worker {worker.address}: idle, 3 queued, pool 1 entries (0.0 MiB), small" in lines
 
 
+async def test_an_address_is_pinned_and_let_go(world: World) -> None:
+    """Who has heard, and all that is pinned; what is no address is refused by name."""
+    desk, one = await world.desk(), f"{'0' * 32}/{'1' * 64}"
+
+    pinned, off, wrong = [await run("pin", *words, desk=desk) for words in ((one,), (one, "--off"), ("a cat",))]
+
+    assert f"pinned: {one}" in pinned.stdout
+    assert "heard by" in pinned.stdout
+    assert "pinned: nothing" in off.stdout
+    assert (1, True) == (wrong.exit_code, "address" in wrong.stderr)
+
+
 async def test_stats_is_for_operators(world: World, tmp_path: Path) -> None:
     """A key of somebody else is refused in a sentence."""
     keys = tmp_path / "keys.yaml"

@@ -251,7 +251,7 @@ async def test_a_tenant_is_switched_off_alone(world: World, worker: ScriptedWork
     assert ["bypass", "bypass", "miss", "hit from L1"] == answers
     assert off.startswith("tenant ")
     assert " a" != off[-2:]
-    for refused in (switch(ann, tenant="b"), invalidate(ann, tenant="b")):
+    for refused in (switch(ann, tenant="b"), invalidate(ann, tenant="b"), ann.pin(f"{'0' * 32}/{'1' * 64}")):
         problem = await problem_of(refused)
         assert (grpc.StatusCode.PERMISSION_DENIED, "OPERATORS_ONLY") == (problem.code, problem.reason)
 
@@ -287,6 +287,26 @@ async def test_a_switch_needs_a_subject(world: World, said: dict[str, Any]) -> N
 
     assert grpc.StatusCode.INVALID_ARGUMENT == problem.code
     assert problem.field in ("subject", "tier")
+
+
+async def test_what_is_pinned_is_told_to_every_process(desks: tuple[Desk, Desk]) -> None:
+    """The later word about an address counts, whichever gateway it was said to."""
+    first, second = desks
+    one, two = (f"{'0' * 32}/{digit * 64}" for digit in "12")
+
+    assert [one] == list((await first.client.pin(one)).pinned)
+    told = await second.client.pin(two)
+    assert ([one, two], True) == (list(told.pinned), told.heard.durable)
+    assert [two] == list((await first.client.pin(one, on=False)).pinned)
+    assert [two] == list((await second.client.pin(one, on=False)).pinned)
+
+
+async def test_only_addresses_are_pinned(world: World) -> None:
+    """Anything else is refused by name."""
+    desk = await world.desk()
+    for said in ("", "a cat", "0" * 64):
+        problem = await problem_of(desk.client.pin(said))
+        assert (grpc.StatusCode.INVALID_ARGUMENT, "address") == (problem.code, problem.field)
 
 
 async def test_labels_have_bounds(world: World) -> None:

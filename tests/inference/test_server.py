@@ -437,9 +437,9 @@ def test_settings_know_two_forms_of_models(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"cache": {"secret": SECRET.hex()}, "worker": section, "gateway": {"port": 1}}))
     loaded = load(WorkerSettings, file, others=OTHERS).worker
     assert (loaded.models, loaded.queue) == ((ModelSettings(name="small", source="/models/small"),), 3)
-    assert loaded.pool_bytes is None
+    assert (loaded.pool_bytes, loaded.pool_entries, loaded.host_pool_bytes) == (None, 10, None)
     twice = [{"name": "small", "source": "a"}, {"name": "small", "source": "b"}]
-    for wrong in ({"models": twice}, {"device": "tpu"}, {"threads": -1}, {"colour": "red"}):
+    for wrong in ({"models": twice}, {"device": "tpu"}, {"favourites": ["a cat"]}, {"threads": -1}, {"colour": "red"}):
         file.write_text(yaml.safe_dump({"cache": {"secret": SECRET.hex()}, "worker": wrong}))
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             load(WorkerSettings, file, others=OTHERS)

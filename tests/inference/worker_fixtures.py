@@ -32,7 +32,7 @@ from cache.purge import records
 from cache.record import Record
 from cache.settings import CacheSettings, L1Settings, L2Settings, L3Settings, TelemetrySettings
 from cache.telemetry import Tracing
-from inference.device import DeviceThread
+from inference.device import Device, DeviceThread, HostDevice
 from inference.engine import Engine
 from inference.errors import Refused
 from inference.metrics import WorkerMetrics
@@ -294,11 +294,19 @@ class Heard:
 class Bench:
     """An engine with its model and tiers, and the verbs a gateway has."""
 
-    def __init__(self, engine: Engine, tiers: Tiers, folder: Path, spans: InMemorySpanExporter) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tiers: Tiers,
+        folder: Path,
+        spans: InMemorySpanExporter,
+        registry: CollectorRegistry,
+    ) -> None:
         self.engine = engine
         self.tiers = tiers
         self.folder = folder
         self._spans = spans
+        self._registry = registry
         self._heard: dict[asyncio.Task[Heard], Heard] = {}
 
     @property
@@ -318,6 +326,10 @@ class Bench:
     def ask(self, **wanted: object) -> RunRequest:
         request: RunRequest = ask(self.model.description, **wanted)  # type: ignore[arg-type]  # checked by the callee
         return request
+
+    def told(self, metric: str) -> float | None:
+        """What the metrics page says of `reprise_` and this."""
+        return self._registry.get_sample_value(f"reprise_{metric}")
 
     async def run(self, **wanted: object) -> Heard:
         """One follower from the beginning to the end."""
@@ -427,7 +439,10 @@ async def open_bench(
     model: Model | None = None,
     redis: str = "",
     memory: int = 64 * 1024 * 1024,
+    device: Device | None = None,
     pool_bytes: int = 1024 * 1024,
+    pool_entries: int | None = None,
+    host_bytes: int = 0,
     queue: int = 64,
     grace: float = 60.0,
     spill_after: int | None = 1,
@@ -439,26 +454,30 @@ async def open_bench(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     used = model or GatedModel()
+    where = device or HostDevice()
     async with await asyncio.to_thread(
         build_tiers, cache_settings(folder, redis=redis, memory=memory), registry
     ) as tiers:
-        with _thread("device") as device, _thread("beside", beside=True) as beside:
+        with _thread(where, "device") as computing, _thread(where, "beside", beside=True) as beside:
             shop = Workshop(
-                device,
+                computing,
                 beside,
-                Pool(max_bytes=pool_bytes),
+                Pool(max_bytes=pool_bytes, max_entries=pool_entries),
                 tiers.through_memory,
                 WorkerMetrics(registry),
                 Tracing(TelemetrySettings(), provider.get_tracer("test")),
+                host=Pool(max_bytes=host_bytes),
                 queue=queue,
                 execution={"device": "cpu"},
                 bans=tiers.bans,
                 accesses=accesses,
             )
+            await shop.measure_memory()
+            await shop.size_pool()
             engine = Engine({used.description.model: used}, shop, grace=grace, spill_after=spill_after)
             tiers.orders.on_order(engine.obey)
             try:
-                yield Bench(engine, tiers, folder, spans)
+                yield Bench(engine, tiers, folder, spans, registry)
             finally:
                 if isinstance(used, GatedModel):
                     for gate in (*used.gates.values(), used.step_gate):
@@ -468,8 +487,8 @@ async def open_bench(
 
 
 @contextmanager
-def _thread(name: str, *, beside: bool = False) -> Iterator[DeviceThread]:
-    thread = DeviceThread(torch.device("cpu"), name, beside=beside)
+def _thread(where: Device, name: str, *, beside: bool = False) -> Iterator[DeviceThread]:
+    thread = DeviceThread(where, name, beside=beside)
     try:
         yield thread
     finally:

@@ -218,6 +218,22 @@ class SwitchResponse(_message.Message):
     switched_off: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, heard: _Optional[_Union[Heard, _Mapping]] = ..., switched_off: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class PinRequest(_message.Message):
+    __slots__ = ("address", "on")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ON_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    on: bool
+    def __init__(self, address: _Optional[str] = ..., on: _Optional[bool] = ...) -> None: ...
+
+class PinResponse(_message.Message):
+    __slots__ = ("heard", "pinned")
+    HEARD_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    heard: Heard
+    pinned: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, heard: _Optional[_Union[Heard, _Mapping]] = ..., pinned: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class InspectRequest(_message.Message):
     __slots__ = ("key",)
     KEY_FIELD_NUMBER: _ClassVar[int]

@@ -49,6 +49,11 @@ class CacheServiceStub:
                 request_serializer=reprise_dot_v1_dot_cache__pb2.SwitchRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_cache__pb2.SwitchResponse.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/reprise.v1.CacheService/Pin',
+                request_serializer=reprise_dot_v1_dot_cache__pb2.PinRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_cache__pb2.PinResponse.FromString,
+                _registered_method=True)
         self.Inspect = channel.unary_unary(
                 '/reprise.v1.CacheService/Inspect',
                 request_serializer=reprise_dot_v1_dot_cache__pb2.InspectRequest.SerializeToString,
@@ -101,6 +106,19 @@ class CacheServiceServicer:
 
         Errors:
         - INVALID_ARGUMENT: no subject is said. Say one.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Pins an output, or lets go of it: all workers that serve its model load it and keep it on their device up to its
+        hard age, whatever else comes. Kept in mind by workers that start later.
+
+        Errors:
+        - INVALID_ARGUMENT: not an address. Say one as reports give it.
         - UNAUTHENTICATED: no or unknown credentials.
         - PERMISSION_DENIED: the caller is not an operator.
         """
@@ -166,6 +184,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Switch,
                     request_deserializer=reprise_dot_v1_dot_cache__pb2.SwitchRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_cache__pb2.SwitchResponse.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=reprise_dot_v1_dot_cache__pb2.PinRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_cache__pb2.PinResponse.SerializeToString,
             ),
             'Inspect': grpc.unary_unary_rpc_method_handler(
                     servicer.Inspect,
@@ -264,6 +287,33 @@ class CacheService:
             '/reprise.v1.CacheService/Switch',
             reprise_dot_v1_dot_cache__pb2.SwitchRequest.SerializeToString,
             reprise_dot_v1_dot_cache__pb2.SwitchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reprise.v1.CacheService/Pin',
+            reprise_dot_v1_dot_cache__pb2.PinRequest.SerializeToString,
+            reprise_dot_v1_dot_cache__pb2.PinResponse.FromString,
             options,
             channel_credentials,
             insecure,

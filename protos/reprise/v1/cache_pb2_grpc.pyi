@@ -41,6 +41,15 @@ class CacheServiceStub:
     - UNAUTHENTICATED: no or unknown credentials.
     - PERMISSION_DENIED: the caller is not an operator.
     """
+    Pin: _aio.UnaryUnaryMultiCallable[_cache_pb2.PinRequest, _cache_pb2.PinResponse]
+    """Pins an output, or lets go of it: all workers that serve its model load it and keep it on their device up to its
+    hard age, whatever else comes. Kept in mind by workers that start later.
+
+    Errors:
+    - INVALID_ARGUMENT: not an address. Say one as reports give it.
+    - UNAUTHENTICATED: no or unknown credentials.
+    - PERMISSION_DENIED: the caller is not an operator.
+    """
     Inspect: _aio.UnaryUnaryMultiCallable[_cache_pb2.InspectRequest, _cache_pb2.InspectResponse]
     """Where an entry lies and how it was made. Looking makes nothing younger, moves nothing and removes nothing.
 
@@ -113,6 +122,21 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT: no subject is said. Say one.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        """
+
+    @_abc_1.abstractmethod
+    def Pin(
+        self,
+        request: _cache_pb2.PinRequest,
+        context: _aio.ServicerContext[_cache_pb2.PinRequest, _abc.Awaitable[_cache_pb2.PinResponse]],
+    ) -> _abc.Awaitable[_cache_pb2.PinResponse]:
+        """Pins an output, or lets go of it: all workers that serve its model load it and keep it on their device up to its
+        hard age, whatever else comes. Kept in mind by workers that start later.
+
+        Errors:
+        - INVALID_ARGUMENT: not an address. Say one as reports give it.
         - UNAUTHENTICATED: no or unknown credentials.
         - PERMISSION_DENIED: the caller is not an operator.
         """

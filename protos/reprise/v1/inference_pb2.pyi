@@ -178,7 +178,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total", "model_bytes")
+    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total", "model_bytes", "host_bytes", "host_entries")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[StatusResponse.State]
@@ -199,6 +199,8 @@ class StatusResponse(_message.Message):
     DEVICE_BYTES_FREE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     state: StatusResponse.State
     queued: int
     busy: bool
@@ -209,4 +211,6 @@ class StatusResponse(_message.Message):
     device_bytes_free: int
     device_bytes_total: int
     model_bytes: int
-    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ..., model_bytes: _Optional[int] = ...) -> None: ...
+    host_bytes: int
+    host_entries: int
+    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ..., model_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., host_entries: _Optional[int] = ...) -> None: ...
