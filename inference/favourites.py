@@ -43,6 +43,7 @@ class Favourites:
     ) -> None:
         self._shop = shop
         self._models = models
+        self._pins = pins
         self._shared = shared
         self._look_again = look_again
         self._set = frozenset(wanted)
@@ -51,12 +52,13 @@ class Favourites:
 
     async def obey(self, order: Order | None) -> Gone:
         """Want another one, or one no more. What stands in the settings is wanted for as long as it stands there."""
-        match order:
-            case Pin(_, address, True):
-                self._meant.setdefault(address, set())
+        if isinstance(order, Pin):
+            # What counts is the latest order about an address, and that need not be this one.
+            if order.address in self._pins.wanted:
+                self._meant.setdefault(order.address, set())
                 self._shop.news.announce()
-            case Pin(_, address, False) if address not in self._set:
-                self.drop(address)
+            elif order.address not in self._set:
+                self.drop(order.address)
         return Gone()
 
     def drop(self, favourite: Address) -> None:
@@ -107,17 +109,16 @@ class Favourites:
             seen |= wanted
             found = await self._shop.hierarchy.peek_many(sorted(wanted, key=str))
             records = [each.record for each in found.values() if each.record is not None]
-            meant |= {record.address for record in records if self._is_pooled(record)}
+            meant |= {record.canonical or record.address for record in records if self._is_pooled(record)}
             wanted = {
                 near for record in records if not self._is_pooled(record) for near in self._made_of(record)
             } - seen
         return meant or {favourite}
 
     def _is_pooled(self, record: Record) -> bool:
-        model = self._models.get(record.model)
-        if model is None or model.description.revision != record.revision:
-            return False
-        return any(stage.pooled for stage in model.description.stages if stage.name == record.stage)
+        """Whether a model here would read it from the pool: one that computes it in the very same way."""
+        stages = [stage for model in self._models.values() for stage in model.description.stages]
+        return any(stage.pooled and stage.fingerprint == record.fingerprint for stage in stages)
 
     def _made_of(self, record: Record) -> set[Address]:
         spaces = (record.address.namespace, self._shared)

@@ -57,6 +57,12 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
         self.peak = 0
         self._known: set[int] = set()
 
+    def ignore(self, modules: Iterable[torch.nn.Module]) -> None:
+        """Weights are there before anything is made, and operations give out views of them."""
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                self._known.add(tensor.untyped_storage()._cdata)
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
         torch.utils._pytree.tree_map_only(torch.Tensor, self._note, made)
@@ -104,14 +110,13 @@ class Watch:
         self.weights = device.memory().used  # 0 where the device is the host: it does not count its tensors
         self._highest = 0
         if device.separate:
-            begin, peak = device.begin_peak, device.peak
+            peak = device.peak
 
             def noted() -> int:
                 self._highest = max(self._highest, reached := peak())
                 return reached
 
-            device.begin_peak = begin  # type: ignore[method-assign]
-            device.peak = noted  # type: ignore[method-assign]
+            device.peak = noted  # type: ignore[method-assign]  # which a thread asks for after every computation
 
     def look(self) -> int:
         if not self._device.separate:
@@ -178,6 +183,7 @@ async def standing(device: Device, options: argparse.Namespace, folder: Path) ->
     try:
         loaded = await computing.run(model_of, options.size, folder / "model", device.place)
         model: Model = loaded if device.separate else CountedModel(loaded, counting)
+        counting.ignore(loaded.modules)
         watch = await computing.run(Watch, device, counting)
         most = (await computing.run(device.memory)).total or 256 * MIB
         async with await asyncio.to_thread(build_tiers, cache_settings(folder / "l3"), registry) as tiers:

@@ -332,14 +332,22 @@ async def test_a_favourite_that_nobody_has_made_stays_once_it_is_made(opened: tu
     assert (bench.shop.pool.pinned, bench.shop.pool.missing) == (1, set())
 
 
-async def test_a_favourite_of_another_revision_is_not_loaded(tmp_path: Path) -> None:
-    """A changed model serves nothing old, pinned or not."""
+async def test_what_a_changed_model_computes_otherwise_is_not_loaded(tmp_path: Path) -> None:
+    """Nothing old is served, pinned or not; a new revision whose encoder is the same keeps its favourites."""
     async with open_small(tmp_path / "l3") as (bench, _):
         video = (await bench.run(picture=Pixels(1))).alias.address
     async with open_small(tmp_path / "l3") as (bench, _):
-        bench.model.description = bench.model.description.model_copy(update={"revision": "2"})
+        description = bench.model.description.model_copy(update={"revision": "2"})
+        changed = [
+            stage.model_copy(update={"fingerprint": "2"}) if stage.name == "moments" else stage
+            for stage in description.stages
+        ]
+        bench.model.description = description.model_copy(update={"stages": tuple(changed)})
         await favourites(bench, video).load()
         assert (bench.shop.pool.pinned, bench.shop.pool.bytes) == (0, 0)
+        bench.model.description = description
+        await favourites(bench, video).load()
+        assert bench.shop.pool.pinned == 1
 
 
 async def test_favourites_come_back_when_the_device_rests(opened: tuple[Bench, ScriptedDevice]) -> None:
@@ -405,6 +413,8 @@ async def test_what_operators_pin_is_held_from_then_on(opened: tuple[Bench, Scri
 
     await bench.tiers.orders.give(Pin(1.0, one, on=True))
     await until(lambda: bench.shop.pool.pinned == 2)
+    await bench.tiers.orders.give(Pin(0.5, one, on=False))  # said before, heard later
+    assert bench.shop.pool.pinned == 2
     for address in (one, two):
         await bench.tiers.orders.give(Pin(2.0, address, on=False))
     assert bench.shop.pool.pinned == 1
