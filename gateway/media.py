@@ -85,14 +85,14 @@ class MediaServicer:
     async def AnimateImage(self, message: bytes, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
             same = asked(message, visit.principal)
-            if (hit := self._at_hand(same, visit)) is not None:
+            if (hit := self._at_hand(same, message, visit)) is not None:
                 for response in hit:
                     yield response
                 return
             request = parse(media.AnimateImageRequest, message)
             plan = await self.plan_animation(request, visit.principal)
-            if not self._replays.note(plan, request, visit.principal):  # else it is counted every time
-                self._plans.remember(same, request.model, plan)
+            self._plans.remember(same, request.model, plan)
+            self._replays.note(plan, visit.principal, lambda: request)
             del message
             request.ClearField("image")  # a stream lasts long, and may have many beside it
             async with aclosing(self._resolver.resolve(plan, visit)) as responses:
@@ -156,14 +156,17 @@ class MediaServicer:
                 after = await self.plan_animation(request.after_animate_image, visit.principal)
             return await self._explainer.explain(plan, after)
 
-    def _at_hand(self, same: Asked | None, visit: Visit) -> Iterator[bytes] | None:
+    def _at_hand(self, same: Asked | None, message: bytes, visit: Visit) -> Iterator[bytes] | None:
         """The answer to a request that was understood before, if its result is in memory."""
         known = self._plans.recall(same)
         if known is None or self._models.active(known.model, "animate_image") is not known.plan.description:
             return None
         if self._is_off(known.plan.description, visit.principal):
             return None
-        return self._resolver.at_hand(known.plan, visit)
+        hit = self._resolver.at_hand(known.plan, visit)
+        if hit is not None:
+            self._replays.note(known.plan, visit.principal, partial(parse, media.AnimateImageRequest, message))
+        return hit
 
     async def plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
         """The plan of a request on behalf of this principal. Raises Refused."""

@@ -23,7 +23,7 @@ from cache import tags
 from cache.bans import Ban
 from cache.bounded import Bounded
 from cache.build import Tiers
-from cache.description import HOUR, Scope
+from cache.description import Scope
 from cache.digest import Digest
 from cache.encoding import Value, keyed_hash_of
 from cache.errors import TierError
@@ -31,9 +31,10 @@ from cache.keys import Address, Principal, namespace, namespaces
 from cache.orders import Order
 from cache.record import Output, Record
 from cache.sweep import Gone
-from gateway.errors import Unavailable
+from gateway.errors import NotFound, Unavailable
 from gateway.plan import Plan
 from gateway.settings import ReplaySection
+from gateway.uploads import Uploads
 from reprise.v1.cache_pb2 import Favourite
 from reprise.v1.common_pb2 import CachePolicy
 from reprise.v1.media_pb2 import AnimateImageRequest
@@ -43,7 +44,6 @@ KEPT_FROM = 2  # how often it must have been asked
 _MOST_WAITING, _MOST_WAITING_BYTES = 256, 64 * 1024 * 1024
 _MOST_REMEMBERED = 10_000
 _DRAIN = 2.0  # seconds
-_FILE_TTL = 2 * HOUR  # of an upload
 _log = structlog.get_logger(__name__)
 
 
@@ -66,6 +66,7 @@ class Replays:
     def __init__(
         self,
         tiers: Tiers,
+        uploads: Uploads,
         secret: bytes,
         settings: ReplaySection,
         registry: CollectorRegistry,
@@ -73,7 +74,7 @@ class Replays:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._hierarchy = tiers.below_memory
-        self._files = tiers.through_memory
+        self._uploads = uploads
         self._frequency = tiers.frequency
         self._bans = tiers.bans
         self._secret = secret
@@ -102,12 +103,10 @@ class Replays:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
 
-    def note(self, plan: Plan, request: AnimateImageRequest, principal: Principal) -> bool:
-        """A caller asks this. Costs the request's size in time until it is kept, and a look-up from then on. False if
-        this is not for keeping, so that nobody needs to say so again.
-        """
+    def note(self, plan: Plan, principal: Principal, request: Callable[[], AnimateImageRequest]) -> None:
+        """A caller asks this; `request` gives it, to keep. Costs a look-up once it is kept, and its size until then."""
         if not self._may_keep(plan):
-            return False
+            return
         address, now = self._address_of(plan), self._clock()
         asked = _Asked(address, now)
         if self._kept.peek(address, now) is None:
@@ -116,18 +115,17 @@ class Replays:
                 now,
                 _tags(plan),
                 plan.namespaces[Scope.USER],
-                _favourite(request, principal, plan.policy.labels),
+                _favourite(request(), principal, plan.policy.labels),
             )
         if self._waiting_bytes + asked.bytes > _MOST_WAITING_BYTES and self._waiting_bytes:
             self._dropped.inc()
-            return True
+            return
         try:
             self._waiting.put_nowait(asked)
         except asyncio.QueueFull:
             self._dropped.inc()
         else:
             self._waiting_bytes += asked.bytes
-        return True
 
     async def most_asked(self, tenant: str, most: int) -> list[Favourite]:
         """What a tenant asked most often lately, of what is kept. Raises Unavailable."""
@@ -215,10 +213,11 @@ class Replays:
         whole.CopyFrom(favourite)
         if whole.animate_image.HasField("image_digest"):  # an upload is forgotten long before
             named = whole.animate_image.image_digest
-            data, _, _ = await self._files.read(asked.files, Digest(named.hex, named.size), _FILE_TTL)
-            if data is None:
+            try:
+                file = await self._uploads.fetch(asked.files, Digest(named.hex, named.size))
+            except NotFound:
                 return
-            whole.animate_image.image = data
+            whole.animate_image.image = file
         content = whole.SerializeToString()
         digest = await Digest.of_any_size(content)
         record = Record(

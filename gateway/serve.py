@@ -136,7 +136,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         await models.recall()
         history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry, bans=tiers.bans))
         tiers.orders.on_order(history.obey)
-        replays = await stack.enter_async_context(Replays(tiers, secret, section.replay, telemetry.registry))
+        uploads = Uploads(tiers.through_memory)
+        replays = await stack.enter_async_context(Replays(tiers, uploads, secret, section.replay, telemetry.registry))
         tiers.orders.on_order(replays.obey)
         costs = Costs()
         named = [namespace(secret, Scope.TENANT, Principal(tenant)) for tenant in section.savings_tenants]
@@ -179,7 +180,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             explainer,
             tiers,
             darkroom,
-            Uploads(tiers.through_memory),
+            uploads,
             names,
             peers,
             replays,

@@ -152,7 +152,7 @@ class Warmer:
             )
         else:
             warmed.outcome = _OUTCOMES[answer.outcome]
-            warmed.device_seconds = answer.device_seconds_spent
+            warmed.device_seconds, warmed.address = answer.device_seconds_spent, str(answer.address)
         return warmed
 
     async def _resolve(self, plan: Plan, visit: Visit) -> Answer:

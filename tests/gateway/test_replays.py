@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
@@ -17,6 +18,7 @@ from gateway.darkroom import Darkroom
 from gateway.plan import Plan, Policy, make_plan
 from gateway.replays import STAGE, Replays
 from gateway.settings import ReplaySection
+from gateway.uploads import Uploads
 from gateway.validate import complete
 from reprise.v1.cache_pb2 import Favourite
 from tests.gateway.worker import family
@@ -43,7 +45,9 @@ async def opened(world: World, clock: Clock, registry: CollectorRegistry) -> Asy
         tiers = await world.tiers(world.cache)
         settings = ReplaySection(enabled=True)
         yield (
-            await stack.enter_async_context(Replays(tiers, SECRET_BYTES, settings, registry, clock=clock)),
+            await stack.enter_async_context(
+                Replays(tiers, Uploads(tiers.through_memory), SECRET_BYTES, settings, registry, clock=clock)
+            ),
             tiers,
         )
 
@@ -68,7 +72,7 @@ async def test_what_goes_on_being_asked_is_written_anew(world: World) -> None:
         plan, ages = await plan_of("a cat"), []
         for pause in (0.0, 0.0, 0.5 * DAY, 1.3 * DAY):
             clock.now += pause
-            replays.note(plan, ask("a cat"), ANN)
+            replays.note(plan, ANN, partial(ask, "a cat"))
             await replays.settled()
             ages.append([clock.now - record.made_at for record in await kept(tiers)])
     assert [[], [0.0], [0.5 * DAY], [0.0]] == [[round(age, 3) for age in each] for each in ages]
@@ -78,7 +82,7 @@ async def test_a_request_outlives_its_models_revision(world: World) -> None:
     """What is asked of one revision and of the next is one request, and can be made with either."""
     async with opened(world, Clock(), CollectorRegistry()) as (replays, tiers):
         for revision in ("r1", "r2"):
-            replays.note(await plan_of("a cat", revision), ask("a cat", seed=7), ANN)
+            replays.note(await plan_of("a cat", revision), ANN, partial(ask, "a cat", seed=7))
         await replays.settled()
         (record,) = await kept(tiers)
         assert "" == record.model == record.revision
@@ -94,12 +98,12 @@ async def test_what_comes_too_fast_is_left_out_and_counted(world: World) -> None
     async with opened(world, Clock(), registry) as (replays, _):
         plan = await plan_of("a cat")
         for _ in range(300):
-            replays.note(plan, ask("a cat"), ANN)
+            replays.note(plan, ANN, partial(ask, "a cat"))
         assert 44.0 == registry.get_sample_value("reprise_replays_dropped_total")
         await replays.settled()
         other, large = await plan_of("a dog"), ask("a dog", image=bytes(16 * 1024 * 1024))
         for _ in range(5):
-            replays.note(other, large, ANN)
+            replays.note(other, ANN, lambda: large)
         assert 46.0 == registry.get_sample_value("reprise_replays_dropped_total")
 
 
@@ -108,7 +112,7 @@ async def test_only_namespaces_of_ours_are_read(world: World) -> None:
     async with opened(world, Clock(), CollectorRegistry()) as (replays, _):
         plan = await plan_of("a cat")
         for _ in range(2):
-            replays.note(plan, ask("a cat"), Principal("evil", "ann"))
+            replays.note(plan, Principal("evil", "ann"), partial(ask, "a cat"))
         await replays.settled()
         assert plan.namespaces[Scope.TENANT] == namespaces(SECRET_BYTES, ANN)[Scope.TENANT]
         assert [] == await replays.most_asked("acme", 5)
