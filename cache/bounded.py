@@ -78,6 +78,7 @@ class _Entry(Generic[V]):
     expires: float  # without further access
     hard_expiry: float
     leases: int = 0
+    overdue: bool = False  # it expired while it was leased, and goes once it is released
 
 
 class Bounded(Generic[K, V]):
@@ -183,6 +184,8 @@ class Bounded(Generic[K, V]):
         if entry.leases == 0:
             raise ValueError("released more often than leased")
         entry.leases -= 1
+        if entry.overdue and not entry.leases:
+            self._guess(key, entry.expires)
 
     def delete(self, key: K) -> bool:
         """Let one entry go. False if there is none, or it is leased."""
@@ -219,8 +222,10 @@ class Bounded(Generic[K, V]):
             entry = self._entries.get(key)
             if entry is None:
                 continue
-            if entry.expires > now or entry.leases:
-                self._guess(key, max(entry.expires, now + 1.0))
+            if entry.expires > now:
+                self._guess(key, entry.expires)
+            elif entry.leases:
+                entry.overdue = True
             else:
                 self._remove(key, Removal.EXPIRED)
 

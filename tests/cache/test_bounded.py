@@ -246,8 +246,9 @@ def test_a_leased_entry_that_expired_is_no_longer_given_out() -> None:
     assert entries.get("a", 10) is None
     assert "a" in entries
 
+    entries.expire(10)
     entries.release("a")
-    entries.expire(20)
+    entries.expire(10)
     assert "a" not in entries
     assert 1 == entries.removals[Removal.EXPIRED]
 
