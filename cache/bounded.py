@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
@@ -29,16 +29,22 @@ class Removal(StrEnum):
 class Policy(Protocol[K]):
     """Chooses who leaves when room is needed. Told of every entry's coming, use and going."""
 
+    def admits(self, key: K, weight: int, cost: float, victims: Sequence[K]) -> bool:
+        """Whether a newcomer may push these out, who were given in this order. Asked once for every newcomer that fits;
+        if there are none, it comes in anyhow.
+        """
+        ...
+
     def admitted(self, key: K, weight: int, cost: float) -> None:
         """A new entry of `weight` bytes that would cost `cost` device seconds to have again."""
         ...
 
     def accessed(self, key: K) -> None: ...
 
-    def removed(self, key: K) -> None: ...
+    def removed(self, key: K, cause: Removal) -> None: ...
 
     def victims(self) -> Iterator[K]:
-        """Entries in the order in which to let them go."""
+        """Entries in the order in which to let them go. Nobody comes, is used or goes while this is read."""
         ...
 
 
@@ -48,13 +54,16 @@ class LeastRecentlyUsed(Policy[K]):
     def __init__(self) -> None:
         self._order: OrderedDict[K, None] = OrderedDict()
 
+    def admits(self, key: K, weight: int, cost: float, victims: Sequence[K]) -> bool:
+        return True
+
     def admitted(self, key: K, weight: int, cost: float) -> None:
         self._order[key] = None
 
     def accessed(self, key: K) -> None:
         self._order.move_to_end(key)
 
-    def removed(self, key: K) -> None:
+    def removed(self, key: K, cause: Removal) -> None:
         del self._order[key]
 
     def victims(self) -> Iterator[K]:
@@ -69,21 +78,26 @@ class _Entry(Generic[V]):
     expires: float  # without further access
     hard_expiry: float
     leases: int = 0
+    overdue: bool = False  # it expired while it was leased, and goes once it is released
 
 
 class Bounded(Generic[K, V]):
-    """See the module. `on_removal` hears of every entry that leaves, after it has left."""
+    """See the module. No entry may take more than `max_share` of the bytes, so that one cannot push out all others.
+    `on_removal` hears of every entry that leaves, after it has left.
+    """
 
     def __init__(
         self,
         *,
         max_bytes: int,
         max_entries: int | None = None,
+        max_share: float = 1.0,
         policy: Policy[K] | None = None,
         on_removal: Callable[[K, V, Removal], None] | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self.max_entries = max_entries
+        self._max_share = max_share
         self.bytes = 0
         self.removals: dict[Removal, int] = dict.fromkeys(Removal, 0)
         self._policy: Policy[K] = policy if policy is not None else LeastRecentlyUsed()
@@ -97,6 +111,11 @@ class Bounded(Generic[K, V]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._entries
+
+    @property
+    def max_weight(self) -> int:
+        """The most that one entry may weigh."""
+        return round(self._max_share * self.max_bytes)
 
     def items(self) -> list[tuple[K, V]]:
         """What is held now, whatever its age, without that counting as an access."""
@@ -136,13 +155,15 @@ class Bounded(Generic[K, V]):
         hard_expiry: float = float("inf"),
         cost: float = 0.0,
     ) -> bool:
-        """Keep a value of `weight` bytes. False if there is no room for it even after letting go of all that may go."""
+        """Keep a value of `weight` bytes. False if there is no room for it even after letting go of all that may go, or
+        if it is worth less than what it would push out.
+        """
         self.expire(now)
         if key in self._entries:
             if self._entries[key].leases:
                 return False
             self._remove(key, Removal.REPLACED)
-        if not self._make_room(weight):
+        if not self._make_room(key, weight, cost):
             return False
         expires = min(now + ttl, hard_expiry)
         self._entries[key] = _Entry(value, weight, ttl, expires, hard_expiry)
@@ -163,6 +184,8 @@ class Bounded(Generic[K, V]):
         if entry.leases == 0:
             raise ValueError("released more often than leased")
         entry.leases -= 1
+        if entry.overdue and not entry.leases:
+            self._guess(key, entry.expires)
 
     def delete(self, key: K) -> bool:
         """Let one entry go. False if there is none, or it is leased."""
@@ -199,27 +222,30 @@ class Bounded(Generic[K, V]):
             entry = self._entries.get(key)
             if entry is None:
                 continue
-            if entry.expires > now or entry.leases:
-                self._guess(key, max(entry.expires, now + 1.0))
+            if entry.expires > now:
+                self._guess(key, entry.expires)
+            elif entry.leases:
+                entry.overdue = True
             else:
                 self._remove(key, Removal.EXPIRED)
 
-    def _make_room(self, weight: int) -> bool:
-        if weight > self.max_bytes or self.max_entries == 0:
+    def _make_room(self, key: K, weight: int, cost: float) -> bool:
+        if weight > self.max_weight or self.max_entries == 0:
             return False
         victims: list[K] = []
         free, slots = self.max_bytes - self.bytes, self._free_slots()
-        for key in self._policy.victims():
-            if free >= weight and slots > 0:
-                break
-            if not self._entries[key].leases:
-                victims.append(key)
-                free += self._entries[key].weight
-                slots += 1
         if free < weight or slots <= 0:
+            for victim in self._policy.victims():
+                if not self._entries[victim].leases:
+                    victims.append(victim)
+                    free += self._entries[victim].weight
+                    slots += 1
+                if free >= weight and slots > 0:
+                    break
+        if free < weight or slots <= 0 or not self._policy.admits(key, weight, cost, victims):
             return False
-        for key in victims:
-            self._remove(key, Removal.SIZE)
+        for victim in victims:
+            self._remove(victim, Removal.SIZE)
         return True
 
     def _free_slots(self) -> float:
@@ -228,7 +254,7 @@ class Bounded(Generic[K, V]):
     def _remove(self, key: K, cause: Removal) -> None:
         entry = self._entries.pop(key)
         self.bytes -= entry.weight
-        self._policy.removed(key)
+        self._policy.removed(key, cause)
         self.removals[cause] += 1
         if self._on_removal is not None:
             self._on_removal(key, entry.value, cause)

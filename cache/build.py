@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from cache.bans import Bans
 from cache.channel import RedisChannel
 from cache.encoding import keyed_hash_of
+from cache.frequency import Frequency
 from cache.guard import Breaker, GuardedStore
 from cache.hierarchy import Hierarchy
 from cache.journal import Journal
@@ -23,6 +24,7 @@ from cache.store import Store, StoredTier
 from cache.switched import SwitchedTier
 from cache.switches import Switches
 from cache.tier import TierName
+from cache.value import policy_named
 from cache.write_behind import WriteBehind
 
 
@@ -38,6 +40,7 @@ class Tiers:
     objects: ObjectsStore | None
     writer: WriteBehind
     journal: Journal | None  # beside L2; None without it
+    frequency: Frequency | None  # likewise
     through_memory: Hierarchy  # L1, L2, L3
     below_memory: Hierarchy  # L2, L3: for those who keep their own form of things in L1
     bans: Bans
@@ -78,19 +81,15 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
     def tier(name: TierName, guarded: GuardedStore, max_payload: int | None) -> MeteredTier:
         return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
 
-    memory = MemoryTier(
-        max_bytes=settings.l1.max_bytes if settings.l1.enabled else 0,
-        max_entries=settings.l1.max_entries,
-        switches=switches,
-    )
+    memory = _memory(settings, switches)
     redis = _redis(settings)
     objects = _objects(settings)
     shared = []
-    journal = None
+    journal = frequency = None
     if redis is not None:
         guarded = guard(TierName.L2, redis, settings.l2.budget)
         shared.append(tier(TierName.L2, guarded, MAX_PAYLOAD))
-        journal = Journal(redis, guarded)
+        journal, frequency = Journal(redis, guarded), Frequency(redis, guarded)
     if objects is not None:
         shared.append(tier(TierName.L3, guard(TierName.L3, objects, None), None))
     used = [SwitchedTier(each, switches) for each in shared]
@@ -123,12 +122,24 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
         objects=objects,
         writer=writer,
         journal=journal,
+        frequency=frequency,
         through_memory=Hierarchy([MeteredTier(memory, memory_tally), *used], writer, bans=bans),
         below_memory=Hierarchy(used, writer, bans=bans),
         bans=bans,
         switches=switches,
         orders=orders,
         channel=channel,
+    )
+
+
+def _memory(settings: CacheSettings, switches: Switches) -> MemoryTier:
+    l1 = settings.l1
+    return MemoryTier(
+        max_bytes=l1.max_bytes if l1.enabled else 0,
+        max_entries=l1.max_entries,
+        max_share=l1.max_share,
+        policy=policy_named(l1.policy, max_bytes=l1.max_bytes, max_entries=l1.max_entries),
+        switches=switches,
     )
 
 

@@ -215,7 +215,10 @@ async def examine_objects(
         findings.append(space(*await asyncio.to_thread(free_space, folder)))
     else:
         findings.append(
-            ok("objects space", "comes back by `reprise gc`, or by a lifecycle rule that is longer than any hard age")
+            ok(
+                "objects space",
+                "comes back by `reprise gc`, or by lifecycle rules for b/ and r/, longer than any hard age",
+            )
         )
     return findings
 

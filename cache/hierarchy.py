@@ -64,7 +64,7 @@ class Hierarchy:
             if proves_absence(reads):
                 await self._forget(address)
             return Found(_by_tier([*lookups, *reads]), lost=proves_absence(reads))
-        blob = Write(Key.of_blob(address.namespace, record.output.digest), data, record.ttl)
+        blob = _blob(record, data)
         await self._promote(record, holder, blob)
         await self._promote_writes([blob], self.tiers[holder:source])
         return Found(_by_tier([*lookups, *reads]), record, data, self.tiers[source].name)
@@ -112,13 +112,13 @@ class Hierarchy:
         return replace(found, tier=source)
 
     async def read(
-        self, namespace: str, digest: Digest, ttl: float
+        self, namespace: str, digest: Digest, ttl: float, *, cost: float = 0.0
     ) -> tuple[bytes | None, TierName | None, list[Lookup]]:
-        """A blob's bytes, the tier that gave them, and every lookup on the way."""
+        """A blob's bytes, the tier that gave them, and every lookup on the way. `cost`: device seconds it saves."""
         data, source, lookups = await self._read(namespace, digest, ttl)
         if data is None:
             return None, None, lookups
-        await self._promote_writes([Write(Key.of_blob(namespace, digest), data, ttl)], self.tiers[:source])
+        await self._promote_writes([Write(Key.of_blob(namespace, digest), data, ttl, cost=cost)], self.tiers[:source])
         return data, self.tiers[source].name, lookups
 
     async def keep(self, namespace: str, data: bytes, ttl: float) -> bool:
@@ -137,11 +137,9 @@ class Hierarchy:
             refused: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             refused.set_result(False)
             return refused
-        writes = [
-            Write(Key.of_record(entry.address), entry.to_bytes(), entry.ttl, replace) for entry in (record, *aliases)
-        ]
+        writes = [_index(entry, replace=replace) for entry in (record, *aliases)]
         if record.output.inline is None:
-            writes.insert(0, Write(Key.of_blob(record.address.namespace, record.output.digest), data, record.ttl))
+            writes.insert(0, _blob(record, data))
         await _remember(writes, self.tiers)
         for entry in (record, *aliases):
             self._absent.pop(entry.address, None)
@@ -158,7 +156,7 @@ class Hierarchy:
         if not record.worth_touching(now):
             return record
         touched = record.touched(now)
-        write = Write(Key.of_record(record.address), touched.to_bytes(), record.ttl, renews=True)
+        write = _index(touched, renews=True)
         self._writer.offer([write], [tier for tier in self.tiers if not tier.local])
         return touched
 
@@ -199,7 +197,7 @@ class Hierarchy:
 
     async def _promote(self, record: Record, holder: int, blob: Write | None = None) -> None:
         touched = self.touch(record)
-        index = Write(Key.of_record(touched.address), touched.to_bytes(), touched.ttl)
+        index = _index(touched)
         await self._promote_writes([blob, index] if blob else [index], self.tiers[:holder])
         if touched is not record:
             await _remember([index], self.tiers[holder:])  # or it would be noted again at every access from now on
@@ -219,12 +217,23 @@ class Hierarchy:
             await _delete(tier, Key.of_record(address))
 
 
+def _index(record: Record, *, replace: bool = False, renews: bool = False) -> Write:
+    return Write(
+        Key.of_record(record.address), record.to_bytes(), record.ttl, replace, renews, record.total_device_seconds
+    )
+
+
+def _blob(record: Record, data: bytes) -> Write:
+    key = Key.of_blob(record.address.namespace, record.output.digest)
+    return Write(key, data, record.ttl, cost=record.total_device_seconds)
+
+
 async def _remember(writes: Sequence[Write], tiers: Sequence[Tier]) -> None:
     """Put entries into the local tiers among these, all of them or none: a record is not shown without its blob."""
     for tier in tiers:
         if tier.local and all(tier.holds(len(write.payload)) for write in writes):
             for write in writes:
-                await tier.put(write.key, write.payload, write.ttl, replace=True)
+                await tier.put(write.key, write.payload, write.ttl, replace=True, cost=write.cost)
 
 
 async def _checked(tier: Tier, key: Key, digest: Digest, lookup: Lookup) -> Lookup:

@@ -32,11 +32,14 @@ class MemoryTier:
         *,
         max_bytes: int,
         max_entries: int | None = None,
+        max_share: float = 1.0,
         policy: Policy[Key] | None = None,
         switches: Switches | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.entries: Bounded[Key, Any] = Bounded(max_bytes=max_bytes, max_entries=max_entries, policy=policy)
+        self.entries: Bounded[Key, Any] = Bounded(
+            max_bytes=max_bytes, max_entries=max_entries, max_share=max_share, policy=policy
+        )
         self._switches = switches if switches is not None else Switches()
         self._clock = clock
 
@@ -45,7 +48,7 @@ class MemoryTier:
         return self._switches.on(Subject.TIER, self.name.value)
 
     def holds(self, size: int) -> bool:
-        return self.on and size + _OVERHEAD <= self.entries.max_bytes
+        return self.on and size + _OVERHEAD <= self.entries.max_weight
 
     async def get(self, key: Key, ttl: float | None) -> Lookup:
         started_ns, start = time.time_ns(), time.perf_counter()
@@ -56,10 +59,10 @@ class MemoryTier:
     async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         return [await self.get(key, ttl) for key in keys]
 
-    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
+    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
         if not replace and self.entries.get(key, self._clock()) is not None:
             return False
-        return self.hold(key, payload, len(payload), ttl)
+        return self.hold(key, payload, len(payload), ttl, cost=cost)
 
     async def delete(self, key: Key) -> None:
         self.entries.delete(key)
@@ -70,7 +73,7 @@ class MemoryTier:
     def hold(
         self, key: Key, value: object, weight: int, ttl: float, *, hard_expiry: float = float("inf"), cost: float = 0.0
     ) -> bool:
-        """Keep an immutable value of `weight` bytes. False if it does not fit."""
+        """Keep an immutable value of `weight` bytes. False if it does not fit, or is worth less than what is there."""
         return self.on and self.entries.put(
             key, value, weight=weight + _OVERHEAD, now=self._clock(), ttl=ttl, hard_expiry=hard_expiry, cost=cost
         )

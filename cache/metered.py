@@ -112,8 +112,8 @@ class MeteredTier:
             self.tally.count(lookup)
         return lookups
 
-    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
-        return await self._tier.put(key, payload, ttl, replace=replace)
+    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
+        return await self._tier.put(key, payload, ttl, replace=replace, cost=cost)
 
     async def delete(self, key: Key) -> None:
         await self._tier.delete(key)

@@ -36,7 +36,7 @@ from cache.switches import Subject, Switch, Switches
 Order: TypeAlias = Ban | Switch | Pin
 Obey: TypeAlias = "Callable[[Order | None], Awaitable[Gone]]"
 
-IN_FORCE = 26 * 3600.0  # seconds a ban is kept in mind: longer than any entry may live
+IN_FORCE = 8 * 24 * 3600.0  # seconds a ban is kept in mind: longer than any entry may live, kept requests included
 _BOOK = "o/"
 _FOREVER = 10 * 365 * 24 * 3600.0  # stores that forget are not asked to keep a book
 _PATIENCE = 1.0  # seconds that processes get to say they have heard

@@ -76,6 +76,29 @@ class RedisStore:
         """How many clients were told."""
         return int(await self._ask(lambda client: client.publish(channel, message)))
 
+    async def count(self, names: Sequence[str], member: str, keep: int, ttl: float) -> float:
+        today, *before = names
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.zincrby(today, 1, member)
+        for name in before:
+            pipeline.zscore(name, member)
+        pipeline.zremrangebyrank(today, 0, -keep - 1).pexpire(today, _milliseconds(ttl))
+        replies: list[float | None] = await self._ask(lambda client: pipeline.execute())
+        return sum(float(reply or 0.0) for reply in replies[: len(names)])
+
+    async def highest(self, names: Sequence[str], count: int) -> list[list[tuple[str, float]]]:
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.zrevrange(name, 0, count - 1, withscores=True)
+        replies: list[list[tuple[bytes, float]]] = await self._ask(lambda client: pipeline.execute())
+        return [[(member.decode(), float(score)) for member, score in reply] for reply in replies]
+
+    async def delete_many(self, names: Sequence[str]) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.unlink(name)
+        await self._ask(lambda client: pipeline.execute())
+
     async def usage(self) -> dict[str, int]:
         """Entries, bytes, capacity and evictions of the whole server."""
         info = await self.info()

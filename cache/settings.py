@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from cache.value import PolicyName
+
 MIB = 1024 * 1024
 _S = TypeVar("_S", bound="ProcessSettings")
 
@@ -26,6 +28,8 @@ class L1Settings(Section):
     enabled: bool = True
     max_bytes: int = Field(256 * MIB, ge=0)
     max_entries: int = Field(200, ge=0)
+    max_share: float = Field(0.25, gt=0, le=1)  # of max_bytes that one entry may take
+    policy: PolicyName = "value"  # who leaves when there is no room: cache/value.py
 
 
 class L2Settings(Section):
@@ -91,6 +95,7 @@ class TelemetrySettings(Section):
 
     otlp_endpoint: str = ""  # e.g. http://127.0.0.1:4317
     spans_folder: str = ""  # spans as JSON lines, one rotated file per process, for `reprise trace`
+    accesses_folder: str = ""  # keys, sizes and costs of what is asked for, likewise, for `reprise simulate`
     sample_ratio: float = Field(0.01, ge=0, le=1)  # of hits; misses, errors and slow requests are always kept
     slow: float = Field(1.0, gt=0)  # a request that takes longer is always kept
     metrics_host: str = "127.0.0.1"

@@ -70,7 +70,7 @@ class StoredTier:
         seconds = time.perf_counter() - start
         return [Lookup(self.name, outcome, payload, started_ns, seconds) for outcome, payload in answers]
 
-    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
+    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
         return await self._store.put(str(key), seal(key, payload), ttl, replace=replace)
 
     async def delete(self, key: Key) -> None:

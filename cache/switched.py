@@ -33,10 +33,10 @@ class SwitchedTier:
     async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         return await self._tier.get_many(keys, ttl) if self.on else [self._off() for _ in keys]
 
-    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
+    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
         if not self.on:
             raise TierResting("switched off")
-        return await self._tier.put(key, payload, ttl, replace=replace)
+        return await self._tier.put(key, payload, ttl, replace=replace, cost=cost)
 
     async def delete(self, key: Key) -> None:
         await self._tier.delete(key)

@@ -5,13 +5,15 @@ of:<hex>            made from the entry with this content id, or with an output 
 tenant:<namespace>  made on behalf of this tenant
 user:<namespace>    made on behalf of this user
 label:<keyed hash>  asked for with this label, which callers choose
+warmed              made ahead of being asked for
 """
 
 from __future__ import annotations
 
 from cache.encoding import keyed_hash_of
 
-_MEDIA, _ANCESTOR, _STAGE, _USER = "media:", "of:", "via:", "user:"
+WARMED = "warmed"
+_MEDIA, _ANCESTOR, _STAGE, _TENANT, _USER = "media:", "of:", "via:", "tenant:", "user:"
 
 
 def of_media(identity: str) -> str:
@@ -27,7 +29,7 @@ def of_stage(name: str) -> str:
 
 
 def of_tenant(namespace: str) -> str:
-    return f"tenant:{namespace}"
+    return f"{_TENANT}{namespace}"
 
 
 def of_user(namespace: str) -> str:
@@ -46,6 +48,11 @@ def ancestor_in(tag: str) -> str:
 def media_in(tag: str) -> str:
     """The identity in a tag of a picture or sound; nothing in any other."""
     return tag.removeprefix(_MEDIA) if tag.startswith(_MEDIA) else ""
+
+
+def tenant_in(tag: str) -> str:
+    """The namespace in a tenant's tag; nothing in any other."""
+    return tag.removeprefix(_TENANT) if tag.startswith(_TENANT) else ""
 
 
 def user_in(tag: str) -> str:

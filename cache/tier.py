@@ -73,8 +73,9 @@ class Tier(Protocol):
         """Look several entries up at once, in the cost of about one."""
         ...
 
-    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
-        """Store an entry, for `ttl` seconds without access where the tier forgets by itself.
+    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
+        """Store an entry, for `ttl` seconds without access where the tier forgets by itself. `cost` is the device
+        seconds it saves whoever finds it, for a tier that chooses by value whom to let go.
 
         False if there is one already and `replace` is not set: the first one stays. Raises TierError.
         """

@@ -36,6 +36,7 @@ class Write:
     ttl: float
     replace: bool = False
     renews: bool = False
+    cost: float = 0.0  # device seconds it saves whoever finds it
 
     @property
     def is_index(self) -> bool:

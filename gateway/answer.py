@@ -171,6 +171,16 @@ def hit_stages(stages: Sequence[Stage], record: Record, tier: TierName) -> list[
     ]
 
 
+def with_lookups(stages: Sequence[pb.StageReport], lookups: Mapping[str, Sequence[Lookup]]) -> list[pb.StageReport]:
+    """Reports of stages with the questions that were asked for their outputs before."""
+    reports = []
+    for stage in stages:
+        report = pb.StageReport(lookups=map(lookup_message, lookups.get(stage.stage, ())))
+        report.MergeFrom(stage)
+        reports.append(report)
+    return reports
+
+
 def tier_message(tier: TierName | None) -> pb.Tier:
     return _TIERS[tier] if tier is not None else pb.TIER_UNSPECIFIED
 

@@ -229,6 +229,15 @@ class Client:
     async def switch(self, request: cache_pb2.SwitchRequest) -> cache_pb2.SwitchResponse:
         return await self._ask(lambda door: door.cache.Switch(request, timeout=_LATER, metadata=self._metadata))
 
+    async def warm(self, request: cache_pb2.WarmRequest) -> AsyncIterator[cache_pb2.WarmResponse]:
+        """How far it is, what became of each, and at last the sum of it. Leaving the stream ends it."""
+        async for response in self._doors[0].cache.Warm(request, metadata=self._metadata):
+            yield response
+
+    async def savings(self) -> cache_pb2.SavingsResponse:
+        request = cache_pb2.SavingsRequest()
+        return await self._ask(lambda door: door.cache.Savings(request, timeout=_LATER, metadata=self._metadata))
+
     async def pin(self, address: str, *, on: bool = True) -> cache_pb2.PinResponse:
         request = cache_pb2.PinRequest(address=address, on=on)
         return await self._ask(lambda door: door.cache.Pin(request, timeout=_LATER, metadata=self._metadata))

@@ -20,8 +20,9 @@ from cache.flight import Flight
 from cache.hierarchy import Found, Hierarchy
 from cache.keys import Address
 from cache.record import NotARecord, Record
+from cache.shares import shares
 from cache.telemetry import Tracing
-from cache.tier import TierName
+from cache.tier import Lookup, TierName
 from gateway.answer import tier_message
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Piece, Planned, Settled, Step
@@ -104,14 +105,14 @@ class Forwarder:
             fill(done)
 
         try:
-            records, reasons = await known_encodings(self._hierarchy, plan, self._clock())
-            flight.publish(Planned(expected_stages(plan, records), reasons))
+            records, reasons, lookups = await known_encodings(self._hierarchy, plan, self._clock())
+            flight.publish(Planned(expected_stages(plan, records), reasons, lookups))
             run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
             try:
                 artifact = await self._run_somewhere(run)
             except _NearGone:
                 plan = plan.with_stand_ins({})
-                records, _ = await known_encodings(self._hierarchy, plan, self._clock())
+                records, *_ = await known_encodings(self._hierarchy, plan, self._clock())
                 run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
                 artifact = await self._run_somewhere(run)
             if artifact is not None:
@@ -247,15 +248,17 @@ class Forwarder:
 
 async def known_encodings(
     hierarchy: Hierarchy, plan: Plan, now: float
-) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen]]:
-    """What the tiers hold of the stages before the result that a gateway can name, by stage; and what they said of
-    those that they do not hold.
+) -> tuple[dict[str, tuple[Record, TierName]], dict[str, Seen], dict[str, list[Lookup]]]:
+    """What the tiers hold of the stages before the result that a gateway can name, by stage; what they said of those
+    that they do not hold; and what asking took.
     """
     if not plan.policy.reuse:
-        return {}, {}
+        return {}, {}, {}
     stages = plan.reachable
     asked = await hierarchy.ask_many([(plan.addresses[stage.name], stage.ttl) for stage in stages])
-    return sift(plan, {stage.name: asked[plan.addresses[stage.name]] for stage in stages}, now)
+    by_stage = {stage.name: asked[plan.addresses[stage.name]] for stage in stages}
+    lookups = shares({stage: found.lookups for stage, found in by_stage.items()})
+    return *sift(plan, by_stage, now), lookups
 
 
 async def _read(
@@ -368,6 +371,7 @@ async def _run_request(
         tags=plan.tags,
         idle=idle,
         must_run=must_run,
+        idle_priority=plan.idle,
     )
 
 

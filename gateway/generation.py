@@ -44,6 +44,7 @@ class Planned:
 
     stages: Sequence[StageReport]
     reasons: Mapping[str, Seen] = field(default_factory=dict)  # of stages that no tier had
+    lookups: Mapping[str, Sequence[Lookup]] = field(default_factory=dict)  # for stages' outputs
 
 
 @dataclass(frozen=True, slots=True)

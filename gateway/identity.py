@@ -141,7 +141,7 @@ def hash_key(key: str) -> str:
 
 
 def _as_name(value: str) -> str:
-    if not _is_name(value):
+    if not is_name(value):
         raise ValueError(NAME_RULE)
     return value
 
@@ -234,7 +234,7 @@ def _named(pairs: tuple[tuple[str, str | bytes], ...], header: str) -> str:
     value = _header(pairs, header)
     if not value:
         return ""
-    if not _is_name(value):
+    if not is_name(value):
         raise InvalidField(header, NAME_RULE, reason="METADATA_INVALID")
     return value
 
@@ -250,7 +250,8 @@ def _header(pairs: tuple[tuple[str, str | bytes], ...], header: str) -> str | No
     return value.decode("ascii", "replace") if isinstance(value, bytes) else value
 
 
-def _is_name(value: str) -> bool:
+def is_name(value: str) -> bool:
+    """Whether this can name a tenant, user or session."""
     return 0 < len(value) <= LONGEST_NAME and value.isprintable() and value == value.strip()
 
 

@@ -7,6 +7,7 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from cache.accesses import AccessLog
 from cache.tier import TierName
 from gateway.answer import Answer, Outcome
 
@@ -14,9 +15,10 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Ledger:
-    """Device time is in seconds, from measured costs."""
+    """Device time is in seconds, from measured costs. What a cache was asked for is noted in `accesses`."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, accesses: AccessLog | None = None) -> None:
+        self._accesses = accesses
         self.outcomes: Counts[Outcome] = Counts()
         self.device_seconds_spent = 0.0
         self.device_seconds_saved = 0.0
@@ -46,16 +48,26 @@ class Ledger:
 
     def enter(self, method: str, answer: Answer, seconds: float) -> None:
         self.outcomes[answer.outcome] += 1
-        self.device_seconds_spent += answer.device_seconds_spent
-        self.device_seconds_saved += answer.device_seconds_saved
+        self._account(answer)
         answers, took = self._of(method, answer.outcome, answer.tier)
         answers.inc()
         took.observe(seconds)
-        self._spent.inc(answer.device_seconds_spent)
-        self._saved.inc(answer.device_seconds_saved)
-
+        # Who joined a generation asked for nothing that another cache would have had; nor did who bypassed it.
+        if self._accesses is not None and answer.outcome in (Outcome.HIT, Outcome.MISS):
+            self._accesses.note(answer.address, answer.record)
         if answer.reason is not None:
             self._misses.labels(answer.reason.value, answer.differing).inc()
+
+    def warmed(self, answer: Answer) -> None:
+        """Something was made ahead, or was there: it cost what it cost, and answered nobody."""
+        if answer.outcome is Outcome.MISS:
+            self._account(answer)
+
+    def _account(self, answer: Answer) -> None:
+        self.device_seconds_spent += answer.device_seconds_spent
+        self.device_seconds_saved += answer.device_seconds_saved
+        self._spent.inc(answer.device_seconds_spent)
+        self._saved.inc(answer.device_seconds_saved)
 
     def _series(self, method: str, outcome: Outcome, tier: TierName | None) -> tuple[Counter, Histogram]:
         answers = self._answers.labels(method, outcome.value, tier.value if tier else "")

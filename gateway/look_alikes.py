@@ -92,7 +92,7 @@ class LookAlikes:
         readers = {stage.name for stage in plan.stages if name in stage.media}
         if plan.description.final.name in readers:
             return False
-        known, _ = await known_encodings(self._hierarchy, plan, self._clock())
+        known, *_ = await known_encodings(self._hierarchy, plan, self._clock())
         return readers <= known.keys()
 
     def _forget(self, place: tuple[str, str], _value: bool, _cause: Removal) -> None:

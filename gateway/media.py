@@ -30,6 +30,7 @@ from gateway.models import Models
 from gateway.peers import Names, Peers
 from gateway.plan import DefaultPolicy, Plan, Policy, choose_seed, default_policy, make_plan
 from gateway.plans import Asked, Plans, asked
+from gateway.replays import Replays
 from gateway.resolve import Resolver, Visit
 from gateway.uploads import Uploads
 from gateway.validate import complete, given_fields, parse
@@ -53,6 +54,7 @@ class MediaServicer:
         uploads: Uploads,
         names: Names,
         peers: Peers,
+        replays: Replays,
         ledger: Ledger,
         tracing: Tracing,
         *,
@@ -69,6 +71,7 @@ class MediaServicer:
         self._darkroom = darkroom
         self._names = names
         self._peers = peers
+        self._replays = replays
         self._ledger = ledger
         self._tracing = tracing
         self._default_seed = default_seed
@@ -82,13 +85,14 @@ class MediaServicer:
     async def AnimateImage(self, message: bytes, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
             same = asked(message, visit.principal)
-            if (hit := self._at_hand(same, visit)) is not None:
+            if (hit := self._at_hand(same, message, visit)) is not None:
                 for response in hit:
                     yield response
                 return
             request = parse(media.AnimateImageRequest, message)
-            plan = await self._plan_animation(request, visit.principal)
+            plan = await self.plan_animation(request, visit.principal)
             self._plans.remember(same, request.model, plan)
+            self._replays.note(plan, visit.principal, lambda: request)
             del message
             request.ClearField("image")  # a stream lasts long, and may have many beside it
             async with aclosing(self._resolver.resolve(plan, visit)) as responses:
@@ -146,22 +150,26 @@ class MediaServicer:
         with self._visit("reprise.v1.MediaService/Explain", context) as visit:
             if not request.HasField("animate_image"):
                 raise InvalidField("animate_image", "give the request to explain")
-            plan = await self._plan_animation(request.animate_image, visit.principal)
+            plan = await self.plan_animation(request.animate_image, visit.principal)
             after = None
             if request.HasField("after_animate_image"):
-                after = await self._plan_animation(request.after_animate_image, visit.principal)
+                after = await self.plan_animation(request.after_animate_image, visit.principal)
             return await self._explainer.explain(plan, after)
 
-    def _at_hand(self, same: Asked | None, visit: Visit) -> Iterator[bytes] | None:
+    def _at_hand(self, same: Asked | None, message: bytes, visit: Visit) -> Iterator[bytes] | None:
         """The answer to a request that was understood before, if its result is in memory."""
         known = self._plans.recall(same)
         if known is None or self._models.active(known.model, "animate_image") is not known.plan.description:
             return None
         if self._is_off(known.plan.description, visit.principal):
             return None
-        return self._resolver.at_hand(known.plan, visit)
+        hit = self._resolver.at_hand(known.plan, visit)
+        if hit is not None:
+            self._replays.note(known.plan, visit.principal, partial(parse, media.AnimateImageRequest, message))
+        return hit
 
-    async def _plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
+    async def plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
+        """The plan of a request on behalf of this principal. Raises Refused."""
         by_url = _by_url(request.delivery)
         description = await self._models.describe(request.model, "animate_image")
         given, extra = given_fields(request, ignore=_NOT_PARAMETERS)

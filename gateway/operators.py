@@ -14,6 +14,7 @@ from cache.build import Tiers
 from cache.errors import TierError
 from cache.inspection import inspect, read_key
 from cache.metered import Tally
+from cache.telemetry import parent_of
 from cache.tier import TierName
 from gateway.answer import lookup_outcome_message, outcome_message, tier_message
 from gateway.control import Control
@@ -21,6 +22,8 @@ from gateway.errors import InvalidField, NotFound
 from gateway.identity import require_operator
 from gateway.inspection import KEY_FORMS, inspection_message
 from gateway.ledger import Ledger
+from gateway.savings import Savings
+from gateway.warm import Warmer
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2 as pb
 
@@ -28,11 +31,15 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class CacheServicer:
-    def __init__(self, tiers: Tiers, fleet: Fleet, ledger: Ledger, control: Control) -> None:
+    def __init__(
+        self, tiers: Tiers, fleet: Fleet, ledger: Ledger, savings: Savings, control: Control, warmer: Warmer
+    ) -> None:
         self._tiers = tiers
         self._control = control
         self._fleet = fleet
         self._ledger = ledger
+        self._savings = savings
+        self._warmer = warmer
         self._started = time.monotonic()
 
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:
@@ -96,6 +103,17 @@ class CacheServicer:
         if not inspection.found:
             raise NotFound("ENTRY_UNKNOWN")
         return inspection_message(inspection)
+
+    async def Warm(self, request: pb.WarmRequest, context: Context) -> AsyncGenerator[pb.WarmResponse]:
+        caller = require_operator()
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        async with aclosing(self._warmer.warm(request, caller.principal, parent_of(metadata))) as responses:
+            async for response in responses:
+                yield response
+
+    async def Savings(self, request: pb.SavingsRequest, context: Context) -> pb.SavingsResponse:
+        require_operator()
+        return self._savings.message(time.monotonic() - self._started)
 
     def _memory(self) -> pb.TierStats:
         entries = self._tiers.memory.entries

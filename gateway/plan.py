@@ -15,6 +15,7 @@ from cache.keys import Address, addresses, content_ids
 from cache.near import MOST_DISTANCE, USUAL_DISTANCE, Likeness
 from cache.record import Record
 from cache.settings import Section
+from cache.tags import WARMED
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
 from reprise.v1.common_pb2 import CachePolicy, Similarity
@@ -76,6 +77,7 @@ class Policy:
     refresh: bool = False
     max_age: float | None = None  # seconds
     fresh: bool = False
+    replayable: bool = False  # the request may be kept, to be made ahead
     labels: tuple[str, ...] = ()
     similarity: int | None = None  # bits by which a picture may look different whose encodings stand in
 
@@ -114,6 +116,7 @@ class Policy:
             refresh=refresh,
             max_age=_seconds(message.max_age) if message.HasField("max_age") else default.max_age,
             fresh=fresh,
+            replayable=message.replayable,
             labels=_labels(message),
             similarity=_bits(message.similarity),
         )
@@ -141,6 +144,7 @@ class Plan:
     tags: tuple[str, ...] = ()  # for whatever is made
     by_url: bool = False  # the caller would rather have a URL than the bytes
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
+    idle: bool = False  # nobody waits for it
 
     @property
     def address(self) -> Address:
@@ -169,6 +173,10 @@ class Plan:
     @property
     def seed(self) -> int:
         return int(self.parameters.get("seed", 0))
+
+    def ahead(self) -> Plan:
+        """The same plan, to be made before anybody asks."""
+        return replace(self, idle=True, tags=(*self.tags, WARMED))
 
     def without_media(self) -> Plan:
         """The same plan, for those who must not keep pictures alive."""

@@ -25,7 +25,7 @@ from cache.sweep import Gone
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
-from gateway.answer import Answer, Outcome, hit_stages, lookup_message, tier_name
+from gateway.answer import Answer, Outcome, hit_stages, lookup_message, tier_name, with_lookups
 from gateway.costs import Costs
 from gateway.errors import NotFound, Overloaded, Refused
 from gateway.forward import Forwarder
@@ -37,6 +37,7 @@ from gateway.look_alikes import LookAlikes
 from gateway.peers import Names
 from gateway.plan import Plan
 from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
+from gateway.savings import Savings
 from gateway.wire import Reply, event_response
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import GenerationEvent, Result, Stored
@@ -52,7 +53,9 @@ class Visit:
     set_cache_status: Callable[[str], None]
     started_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.perf_counter)
+    warming: bool = False  # nobody asks: it is made ahead
     traced: bool = False  # it has a span
+    answer: Answer | None = None
 
 
 class Resolver:
@@ -68,6 +71,7 @@ class Resolver:
         ledger: Ledger,
         history: History,
         costs: Costs,
+        savings: Savings,
         *,
         max_generations: int,
         heartbeat: float,
@@ -91,6 +95,7 @@ class Resolver:
         self._clock = clock
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
         self.ledger = ledger
+        self.savings = savings
         self._history = history
         self._costs = costs
         tiers.orders.on_order(self._obey)
@@ -233,7 +238,7 @@ class Resolver:
             span = self._begin_span(plan, visit, lookups)
             answer.describe(span)
             span.end()
-        self._answered(visit, answer)
+        self._answered(plan.namespaces[Scope.TENANT], visit, answer)
         self._history.hit(plan)
         if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
             result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
@@ -270,6 +275,7 @@ class Resolver:
                 await self._forwarder.lead(flight, plan, generate, fill)
                 self._settle(plan, flight.events)
 
+        tenant = plan.namespaces[Scope.TENANT]
         flight, led = self._flights.join(key, lead)
         if led:
             self._leaders[flight] = span
@@ -283,7 +289,7 @@ class Resolver:
             led=led,
             lookups=lookups,
             span=span,
-            answered=lambda answer: self._answered(visit, answer, span),
+            answered=lambda answer: self._answered(tenant, visit, answer, span),
             compose=self._completed,
             name=self._names.make(),
             heartbeat=self._heartbeat,
@@ -304,7 +310,7 @@ class Resolver:
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
-                held = self._memory.held(Key.of_wire(reply.record.address))
+                held = self._memory.peek(Key.of_wire(reply.record.address))  # nobody asks for it
                 if stored.state == Stored.STATE_DURABLE and held is reply:
                     self._hold(replace(reply, durable=True))
 
@@ -322,9 +328,9 @@ class Resolver:
         tier = tier_name(final.tier) if outcome is Outcome.HIT else None
         past, now = generation.past, self._clock()
         reason = why_not_served(plan, generation.missed, past, now)
-        planned = [step.reasons for step in generation.flight.events if isinstance(step, Planned)]
-        hints = Hints(reason, planned[0] if planned else {})
-        stages = with_reasons(plan, done.stages, hints, past, now)
+        planned = next((step for step in generation.flight.events if isinstance(step, Planned)), Planned(()))
+        hints = Hints(reason, planned.reasons)
+        stages = with_lookups(with_reasons(plan, done.stages, hints, past, now), planned.lookups)
         nearest = past.nearest()
         self._history.answered(plan, past, done.stages, ran=outcome in (Outcome.MISS, Outcome.BYPASS))
         record = done.reply.record
@@ -340,9 +346,14 @@ class Resolver:
             stand_ins=done.stand_ins,
         )
 
-    def _answered(self, visit: Visit, answer: Answer, span: Span | None = None) -> None:
+    def _answered(self, tenant: str, visit: Visit, answer: Answer, span: Span | None = None) -> None:
+        visit.answer = answer
         visit.set_cache_status(answer.cache_status(self._clock()))
-        self.ledger.enter(visit.method, answer, time.perf_counter() - visit.started)
+        if visit.warming:
+            self.ledger.warmed(answer)
+        else:
+            self.ledger.enter(visit.method, answer, time.perf_counter() - visit.started)
+        self.savings.enter(tenant, answer, warming=visit.warming)
         if span is not None and span.is_recording():  # it has ended if the caller dropped the stream
             answer.describe(span)
 
@@ -367,7 +378,9 @@ class Resolver:
 
 def _flight_key(plan: Plan) -> object:
     """Requests with this in common can share one generation."""
-    return plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age
+    # What is made ahead has a flight of its own: who asks for the same meanwhile joins its run at the worker, and so
+    # tells the worker that somebody waits for it.
+    return plan.address, plan.policy.reuse, plan.policy.store, plan.policy.max_age, plan.idle
 
 
 def _told_of_hits(

@@ -19,6 +19,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from cache.accesses import access_log
 from cache.build import build_tiers
 from cache.catalogue import Catalogue
 from cache.description import Scope
@@ -44,11 +45,15 @@ from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
+from gateway.replays import Replays
 from gateway.resolve import Resolver
+from gateway.savings import Savings
+from gateway.schedule import Schedule
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
 from gateway.uploads import Uploads
 from gateway.validate import parse
+from gateway.warm import Warmer
 from gateway.wire import serialize
 from gateway.workers import Fleet
 from reprise.v1 import cache_pb2, media_pb2
@@ -116,7 +121,12 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
         peers = await stack.enter_async_context(Peers(secret))
         darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0))
-        ledger = Ledger(telemetry.registry)
+        ledger = Ledger(
+            telemetry.registry,
+            await stack.enter_async_context(
+                access_log(settings.telemetry.accesses_folder, section.name, "result", secret)
+            ),
+        )
         catalogue = (
             Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
             if tiers.objects is not None
@@ -126,7 +136,12 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         await models.recall()
         history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry, bans=tiers.bans))
         tiers.orders.on_order(history.obey)
+        uploads = Uploads(tiers.through_memory)
+        replays = await stack.enter_async_context(Replays(tiers, uploads, secret, section.replay, telemetry.registry))
+        tiers.orders.on_order(replays.obey)
         costs = Costs()
+        named = [namespace(secret, Scope.TENANT, Principal(tenant)) for tenant in section.savings_tenants]
+        savings = Savings(telemetry.registry, named)
         flights: Flights[object, Step] = Flights(grace=section.grace)
         stack.push_async_callback(flights.drain, section.drain)
         forwarder = Forwarder(
@@ -153,32 +168,33 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             ledger,
             history,
             costs,
+            savings,
             max_generations=section.max_generations,
             heartbeat=section.heartbeat,
             links=links,
         )
-        _register(
-            server,
-            _MEDIA,
-            MediaServicer(
-                models,
-                resolver,
-                Explainer(tiers, forwarder, history, costs),
-                tiers,
-                darkroom,
-                Uploads(tiers.through_memory),
-                names,
-                peers,
-                ledger,
-                telemetry.tracing,
-                secret=secret,
-                default_seed=section.default_seed,
-                policies=section.policies,
-                similar_by_default=section.similarity.by_default,
-            ),
-            unparsed=frozenset({"AnimateImage"}),
+        explainer = Explainer(tiers, forwarder, history, costs)
+        media = MediaServicer(
+            models,
+            resolver,
+            explainer,
+            tiers,
+            darkroom,
+            uploads,
+            names,
+            peers,
+            replays,
+            ledger,
+            telemetry.tracing,
+            secret=secret,
+            default_seed=section.default_seed,
+            policies=section.policies,
+            similar_by_default=section.similarity.by_default,
         )
-        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, Control(tiers, darkroom, secret=secret)))
+        warmer = Warmer(media.plan_animation, explainer, resolver, replays, heartbeat=section.heartbeat)
+        control = Control(tiers, darkroom, secret=secret)
+        _register(server, _MEDIA, media, unparsed=frozenset({"AnimateImage"}))
+        _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, savings, control, warmer))
         health_servicer = await _add_health(server)
         if section.reflection:
             shown = (_MEDIA.full_name, _CACHE.full_name, HEALTH, reflection.SERVICE_NAME)
@@ -197,6 +213,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             await http.serve(artifacts.answer)
         await server.start()
         stack.push_async_callback(server.stop, 0)
+        await stack.enter_async_context(Schedule(section.warm, warmer, tiers.objects, secret))
         _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)
         yield Gateway(server, port, health_servicer, http)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cache.settings import MIB, ProcessSettings, Section
 from gateway.identity import IdentitySettings
 from gateway.plan import DefaultPolicy
 
+DAY = 24 * 3600.0
 OTHERS = frozenset({"worker"})  # sections of the file that a gateway leaves to workers
 
 
@@ -23,6 +26,36 @@ class SimilaritySettings(Section):
 
     def by_default(self, model: str, tenant: str) -> bool:
         return model in self.models or tenant in self.tenants
+
+
+class ReplaySection(Section):
+    """Whose requests are kept, so that they can be made ahead. What is asked with `replayable` is, if anything is."""
+
+    enabled: bool = False
+    models: tuple[str, ...] = ()  # and all for these models
+    tenants: tuple[str, ...] = ()  # and all of these tenants
+    max_age: float = Field(7 * DAY, gt=0, le=7 * DAY)  # seconds after it was last written that one is forgotten
+
+
+class WarmEntry(Section):
+    """What is made ahead, and when. One of all gateways does it each time."""
+
+    at: str | None = Field(None, pattern=r"^([01]\d|2[0-3]):[0-5]\d$")  # HH:MM of every day, UTC
+    every: float | None = Field(None, ge=1.0)  # or so many seconds
+    tenant: str = Field(min_length=1)  # on whose behalf
+    user: str = ""
+    file: Path | None = None  # with requests, as for `reprise warm`
+    frequent: bool = False  # what is asked often, of what may be kept
+    most: int = Field(20, ge=1, le=1000)  # of what is frequent
+    budget: float = Field(60.0, gt=0)  # device seconds, each time
+
+    @model_validator(mode="after")
+    def _when_and_what(self) -> Self:
+        if (self.at is None) == (self.every is None):
+            raise ValueError("say when: either `at` or `every`")
+        if self.file is None and not self.frequent:
+            raise ValueError("say what: `file`, `frequent` or both")
+        return self
 
 
 class GatewaySection(Section):
@@ -49,6 +82,9 @@ class GatewaySection(Section):
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish
     similarity: SimilaritySettings = SimilaritySettings()
+    replay: ReplaySection = ReplaySection()
+    warm: tuple[WarmEntry, ...] = ()  # made ahead on a schedule
+    savings_tenants: tuple[str, ...] = ()  # with rows of their own in savings
     reflection: bool = True
 
     @field_validator("public_url")

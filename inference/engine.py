@@ -3,6 +3,7 @@
 | event | result |
 |---|---|
 | equal plans at once, in any spelling | one run, told to all; late ones hear first what was told before |
+| somebody follows a run for which nobody waited | it waits behind others no longer |
 | a follower leaves | the run goes on for the others |
 | the last one leaves | queued work is dropped once the grace is over; running work ends and is stored |
 | a follower abandons | its stream ends; if it was the last, queued work is dropped and running work stops at a step |
@@ -242,6 +243,8 @@ class Engine:
             if plan.must_run:
                 self._movable.pop(flight, None)
         self._jobs[flight].aliases.add(plan.address)
+        if not plan.idle_priority:
+            self._jobs[flight].lift()
         return flight, led
 
     def _share(self, encodings: Iterable[Address]) -> None:
@@ -270,9 +273,10 @@ class Engine:
             before.append(job)
 
     def _in_line(self) -> list[Flight[Event]]:
-        """Runs without an answer yet, the one that has the device first, the others as they came."""
+        """Runs without an answer yet, the one that has the device first, the others as they came, at last those
+        that nobody waits for."""
         line = [flight for flight, job in self._jobs.items() if not (job.answered or flight.ended)]
-        return sorted(line, key=lambda flight: not flight.goes_on)
+        return sorted(line, key=lambda flight: (not flight.goes_on, self._jobs[flight].idle))
 
     def _hand_over(self, flight: Flight[Event], key: _Key, worker: str) -> None:
         job = self._jobs[flight]

@@ -19,7 +19,8 @@ from opentelemetry.trace import Span
 from cache.description import Stage
 from cache.reason import Reason, reason_of
 from cache.record import Record
-from cache.tier import TierName, proves_absence
+from cache.shares import shares
+from cache.tier import Lookup, TierName, proves_absence
 from cache.work import Work, divide
 from inference.errors import MediaNeeded, NearGone
 from inference.models.base import Tensors
@@ -44,6 +45,7 @@ class Inputs:
         self.tiers: dict[str, TierName] = {}  # where each output came from; unknown for those inside a plan's records
         self.gone: set[str] = set()  # stages whose record is known to point at nothing
         self.reasons: dict[str, Reason] = {}  # why there is none of a stage, where more is known than that
+        self.lookups: dict[str, list[Lookup]] = {}  # by stage
 
     def __enter__(self) -> Self:
         self._shop.waiting.add(self)
@@ -137,6 +139,8 @@ class Inputs:
     async def _find_in_tiers(self, wanted: Sequence[Stage]) -> None:
         addresses = {self._meaning.addresses[stage.name]: stage for stage in wanted}
         asked = await self._shop.hierarchy.ask_many([(address, stage.ttl) for address, stage in addresses.items()])
+        for address, lookups in shares({address: found.lookups for address, found in asked.items()}).items():
+            self.lookups.setdefault(addresses[address].name, []).extend(lookups)
         for address, found in asked.items():
             stage = addresses[address].name
             if found.record is None or found.tier is None:
@@ -213,8 +217,11 @@ class Inputs:
         if record.output.inline is not None:
             self._left_the_device(stage)
             return record.output.inline
-        data, tier, lookups = await self._shop.hierarchy.read(record.address.namespace, record.output.digest, stage.ttl)
+        data, tier, lookups = await self._shop.hierarchy.read(
+            record.address.namespace, record.output.digest, stage.ttl, cost=record.total_device_seconds
+        )
         self._shop.tracing.lookups(span, lookups)
+        self.lookups.setdefault(stage.name, []).extend(replace(lookup, value=None) for lookup in lookups)
         if data is None or tier is None:
             self._lose(stage, for_good=proves_absence(lookups))
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from cache.hierarchy import Found
 from cache.keys import Address
 from cache.record import INLINE_LIMIT, Record
 from cache.record import Output as Stored
-from cache.tier import TierName
+from cache.tier import Lookup, TierName
 from inference import tensors
 from inference.errors import Abandoned, Fault, Refused
 from inference.events import Event, EventLog, Outcome, jpeg
@@ -33,8 +33,9 @@ from inference.inputs import Inputs
 from inference.models.base import Artifact, Cancelled, Tensors
 from inference.plan import Meaning, Plan, call_for
 from inference.pool import Hot, compact
-from inference.reports import reason_message, reused_report
+from inference.reports import lookup_message, reason_message, reused_report
 from inference.status import report_fault
+from inference.turns import Ticket
 from inference.workshop import Workshop
 from reprise.v1 import common_pb2 as pb
 
@@ -76,6 +77,7 @@ class Job:
             if stage.media and stage.cached and not plan.store_nothing and stage.name not in plan.records
         }  # of pictures, that other runs may read and only this one may be about to make
         self._on_shared = on_shared
+        self._ticket = Ticket(idle=plan.idle_priority)
         self._shop = shop
         self._plan = plan
         self._meaning = meaning
@@ -84,12 +86,22 @@ class Job:
         self._began = shop.clock()  # when what it makes began to be made
         # By stage: tags that whatever is made of its output gets.
         self._lineage = {name: frozenset({tags.of_ancestor(digest.hex)}) for name, digest in meaning.digests.items()}
+        self._lookups: Sequence[Lookup] = ()  # for the result
         self._spent: dict[str, float] = {}  # device seconds of the stages that ran
         self._totals = dict.fromkeys(meaning.outputs, 0.0)  # with everything upstream, by stage
 
     def waits_for(self, other: Job) -> bool:
         """Whether the other run may be about to encode a picture that this one reads."""
         return not self.encodings.isdisjoint(other.encodings)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for the result."""
+        return self._ticket.idle
+
+    def lift(self) -> None:
+        """Somebody waits for the result."""
+        self._shop.turns.lift(self._ticket)
 
     async def lead(self, flight: Flight[Event]) -> None:
         """Do the work, tell it to the flight's followers, and stay until the result is durable or given up.
@@ -108,6 +120,7 @@ class Job:
             return None
         found = await self._shop.hierarchy.fetch(self._address, self._final.ttl, max_age=self._plan.max_age)
         self._shop.tracing.lookups(self.span, found.lookups)
+        self._lookups = found.lookups
         if found.record is None or found.data is None:
             return None
         self.span.set_attribute("reprise.run.outcome", "hit")
@@ -137,7 +150,7 @@ class Job:
                 async with asyncio.TaskGroup() as group, AsyncExitStack() as device:
                     near = group.create_task(inputs.bring_near())
                     with self._waiting(inputs):
-                        await device.enter_async_context(self._shop.turns.turn(log.queued))
+                        await device.enter_async_context(self._shop.turns.turn(log.queued, self._ticket))
                         await near
                     flight.goes_on = True
                     return await _finish(self._run(inputs, log))
@@ -165,6 +178,7 @@ class Job:
         for stage in work.reuse:
             self._totals[stage.name] = inputs.records[stage.name].total_device_seconds
             self._lineage[stage.name] = _inherited(inputs.records[stage.name]) | self._media(stage)
+            self._shop.needed(stage, inputs.records[stage.name])
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
         for position, stage in enumerate(work.run[:-1], start=1):
@@ -240,6 +254,7 @@ class Job:
             return
         data, digest = await self._shop.beside.run(_pack, made.output)
         record = self._record(stage, made, Stored(digest, TENSORS_TYPE, _inline(data)))
+        self._shop.needed(stage, record)
         if stage.pooled:
             await self._shop.stock.keep(Hot(made.output, made.weight, record))
         durable = await self._shop.hierarchy.commit(
@@ -331,7 +346,9 @@ class Job:
                 report.reason = reason_message(inputs.reasons.get(stage.name))
             elif stage.name in reused:
                 report = reused_report(stage, inputs.records[stage.name], inputs.tiers.get(stage.name))
+            report.lookups.extend(map(lookup_message, inputs.lookups.get(stage.name, ())))
             reports.append(report)
+        reports[-1].lookups.extend(map(lookup_message, self._lookups))
         return tuple(reports)
 
     def _reports_of_hit(self, found: Found) -> tuple[pb.StageReport, ...]:
@@ -339,7 +356,9 @@ class Job:
         before = [
             pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED) for stage in self._plan.stages[:-1]
         ]
-        return (*before, reused_report(self._final, found.record, found.tier))
+        final = reused_report(self._final, found.record, found.tier)
+        final.lookups.extend(map(lookup_message, self._lookups))
+        return (*before, final)
 
 
 async def _finish(work: Coroutine[Any, Any, _T]) -> _T:

@@ -55,6 +55,7 @@ class Plan:
     replace: bool = False
     max_age: float | None = None  # seconds
     follower: str = ""
+    idle_priority: bool = False  # nobody waits for it
     tags: frozenset[str] = frozenset()  # for whatever is made
     idle: tuple[str, ...] = ()  # addresses of workers that could run this at once, the best first
     must_run: bool = False  # here, whatever is idle
@@ -120,6 +121,7 @@ def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], pa
         replace=request.replace,
         max_age=request.max_age if request.HasField("max_age") else None,
         follower=request.follower,
+        idle_priority=request.idle_priority,
         tags=frozenset({*request.tags, tags.of_tenant(namespaces[Scope.TENANT]), tags.of_user(namespaces[Scope.USER])}),
         idle=tuple(request.idle),
         must_run=request.must_run,

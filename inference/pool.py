@@ -72,11 +72,16 @@ class Pool:
         *,
         max_bytes: int,
         max_entries: int | None = None,
+        max_share: float = 1.0,
         policy: Policy[Address] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._entries: Bounded[Address, Hot] = Bounded(
-            max_bytes=max_bytes, max_entries=max_entries, policy=policy, on_removal=self._note_removal
+            max_bytes=max_bytes,
+            max_entries=max_entries,
+            max_share=max_share,
+            policy=policy,
+            on_removal=self._note_removal,
         )
         self._clock = clock
         self._evicted: list[Hot] = []  # of the call under way

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from cache.description import Scope
 from cache.keys import Address
 from cache.settings import ProcessSettings, Section
+from cache.value import PolicyName
 
 OTHERS = frozenset({"gateway"})  # sections of the file that a worker leaves to gateways
 
@@ -39,6 +40,8 @@ class WorkerSection(Section):
     threads: int = Field(0, ge=0)  # of the processor for one operation, 0: torch's choice; bits may depend on it
     pool_bytes: int | None = Field(None, ge=0)  # of device memory, if runs leave as much; None: all that they leave
     pool_entries: int | None = Field(10, ge=0)  # None: the bytes are bound enough
+    pool_share: float = Field(0.25, gt=0, le=1)  # of the pool's bytes that one output may take
+    pool_policy: PolicyName = "value"  # who leaves when there is no room: cache/value.py
     host_pool_bytes: int | None = Field(None, ge=0)  # None: 1 GiB beside an accelerator, nothing on a processor
     favourites: tuple[str, ...] = ()  # addresses as reports give them; what they mean stays in the pool
     queue: int = Field(64, ge=0)  # runs that may wait for the device

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
+from cache.accesses import access_log
 from cache.build import Tiers, build_tiers
 from cache.catalogue import Catalogue
 from cache.description import Description, Scope
@@ -17,6 +18,7 @@ from cache.errors import TierError
 from cache.keys import Address, Principal, namespace
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
+from cache.value import policy_named
 from inference import models
 from inference.device import MIB, Device, DeviceThread, HostDevice, Memory, execution, open_device
 from inference.engine import Engine
@@ -74,7 +76,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         shop = Workshop(
             device,
             beside,
-            Pool(max_bytes=_pool_bytes(section, memory), max_entries=section.pool_entries),
+            pool_of(section, _pool_bytes(section, memory)),
             tiers.through_memory,
             WorkerMetrics(telemetry.registry),
             telemetry.tracing,
@@ -83,6 +85,9 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
             execution=await device.run(execution, device.device),
             bans=tiers.bans,
             news=servicer.news,
+            accesses=await stack.enter_async_context(
+                access_log(settings.telemetry.accesses_folder, section.name, "stage", settings.cache.secret_bytes)
+            ),
         )
         await shop.measure_memory()
         await shop.size_pool()
@@ -141,6 +146,16 @@ async def _open_device(section: WorkerSection, stack: AsyncExitStack) -> tuple[D
     beside = DeviceThread(device.device, "beside", beside=True)
     stack.callback(beside.close)
     return device, beside
+
+
+def pool_of(section: WorkerSection, max_bytes: int) -> Pool:
+    """A pool of so many bytes that chooses and refuses as the settings say."""
+    return Pool(
+        max_bytes=max_bytes,
+        max_entries=section.pool_entries,
+        max_share=section.pool_share,
+        policy=policy_named(section.pool_policy, max_bytes=max_bytes, max_entries=section.pool_entries),
+    )
 
 
 async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) -> dict[str, Model]:

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, Protocol, TypeVar
 
+from cache.accesses import AccessLog
 from cache.bans import Bans
+from cache.description import Stage
 from cache.hierarchy import Hierarchy
 from cache.news import News
+from cache.record import Record
 from cache.telemetry import Tracing
 from inference.device import MIB, DeviceThread, Memory, Timed, free_unused, out_of_memory
 from inference.errors import DeviceMemory
@@ -47,6 +50,7 @@ class Workshop:
         execution: Mapping[str, str],
         bans: Bans | None = None,
         news: News | None = None,
+        accesses: AccessLog | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.device = device
@@ -59,6 +63,7 @@ class Workshop:
         self.clock = clock
         self.bans = bans if bans is not None else Bans()
         self.news = news if news is not None else News()
+        self._accesses = accesses
         self.turns = Turns(queue, self.news.announce)
         self.stock = Stock(pool, host if host is not None else Pool(max_bytes=0), beside, self.news.announce)
         self.waiting: set[Holder] = set()  # those with leases whose turn has not come
@@ -68,6 +73,11 @@ class Workshop:
         self._measured = False  # whether all stages of some run are in that
         self._most_pool_bytes = pool.max_bytes
         metrics.watch(self)
+
+    def needed(self, stage: Stage, record: Record) -> None:
+        """A run needed this output on the device."""
+        if stage.pooled and self._accesses is not None:
+            self._accesses.note(record.address, record)
 
     def begin_generation(self) -> None:
         self.generations += 1

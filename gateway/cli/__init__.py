@@ -2,7 +2,22 @@
 
 import click
 
-from gateway.cli import animate, control, doctor, explain, follow, gc, inspect, models, stack, stats, trace
+from gateway.cli import (
+    animate,
+    control,
+    doctor,
+    explain,
+    follow,
+    gc,
+    inspect,
+    models,
+    savings,
+    simulate,
+    stack,
+    stats,
+    trace,
+    warm,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,7 +28,7 @@ def main() -> None:
 for command in (
     *(stack.up, stack.down, animate.animate, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
-    *(control.invalidate, control.switch, control.pin),
-    *(inspect.inspect, gc.gc, doctor.doctor, models.models),
+    *(control.invalidate, control.switch, control.pin, warm.warm, savings.savings),
+    *(inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate),
 ):
     main.add_command(command)

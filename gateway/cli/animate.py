@@ -72,6 +72,7 @@ def _box(context: click.Context, option: click.Parameter, text: str | None) -> F
 @click.option("--no-store", is_flag=True, help="Keep nothing that is made for this.")
 @click.option("--max-age", type=float, callback=_milliseconds, metavar="SECONDS", help="Serve nothing made longer ago.")
 @click.option("--label", "labels", multiple=True, help="Mark what is made, to invalidate it by. Repeatable.")
+@click.option("--replayable", is_flag=True, help="Let the request be kept, to be made ahead if it is asked often.")
 @click.option("--durable", is_flag=True, help="Wait until the video is stored for good.")
 @click.option("--url", is_flag=True, help="Print a URL of the video, and write a file only with --out.")
 @click.option(
@@ -149,7 +150,7 @@ def _change(request: AnimateImageRequest, picture: Path | None, **options: Any) 
     policy = request.cache_policy
     if (mode := options.pop("mode")) is not None:
         policy.mode = _MODES[mode]
-    for flag in ("no_store", "fresh"):
+    for flag in ("no_store", "fresh", "replayable"):
         if options.pop(flag):
             setattr(policy, flag, True)
     policy.labels.extend(options.pop("labels"))

@@ -139,7 +139,11 @@ def configuration(
             "default_models": {"animate_image": model.name},
         },
         "worker": {"host": LOOPBACK, "models": {model.name: str(model)}},
-        "telemetry": {"spans_folder": str(data / "spans"), "sample_ratio": 1.0},
+        "telemetry": {
+            "spans_folder": str(data / "spans"),
+            "accesses_folder": str(data / "accesses"),
+            "sample_ratio": 1.0,
+        },
     }
 
 

@@ -113,7 +113,7 @@ class ScriptedTier:
     async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
         return [await self.get(key, ttl) for key in keys]
 
-    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
+    async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
         self.tries += 1
         if self.open is not None:
             await self.open.wait()

@@ -1,7 +1,7 @@
 """Bounded: within its bounds after every step, whatever the steps."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cache.bounded import Bounded, Removal
+from cache.bounded import Bounded, Policy, Removal
 
 _KEYS = st.sampled_from("abcdefgh")
 _MAX_BYTES, _MAX_ENTRIES = 100, 5
@@ -209,6 +209,15 @@ def test_another_budget_holds_at_once() -> None:
     assert entries.put("d", 1, weight=4, now=0, ttl=10)
 
 
+def test_the_share_of_one_entry_is_of_the_budget_there_is() -> None:
+    """After a change of the budget, too."""
+    entries: Bounded[str, int] = Bounded(max_bytes=8, max_share=0.25)
+    assert [True, False] == [entries.put("a", 1, weight=weight, now=0, ttl=10) for weight in (2, 3)]
+
+    entries.resize(16)
+    assert [True, False] == [entries.put("a", 1, weight=weight, now=0, ttl=10) for weight in (4, 5)]
+
+
 def test_a_leased_entry_cannot_be_replaced_deleted_or_evicted() -> None:
     """Until it is released, and as often as it was leased."""
     entries = _map(max_bytes=1)
@@ -237,8 +246,9 @@ def test_a_leased_entry_that_expired_is_no_longer_given_out() -> None:
     assert entries.get("a", 10) is None
     assert "a" in entries
 
+    entries.expire(10)
     entries.release("a")
-    entries.expire(20)
+    entries.expire(10)
     assert "a" not in entries
     assert 1 == entries.removals[Removal.EXPIRED]
 
@@ -316,18 +326,21 @@ def test_a_map_without_room_keeps_nothing(max_bytes: int, max_entries: int | Non
     assert entries.get("a", 0) is None
 
 
-class _Cheapest:
-    """A policy that lets go of what is cheapest to have again."""
+class _Cheapest(Policy[str]):
+    """Lets go of what is cheapest to have again, for nothing cheaper."""
 
     def __init__(self) -> None:
         self.costs: dict[str, float] = {}
+
+    def admits(self, key: str, weight: int, cost: float, victims: Sequence[str]) -> bool:
+        return all(cost >= self.costs[victim] for victim in victims)
 
     def admitted(self, key: str, weight: int, cost: float) -> None:
         self.costs[key] = cost
 
     def accessed(self, key: str) -> None: ...
 
-    def removed(self, key: str) -> None:
+    def removed(self, key: str, cause: Removal) -> None:
         del self.costs[key]
 
     def victims(self) -> Iterator[str]:

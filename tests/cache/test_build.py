@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from cache.build import Tiers, build_tiers
+from cache.keys import Key
 from cache.record import Record
 from cache.settings import CacheSettings
 from cache.tier import TierName
@@ -65,6 +66,19 @@ async def test_what_one_process_commits_another_one_finds(redis_url: str, s3: S3
 
     async with build_tiers(settings, CollectorRegistry()) as gateway:
         assert [(TierName.L2, DATA), (TierName.L1, DATA)] == [await _served_by(gateway) for _ in range(2)]
+
+
+@pytest.mark.parametrize(("policy", "stays"), [("value", "dear"), ("lru", "cheap")])
+async def test_settings_choose_who_leaves_memory(policy: str, stays: str) -> None:
+    """By value, or by last use; and no entry takes more than its share."""
+    l1 = {"max_bytes": 20_000, "max_share": 0.5, "policy": policy}
+    nothing = {"enabled": False}
+    async with build_tiers(_settings(l1=l1, l2=nothing, l3=nothing), CollectorRegistry()) as tiers:
+        for name, cost in (("dear", 30.0), ("cheap", 0.1), ("new", 3.0)):
+            tiers.memory.hold(Key.of_wire(address_of(name)), name, 8000, TTL, cost=cost)
+
+        assert {stays, "new"} == {held for _, held in tiers.memory.entries.items()}
+        assert not tiers.memory.holds(10_000)
 
 
 async def test_leaving_stores_what_was_committed(local: Tiers) -> None:

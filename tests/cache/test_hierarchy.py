@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 from anyio import wait_all_tasks_blocked
+from prometheus_client import CollectorRegistry
 
+from cache.bounded import LeastRecentlyUsed
 from cache.digest import Digest
 from cache.hierarchy import Found, Hierarchy, known
 from cache.keys import Key
 from cache.memory import MemoryTier
+from cache.metered import CacheMetrics, MeteredTier, Tally
 from cache.objects import ObjectsStore
 from cache.record import Record
 from cache.redis import MAX_PAYLOAD, RedisStore
@@ -661,6 +664,43 @@ async def test_a_full_queue_drops_promotions_and_no_request(bench: Bench) -> Non
     assert data == found.data
     assert 2 == bench.writer.counts.dropped
     bench.l2.open.set()
+
+
+class _Costs(LeastRecentlyUsed[Key]):
+    """Notes what it is told that entries cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs: dict[Key, float] = {}
+
+    def admitted(self, key: Key, weight: int, cost: float) -> None:
+        super().admitted(key, weight, cost)
+        self.costs[key] = cost
+
+
+async def test_memory_is_told_what_its_entries_save() -> None:
+    """Record and blob alike save all that was computed for them, whether committed, promoted, or read by digest."""
+    costs = _Costs()
+    clock = Clock()
+    memory = MemoryTier(max_bytes=100_000, policy=costs, clock=clock)
+    record = record_of(DATA)
+    async with WriteBehind([durable := ScriptedTier(TierName.L3)], max_bytes=100_000, max_entries=10) as writer:
+        counted = MeteredTier(memory, Tally(TierName.L1, CacheMetrics(CollectorRegistry())))
+        hierarchy = Hierarchy([counted, durable], writer, clock=clock)
+        both = dict.fromkeys((_record_key(), _blob_key()), record.total_device_seconds)
+
+        assert await (await hierarchy.commit(record, DATA))
+        assert both == costs.costs
+
+        await memory.aclose()
+        costs.costs.clear()
+        assert TierName.L3 is (await hierarchy.fetch(record.address, TTL)).tier
+        assert both == costs.costs
+
+        await memory.aclose()
+        costs.costs.clear()
+        await hierarchy.read(NAMESPACE, record.output.digest, TTL, cost=7.0)
+        assert {_blob_key(): 7.0} == costs.costs
 
 
 async def test_real_tiers_end_to_end(redis_url: str, s3: S3) -> None:

@@ -2,10 +2,11 @@
 
 import pytest
 
-from cache.bounded import Removal
+from cache.bounded import Policy, Removal
 from cache.keys import Key
 from cache.memory import MemoryTier
 from cache.tier import Outcome
+from cache.value import policy_named
 from tests.cache.helpers import Clock, address_of
 
 _OVERHEAD = 512
@@ -34,6 +35,28 @@ async def test_what_is_larger_than_the_budget_is_not_held(size: int, held: bool)
 
     assert held == tier.holds(size)
     assert held == await tier.put(_key("a"), b"x" * size, 600.0)
+
+
+@pytest.mark.parametrize(("size", "held"), [(2000, True), (2001, False)])
+async def test_no_entry_takes_more_than_its_share(size: int, held: bool) -> None:
+    """However much room there is; again `holds` says it beforehand."""
+    tier = MemoryTier(max_bytes=10_000, max_share=(2000 + _OVERHEAD) / 10_000, clock=Clock())
+
+    assert held == tier.holds(size)
+    assert held == await tier.put(_key("a"), b"x" * size, 600.0)
+
+
+async def test_what_costs_most_to_have_again_stays() -> None:
+    """Bytes and other values are weighed against each other by what they save."""
+    policy: Policy[Key] = policy_named("value", max_bytes=12_000, max_entries=None)
+    tier = MemoryTier(max_bytes=12_000, policy=policy, clock=Clock())
+    await tier.put(_key("dear"), b"x" * 5000, 600.0, cost=30.0)
+    await tier.put(_key("cheap"), b"x" * 5000, 600.0, cost=0.1)
+    await tier.get(_key("cheap"), 600.0)
+
+    assert tier.hold(Key.of_wire(address_of("reply")), object(), 5000, 600.0, cost=3.0)
+
+    assert {_key("dear"), Key.of_wire(address_of("reply"))} == set(dict(tier.entries.items()))
 
 
 async def test_a_memory_that_is_turned_off_misses() -> None:

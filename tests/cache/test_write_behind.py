@@ -372,7 +372,7 @@ async def test_a_record_is_not_replaced_on_the_word_of_a_failing_tier(fault: Out
     """When the tier cannot say what it holds, the record that is there stays; it is asked again, then given up."""
 
     class Forgetful(ScriptedTier):
-        async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
+        async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
             self.fault = None
             try:
                 return await super().put(key, payload, ttl, replace=replace)
@@ -453,7 +453,7 @@ async def test_a_bug_in_a_tier_does_not_end_the_writer() -> None:
     """An unexpected exception fails its batch alone; the next one is written by the same writer."""
 
     class Buggy(ScriptedTier):
-        async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False) -> bool:
+        async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
             if payload == b"bug":
                 raise RuntimeError("a bug")
             return await super().put(key, payload, ttl, replace=replace)

@@ -57,13 +57,14 @@ class Servicer:
             none,
             none,
             none,
+            none,
             secret=b"s" * 32,
             default_seed=DEFAULT_SEED,
             policies=(),
         )
 
     def plan(self, request: AnimateImageRequest, principal: Principal = ACME) -> Plan:
-        return self._runner.run(self._servicer._plan_animation(request, principal))
+        return self._runner.run(self._servicer.plan_animation(request, principal))
 
     def address(self, request: AnimateImageRequest, principal: Principal = ACME) -> str:
         return str(self.plan(request, principal).address)

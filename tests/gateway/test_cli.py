@@ -492,3 +492,78 @@ def test_models_are_checked_by_a_process_with_torch(tmp_path: Path, capfd: pytes
         patch.setattr("importlib.util.find_spec", lambda name: None)
         result = CliRunner().invoke(main, ["models", "check", str(tmp_path)])
     assert (result.exit_code, "reprise[inference]" in result.output) == (1, True)
+
+
+async def test_warm_makes_what_files_say(world: World, file: Path, tmp_path: Path) -> None:
+    """A request, a list, or one a line; what became of each is told, and what it earned on demand."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    one, several, lines = tmp_path / "one.json", tmp_path / "several.json", tmp_path / "lines.jsonl"
+    requests = [{"image": "@cat.png", "prompt": f"cat {number}"} for number in range(6)]
+    one.write_text(json.dumps(requests[0], indent=2))
+    several.write_text(json.dumps(requests[1:3]))
+    lines.write_text("\n".join(map(json.dumps, [*requests[3:], requests[0]])) + "\n\n")
+
+    told = await run("warm", one, several, lines, "--budget", 28, desk=desk)
+
+    assert 0 == told.exit_code
+    assert "   1 of 7: made, 5.000 device s" in told.stdout.splitlines()
+    assert "   2 of 7: made, 4.500 device s, estimated 4.500" in told.stdout.splitlines()
+    assert "   7 of 7: was there" in told.stdout.splitlines()
+    assert "6 made, 1 were there, 0 joined, 0 over budget, 0 refused; 27.500 device s" in told.stdout
+    assert 0 == (await run("animate", file, "-p", "cat 4", "-o", tmp_path / "out", desk=desk)).exit_code
+    earned = await run("warm", "--status", desk=desk)
+    assert "made ahead: 6 results in 27.500 device s; 1 of what was made ahead asked for, 1 hits" in earned.stdout
+    assert 6 == worker.generations
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[1]", "must hold objects"),
+        ('{"prompt": "x"}\n{"prompt', "line 2 is not JSON"),
+        ('{"nothing": 1}', "is no request"),
+        ('{"image": "@missing.png"}', "cannot be read"),
+    ],
+)
+async def test_warm_says_what_is_wrong_with_a_file(tmp_path: Path, content: str, told: str) -> None:
+    """Before any gateway is asked."""
+    file = tmp_path / "wishes.json"
+    file.write_text(content)
+    refused = await run("warm", file)
+    assert (1, True) == (refused.exit_code, told in refused.stderr)
+
+
+async def test_warm_needs_something_to_warm() -> None:
+    """And a tenant where it names a user."""
+    assert "give files with requests" in (await run("warm")).stderr
+    assert "give --tenant" in (await run("warm", "--frequent", "--user", "ann")).stderr
+
+
+async def test_warm_makes_what_is_frequent(world: World, file: Path, tmp_path: Path) -> None:
+    """And says of one that cannot be made why."""
+    desk = await world.desk(await world.worker(), replay={"enabled": True})
+    command = ("animate", file, "-p", "a cat", "-o", tmp_path / "out", "--replayable")
+    for _ in range(2):
+        assert 0 == (await run(*command, desk=desk)).exit_code
+    await eventually(lambda: run("warm", "--frequent", desk=desk), wanted=lambda done: "1 were there" in done.stdout)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"prompt": "a cat"}')
+    assert "   1 of 1: refused, FIELD_INVALID image" in (await run("warm", wrong, desk=desk)).stdout
+
+
+async def test_warm_asks_as_often_as_pictures_are_large(
+    world: World, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one budget, and told as one: what is left of it when it is used up is counted, too."""
+    monkeypatch.setattr("gateway.cli.warm._MOST", 2)
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    wishes = tmp_path / "wishes.json"
+    wishes.write_text(json.dumps([{"image": "@cat.png", "prompt": f"cat {number}"} for number in range(5)]))
+
+    told = await run("warm", wishes, "--budget", 14, desk=desk)
+
+    assert "   3 of 5: made, 4.500 device s, estimated 4.500" in told.stdout.splitlines()
+    assert "3 made, 0 were there, 0 joined, 2 over budget, 0 refused; 14.000 device s" in told.stdout
+    assert 3 == worker.generations

@@ -16,6 +16,7 @@ import aiohttp
 import grpc
 import pytest
 import yaml
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.client import Client
@@ -25,13 +26,14 @@ from gateway.stack.envoy import configure, envoy, find_server, serves, template
 from gateway.stack.local import compose, refuse_missing
 from gateway.stack.parts import NotReady, wait_until
 from gateway.stack.ports import LOOPBACK, free_port
-from reprise.v1 import media_pb2
+from reprise.v1 import cache_pb2, media_pb2
 from tests import servers
 from tests.gateway.world import MIB, World, eventually
 from tests.gateway.world import ask as ask_for
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 MEDIA = media_pb2.DESCRIPTOR.services_by_name["MediaService"]
+CACHE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
 OK = grpc.StatusCode.OK
 NOTICE = 1.0  # seconds that a leaving gateway goes on taking requests
 
@@ -132,6 +134,19 @@ def test_the_file_is_valid_as_it_stands() -> None:
 
     assert "deprecated" not in said
     assert "work-in-progress" not in said
+
+
+@pytest.mark.parametrize("service", [MEDIA, CACHE], ids=lambda service: service.name)
+def test_streams_last_as_long_as_they_need(service: ServiceDescriptor) -> None:
+    """Every method with a stream of answers is let go on while it gives signs of life; all else is bounded."""
+    listener = template()["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = manager["route_config"]["virtual_hosts"][0]["routes"]
+    for method in service.methods:
+        path = f"/{service.full_name}/{method.name}"
+        route = next(route["route"] for route in routes if path.startswith(route["match"].get("prefix", "-")))
+        assert method.server_streaming is (route["timeout"] == "0s"), path
+        assert method.server_streaming is ("idle_timeout" in route), path
 
 
 def test_what_the_stack_makes_of_it_is_valid(tmp_path: Path) -> None:

@@ -184,12 +184,16 @@ class World:
         sample: float = 1.0,
         cache: CacheSettings | None = None,
         api_key: str = "",
+        accesses: str = "",
         **section: Any,
     ) -> Desk:
         """A gateway with these workers, seen healthy unless they are mere addresses."""
         addresses = [worker if isinstance(worker, str) else worker.address for worker in workers]
         options: dict[str, Any] = {"port": 0, "grace": 0.0, "drain": 0.0, "workers": addresses} | section
-        settings = GatewaySettings(cache=cache or self.cache, gateway=GatewaySection(**options))
+        telemetry_settings = TelemetrySettings(sample_ratio=sample, accesses_folder=accesses)
+        settings = GatewaySettings(
+            cache=cache or self.cache, gateway=GatewaySection(**options), telemetry=telemetry_settings
+        )
         stack = AsyncExitStack()
         await self._stack.enter_async_context(stack)
         spans = InMemorySpanExporter()
@@ -197,7 +201,7 @@ class World:
         provider.add_span_processor(SimpleSpanProcessor(spans))
         stack.callback(provider.shutdown)
         registry = CollectorRegistry()
-        telemetry = Telemetry(TelemetrySettings(sample_ratio=sample), provider, registry)
+        telemetry = Telemetry(telemetry_settings, provider, registry)
         gateway = await stack.enter_async_context(open_gateway(settings, telemetry))
         client = await stack.enter_async_context(Client(f"127.0.0.1:{gateway.port}", api_key=api_key, tries=1))
         desk = Desk(gateway, client, registry, spans, stack)

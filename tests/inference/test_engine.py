@@ -23,13 +23,14 @@ from inference import tensors
 from inference.errors import Abandoned, DeviceMemory, Fault, MediaNeeded, NoSuchRun, NotReady, QueueFull
 from inference.models.base import Artifact, Call, Output
 from inference.models.i2vgen_xl import I2VGenXL
-from reprise.v1.common_pb2 import MISS_REASON_EVICTED
+from reprise.v1.common_pb2 import MISS_REASON_EVICTED, LookupOutcome, Tier
 from reprise.v1.inference_pb2 import RunRequest, RunResponse, StatusResponse
 from tests.inference.worker_fixtures import (
     PATIENCE,
     STEPS,
     Bench,
     GatedModel,
+    Heard,
     Pixels,
     ask,
     open_bench,
@@ -118,6 +119,29 @@ async def test_a_record_names_the_media_it_depends_on(bench: Bench) -> None:
     assert {"text": False, "moments": True, "denoise": True, "video": True} == named
     assert tag in heard.record.tags
     assert heard.record.tags == heard.alias.tags
+
+
+async def test_reports_say_what_looking_took(tmp_path: Path) -> None:
+    """Which tiers were asked for each output and how long, the result's too; what is asked at once shares the time."""
+    async with open_bench(tmp_path / "l3") as bench:
+        first = await bench.run()
+        bench.forget_memory()
+        second = await bench.run(seed=7)
+
+    def asked(heard: Heard) -> dict[str, list[str]]:
+        return {
+            report.stage: [
+                f"{Tier.Name(each.tier)[5:]} {LookupOutcome.Name(each.outcome)[15:]}" for each in report.lookups
+            ]
+            for report in heard.finished.stages
+        }
+
+    nothing = ["L1 MISS", "L3 MISS"]
+    assert {"tokens": [], "video": nothing} == {name: asked(first)[name] for name in ("tokens", "video")}
+    assert asked(first)["text"][:2] == asked(first)["denoise"][:2] == asked(second)["video"] == nothing
+    assert asked(second)["text"][:2] == asked(second)["moments"][:2] == ["L1 MISS", "L3 HIT"]
+    seconds = [report.lookups[1].seconds for report in second.finished.stages if report.stage in ("text", "moments")]
+    assert seconds[0] == seconds[1] > 0.0
 
 
 async def test_the_result_is_had_under_both_its_names(bench: Bench) -> None:
@@ -526,6 +550,42 @@ async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
         gate.open()
         for follower in (running, waiting, joined):
             assert (await follower.end()).stored == "DURABLE"
+
+
+async def test_nobodys_run_lets_everybody_go_first(bench: Bench) -> None:
+    """At idle priority a run starts when no other waits, though those came later; its stages are stored as ever."""
+    gate = bench.model.gates["denoise"]
+    gate.close()
+    running = bench.begin(seed=1)
+    await gate.reached()
+    idle = bench.begin(seed=2, idle_priority=True)
+    await idle.hears(lambda heard: heard.positions == [0])
+    later = bench.begin(seed=3)
+    await idle.hears(lambda heard: heard.positions == [0, 1])
+    gate.open()
+    heard = [await each.end() for each in (running, later, idle)]
+    began = [each.record.made_at for each in heard]
+    assert sorted(began) == began
+    assert ["DURABLE"] * 3 == [each.stored for each in heard]
+
+
+async def test_a_run_somebody_joins_is_nobodys_no_longer(bench: Bench) -> None:
+    """An equal request, in any spelling, makes a waiting idle run one like any other: it goes before idle ones."""
+    gate = bench.model.gates["denoise"]
+    gate.close()
+    running = bench.begin(seed=1)
+    await gate.reached()
+    idle = [bench.begin(seed=seed, idle_priority=True) for seed in (2, 3)]
+    await idle[1].hears(lambda heard: bool(heard.positions))
+    await idle[0].hears(lambda heard: bool(heard.positions))
+    last = max(idle, key=lambda each: each.heard.positions[-1])
+    seed = 2 + idle.index(last)
+    joined = bench.begin(seed=seed, prompt="A  CAT")
+    await last.hears(lambda heard: heard.positions == [1, 0])
+    gate.open()
+    heard = [await each.end() for each in (running, *idle, joined)]
+    assert heard[-1].finished.joined
+    assert 3 == bench.shop.generations
 
 
 async def test_a_hit_never_waits(bench: Bench) -> None:

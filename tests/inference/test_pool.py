@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import time
+
+import pytest
 import torch
 
 from cache.digest import Digest
 from cache.keys import Address
 from cache.record import Output, Record
 from inference.pool import Hot, Pool, compact
+from inference.settings import WorkerSection
+from inference.worker import pool_of
 
 
 class Clock:
@@ -20,7 +25,7 @@ def address(number: int) -> Address:
     return Address("0" * 32, f"{number:064x}")
 
 
-def hot(number: int, weight: int = 100, *, ttl: float = 60.0, expires_at: float = 1e12) -> Hot:
+def hot(number: int, weight: int = 100, *, cost: float = 1.0, ttl: float = 60.0, expires_at: float = 1e12) -> Hot:
     record = Record(
         address=address(number),
         model="m",
@@ -29,7 +34,7 @@ def hot(number: int, weight: int = 100, *, ttl: float = 60.0, expires_at: float 
         fingerprint="f",
         output=Output(Digest.of(b""), "application/vnd.safetensors"),
         device_seconds=1.0,
-        total_device_seconds=1.0,
+        total_device_seconds=cost,
         made_at=1000.0,
         touched_at=1000.0,
         ttl=ttl,
@@ -98,6 +103,19 @@ def test_a_number_of_entries_can_be_the_bound() -> None:
     for number in (1, 2, 3):
         pool.put(address(number), hot(number))
     assert len(pool) == 2
+
+
+@pytest.mark.parametrize(("policy", "stays"), [("value", 1), ("lru", 2)])
+def test_settings_choose_who_leaves_the_pool(policy: str, stays: int) -> None:
+    """By device seconds for its bytes, or by last use; and no output takes more than its share."""
+    section = WorkerSection.model_validate({"pool_policy": policy, "pool_share": 0.6})
+    pool = pool_of(section, 20_000)
+    forever = time.time() + 1e6
+    assert not pool.put(address(4), hot(4, 12_001, cost=99.0, expires_at=forever))
+    for number, cost in ((1, 30.0), (2, 0.1), (3, 3.0)):
+        assert pool.put(address(number), hot(number, 9_000, cost=cost, expires_at=forever))
+
+    assert [stays, 3] == [number for number in (1, 2, 3) if pool.lease(address(number)) is not None]
 
 
 def test_a_view_is_kept_as_its_own_bytes() -> None:

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from cache.accesses import read_accesses
 from cache.catalogue import Catalogue
 from cache.description import Description, Scope
 from cache.digest import Digest
@@ -347,7 +348,7 @@ def settings(tmp_path: Path, models: tuple[ModelSettings, ...], device: str = "c
             l2=L2Settings(enabled=False),
             l3=L3Settings(url=f"file://{tmp_path / 'l3'}"),
         ),
-        telemetry=TelemetrySettings(),
+        telemetry=TelemetrySettings(accesses_folder=str(tmp_path / "accesses")),
         worker=WorkerSection(name="worker-1", port=0, models=models, device=device, threads=1),
     )
 
@@ -362,7 +363,7 @@ async def telemetry() -> AsyncIterator[Telemetry]:
 
 
 async def test_a_worker_put_together_serves_the_real_model(tmp_path: Path, small_folder: Path) -> None:
-    """From settings to a run; its description can be found without it; its metrics count."""
+    """From settings to a run; its description can be found without it; its metrics count, and its needs are noted."""
     kept = {"moments": RetentionSettings(ttl=77.0)}
     wanted = settings(tmp_path, (ModelSettings(name="small", source=str(small_folder), stages=kept),))
     async with telemetry() as own, open_worker(wanted, own) as worker:
@@ -380,6 +381,7 @@ async def test_a_worker_put_together_serves_the_real_model(tmp_path: Path, small
         assert own.registry.get_sample_value("reprise_worker_queue") == 0.0
         await worker.leave()
     assert (tmp_path / "l3" / "models" / "small").exists()
+    assert 4 == len(read_accesses([tmp_path / "accesses" / "stages-worker-1.jsonl"])["stage"])
 
 
 async def test_a_description_is_published_when_the_store_comes_back(bench: Bench) -> None:

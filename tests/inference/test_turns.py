@@ -6,20 +6,21 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from inference.errors import QueueFull
-from inference.turns import Turns
+from inference.turns import Ticket, Turns
 
 
 class Visitor:
     """Takes a turn, and leaves when told."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, *, idle: bool = False) -> None:
         self.positions: list[int] = []
+        self.ticket = Ticket(idle=idle)
         self.leave = asyncio.Event()
         self.inside = False
         self.task = asyncio.create_task(self._visit(turns))
 
     async def _visit(self, turns: Turns) -> None:
-        async with turns.turn(self.positions.append):
+        async with turns.turn(self.positions.append, self.ticket):
             self.inside = True
             await self.leave.wait()
         self.inside = False
@@ -81,6 +82,62 @@ async def test_a_line_of_nobody_still_has_turns() -> None:
     await first.task
     async with turns.turn(lambda _: None):
         assert turns.busy
+
+
+async def test_idle_ones_stand_behind_everybody() -> None:
+    """Also behind those who come later: the device is theirs only when nobody else waits, then in their own order."""
+    turns = Turns(10)
+    first = Visitor(turns)
+    await wait_all_tasks_blocked()
+    idle = [Visitor(turns, idle=True) for _ in range(2)]
+    await wait_all_tasks_blocked()
+    late = [Visitor(turns) for _ in range(2)]
+    order = [first, *late, *idle]
+    for visitor in order:
+        await wait_all_tasks_blocked()
+        assert [visitor] == [each for each in order if each.inside]
+        visitor.leave.set()
+    await asyncio.gather(*(visitor.task for visitor in order))
+    assert [[0, 2, 1, 0], [1, 3, 2, 1, 0]] == [each.positions for each in idle]
+
+
+async def test_one_who_is_waited_for_after_all_is_idle_no_longer() -> None:
+    """It stands behind those who had come by then, and before other idle ones; told before it came, likewise."""
+    turns = Turns(10)
+    first = Visitor(turns)
+    await wait_all_tasks_blocked()
+    idle = [Visitor(turns, idle=True) for _ in range(2)]
+    await wait_all_tasks_blocked()
+    before = Visitor(turns)
+    await wait_all_tasks_blocked()
+    turns.lift(idle[1].ticket)
+    after = Visitor(turns)
+    early = Visitor(turns, idle=True)
+    turns.lift(early.ticket)
+    order = [first, before, idle[1], after, early, idle[0]]
+    for visitor in order:
+        await wait_all_tasks_blocked()
+        assert [visitor] == [each for each in order if each.inside]
+        visitor.leave.set()
+    await asyncio.gather(*(visitor.task for visitor in order))
+
+
+async def test_idle_ones_take_nobodys_place() -> None:
+    """As many of them may wait as of the others, and none is refused for their sake."""
+    turns = Turns(1)
+    first = Visitor(turns)
+    await wait_all_tasks_blocked()
+    idle = Visitor(turns, idle=True)
+    await wait_all_tasks_blocked()
+    with pytest.raises(QueueFull):
+        async with turns.turn(lambda _: None, Ticket(idle=True)):
+            raise AssertionError
+    second = Visitor(turns)
+    await wait_all_tasks_blocked()
+    assert 2 == turns.waiting
+    for visitor in (first, second, idle):
+        visitor.leave.set()
+    await asyncio.gather(*(visitor.task for visitor in (first, second, idle)))
 
 
 async def test_changes_are_announced() -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from cache.accesses import AccessLog
 from cache.build import Tiers, build_tiers
 from cache.description import HOUR, Description, Parameter, Scalar, Scope, Stage
 from cache.digest import Digest
@@ -194,6 +195,7 @@ def ask(
     max_age: float | None = None,
     idle: Sequence[str] = (),
     must_run: bool = False,
+    idle_priority: bool = False,
     **parameters: Scalar,
 ) -> RunRequest:
     """A request as a gateway would make it; `near` is the picture whose encodings stand in."""
@@ -219,6 +221,7 @@ def ask(
         max_age=max_age,
         idle=idle,
         must_run=must_run,
+        idle_priority=idle_priority,
     )
 
 
@@ -443,6 +446,7 @@ async def open_bench(
     queue: int = 64,
     grace: float = 60.0,
     spill_after: int | None = 1,
+    accesses: AccessLog | None = None,
 ) -> AsyncIterator[Bench]:
     """An engine over a folder as L3, with Redis as L2 if an address is given. Gates are opened at the end."""
     registry = CollectorRegistry()
@@ -466,6 +470,7 @@ async def open_bench(
                 queue=queue,
                 execution={"device": "cpu"},
                 bans=tiers.bans,
+                accesses=accesses,
             )
             await shop.measure_memory()
             await shop.size_pool()

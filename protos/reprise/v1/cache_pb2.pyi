@@ -3,13 +3,30 @@ import datetime
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from reprise.v1 import common_pb2 as _common_pb2
+from reprise.v1 import media_pb2 as _media_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class WarmOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WARM_OUTCOME_UNSPECIFIED: _ClassVar[WarmOutcome]
+    WARM_OUTCOME_MADE: _ClassVar[WarmOutcome]
+    WARM_OUTCOME_THERE: _ClassVar[WarmOutcome]
+    WARM_OUTCOME_JOINED: _ClassVar[WarmOutcome]
+    WARM_OUTCOME_OVER_BUDGET: _ClassVar[WarmOutcome]
+    WARM_OUTCOME_REFUSED: _ClassVar[WarmOutcome]
+WARM_OUTCOME_UNSPECIFIED: WarmOutcome
+WARM_OUTCOME_MADE: WarmOutcome
+WARM_OUTCOME_THERE: WarmOutcome
+WARM_OUTCOME_JOINED: WarmOutcome
+WARM_OUTCOME_OVER_BUDGET: WarmOutcome
+WARM_OUTCOME_REFUSED: WarmOutcome
 
 class StatsRequest(_message.Message):
     __slots__ = ()
@@ -300,3 +317,125 @@ class RecordInfo(_message.Message):
     execution: _containers.ScalarMap[str, str]
     canonical: str
     def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., stage: _Optional[str] = ..., fingerprint: _Optional[str] = ..., artifact: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., media_type: _Optional[str] = ..., inlined: _Optional[bool] = ..., device_seconds: _Optional[float] = ..., total_device_seconds: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., touched_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., upstream: _Optional[_Mapping[str, str]] = ..., tags: _Optional[_Iterable[str]] = ..., execution: _Optional[_Mapping[str, str]] = ..., canonical: _Optional[str] = ...) -> None: ...
+
+class Favourite(_message.Message):
+    __slots__ = ("animate_image", "tenant", "user")
+    ANIMATE_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    animate_image: _media_pb2.AnimateImageRequest
+    tenant: str
+    user: str
+    def __init__(self, animate_image: _Optional[_Union[_media_pb2.AnimateImageRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., user: _Optional[str] = ...) -> None: ...
+
+class WarmRequest(_message.Message):
+    __slots__ = ("favourites", "frequent", "budget_device_seconds", "most", "tenant")
+    FAVOURITES_FIELD_NUMBER: _ClassVar[int]
+    FREQUENT_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    favourites: _containers.RepeatedCompositeFieldContainer[Favourite]
+    frequent: bool
+    budget_device_seconds: float
+    most: int
+    tenant: str
+    def __init__(self, favourites: _Optional[_Iterable[_Union[Favourite, _Mapping]]] = ..., frequent: _Optional[bool] = ..., budget_device_seconds: _Optional[float] = ..., most: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class WarmResponse(_message.Message):
+    __slots__ = ("done", "of", "device_seconds_spent", "warmed", "summary")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    OF_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_SPENT_FIELD_NUMBER: _ClassVar[int]
+    WARMED_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    of: int
+    device_seconds_spent: float
+    warmed: Warmed
+    summary: WarmSummary
+    def __init__(self, done: _Optional[int] = ..., of: _Optional[int] = ..., device_seconds_spent: _Optional[float] = ..., warmed: _Optional[_Union[Warmed, _Mapping]] = ..., summary: _Optional[_Union[WarmSummary, _Mapping]] = ...) -> None: ...
+
+class Warmed(_message.Message):
+    __slots__ = ("position", "outcome", "address", "device_seconds", "estimated_seconds", "reason", "field")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    outcome: WarmOutcome
+    address: str
+    device_seconds: float
+    estimated_seconds: float
+    reason: str
+    field: str
+    def __init__(self, position: _Optional[int] = ..., outcome: _Optional[_Union[WarmOutcome, str]] = ..., address: _Optional[str] = ..., device_seconds: _Optional[float] = ..., estimated_seconds: _Optional[float] = ..., reason: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
+
+class WarmSummary(_message.Message):
+    __slots__ = ("made", "there", "joined", "over_budget", "refused")
+    MADE_FIELD_NUMBER: _ClassVar[int]
+    THERE_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    OVER_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    made: int
+    there: int
+    joined: int
+    over_budget: int
+    refused: int
+    def __init__(self, made: _Optional[int] = ..., there: _Optional[int] = ..., joined: _Optional[int] = ..., over_budget: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
+
+class SavingsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SavingsResponse(_message.Message):
+    __slots__ = ("rows", "warm", "uptime_seconds")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    WARM_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[SavingsRow]
+    warm: WarmSavings
+    uptime_seconds: float
+    def __init__(self, rows: _Optional[_Iterable[_Union[SavingsRow, _Mapping]]] = ..., warm: _Optional[_Union[WarmSavings, _Mapping]] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+
+class SavingsRow(_message.Message):
+    __slots__ = ("model", "stage", "tier", "tenant", "reused", "device_seconds_saved", "ran", "device_seconds_spent", "lookups", "lookup_seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    REUSED_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_SAVED_FIELD_NUMBER: _ClassVar[int]
+    RAN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_SPENT_FIELD_NUMBER: _ClassVar[int]
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    stage: str
+    tier: _common_pb2.Tier
+    tenant: str
+    reused: int
+    device_seconds_saved: float
+    ran: int
+    device_seconds_spent: float
+    lookups: int
+    lookup_seconds: float
+    def __init__(self, model: _Optional[str] = ..., stage: _Optional[str] = ..., tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., tenant: _Optional[str] = ..., reused: _Optional[int] = ..., device_seconds_saved: _Optional[float] = ..., ran: _Optional[int] = ..., device_seconds_spent: _Optional[float] = ..., lookups: _Optional[int] = ..., lookup_seconds: _Optional[float] = ...) -> None: ...
+
+class WarmSavings(_message.Message):
+    __slots__ = ("made", "device_seconds_spent", "hits", "device_seconds_saved", "used")
+    MADE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_SPENT_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_SAVED_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    made: int
+    device_seconds_spent: float
+    hits: int
+    device_seconds_saved: float
+    used: int
+    def __init__(self, made: _Optional[int] = ..., device_seconds_spent: _Optional[float] = ..., hits: _Optional[int] = ..., device_seconds_saved: _Optional[float] = ..., used: _Optional[int] = ...) -> None: ...

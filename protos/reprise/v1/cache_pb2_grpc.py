@@ -59,6 +59,16 @@ class CacheServiceStub:
                 request_serializer=reprise_dot_v1_dot_cache__pb2.InspectRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_cache__pb2.InspectResponse.FromString,
                 _registered_method=True)
+        self.Warm = channel.unary_stream(
+                '/reprise.v1.CacheService/Warm',
+                request_serializer=reprise_dot_v1_dot_cache__pb2.WarmRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_cache__pb2.WarmResponse.FromString,
+                _registered_method=True)
+        self.Savings = channel.unary_unary(
+                '/reprise.v1.CacheService/Savings',
+                request_serializer=reprise_dot_v1_dot_cache__pb2.SavingsRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_cache__pb2.SavingsResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -129,6 +139,34 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Warm(self, request, context):
+        """Has results made ahead, one after the other, while no device has anything better to do: each waits at its worker
+        behind every other request. What is there already costs nothing and becomes younger. Ends when all is done or the
+        budget is used; leaving the stream ends it too. The last response is the summary.
+
+        Errors:
+        - INVALID_ARGUMENT: nothing to warm is said, or a field is malformed. Change it. A favourite that is wrong in itself
+        is told as its outcome, and the others are made.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        - RESOURCE_EXHAUSTED: as many warm-ups as may be are under way. Retry after RetryInfo.
+        - UNAVAILABLE: what is frequent is asked for and cannot be known now. Retry after RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Savings(self, request, context):
+        """What the cache saved and what it cost, since this gateway started: of each stage, tier, model and tenant.
+
+        Errors:
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -156,6 +194,16 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Inspect,
                     request_deserializer=reprise_dot_v1_dot_cache__pb2.InspectRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_cache__pb2.InspectResponse.SerializeToString,
+            ),
+            'Warm': grpc.unary_stream_rpc_method_handler(
+                    servicer.Warm,
+                    request_deserializer=reprise_dot_v1_dot_cache__pb2.WarmRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_cache__pb2.WarmResponse.SerializeToString,
+            ),
+            'Savings': grpc.unary_unary_rpc_method_handler(
+                    servicer.Savings,
+                    request_deserializer=reprise_dot_v1_dot_cache__pb2.SavingsRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_cache__pb2.SavingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -293,6 +341,60 @@ class CacheService:
             '/reprise.v1.CacheService/Inspect',
             reprise_dot_v1_dot_cache__pb2.InspectRequest.SerializeToString,
             reprise_dot_v1_dot_cache__pb2.InspectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Warm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reprise.v1.CacheService/Warm',
+            reprise_dot_v1_dot_cache__pb2.WarmRequest.SerializeToString,
+            reprise_dot_v1_dot_cache__pb2.WarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Savings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reprise.v1.CacheService/Savings',
+            reprise_dot_v1_dot_cache__pb2.SavingsRequest.SerializeToString,
+            reprise_dot_v1_dot_cache__pb2.SavingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,26 @@ class CacheServiceStub:
     - PERMISSION_DENIED: the caller is not an operator.
     - NOT_FOUND, reason ENTRY_UNKNOWN: nothing lies under this key in any tier. Nothing to do.
     """
+    Warm: _aio.UnaryStreamMultiCallable[_cache_pb2.WarmRequest, _cache_pb2.WarmResponse]
+    """Has results made ahead, one after the other, while no device has anything better to do: each waits at its worker
+    behind every other request. What is there already costs nothing and becomes younger. Ends when all is done or the
+    budget is used; leaving the stream ends it too. The last response is the summary.
+
+    Errors:
+    - INVALID_ARGUMENT: nothing to warm is said, or a field is malformed. Change it. A favourite that is wrong in itself
+      is told as its outcome, and the others are made.
+    - UNAUTHENTICATED: no or unknown credentials.
+    - PERMISSION_DENIED: the caller is not an operator.
+    - RESOURCE_EXHAUSTED: as many warm-ups as may be are under way. Retry after RetryInfo.
+    - UNAVAILABLE: what is frequent is asked for and cannot be known now. Retry after RetryInfo.
+    """
+    Savings: _aio.UnaryUnaryMultiCallable[_cache_pb2.SavingsRequest, _cache_pb2.SavingsResponse]
+    """What the cache saved and what it cost, since this gateway started: of each stage, tier, model and tenant.
+
+    Errors:
+    - UNAUTHENTICATED: no or unknown credentials.
+    - PERMISSION_DENIED: the caller is not an operator.
+    """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -134,6 +154,38 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         - UNAUTHENTICATED: no or unknown credentials.
         - PERMISSION_DENIED: the caller is not an operator.
         - NOT_FOUND, reason ENTRY_UNKNOWN: nothing lies under this key in any tier. Nothing to do.
+        """
+
+    @_abc_1.abstractmethod
+    def Warm(
+        self,
+        request: _cache_pb2.WarmRequest,
+        context: _aio.ServicerContext[_cache_pb2.WarmRequest, _abc.AsyncIterator[_cache_pb2.WarmResponse]],
+    ) -> _abc.AsyncIterator[_cache_pb2.WarmResponse]:
+        """Has results made ahead, one after the other, while no device has anything better to do: each waits at its worker
+        behind every other request. What is there already costs nothing and becomes younger. Ends when all is done or the
+        budget is used; leaving the stream ends it too. The last response is the summary.
+
+        Errors:
+        - INVALID_ARGUMENT: nothing to warm is said, or a field is malformed. Change it. A favourite that is wrong in itself
+          is told as its outcome, and the others are made.
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
+        - RESOURCE_EXHAUSTED: as many warm-ups as may be are under way. Retry after RetryInfo.
+        - UNAVAILABLE: what is frequent is asked for and cannot be known now. Retry after RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def Savings(
+        self,
+        request: _cache_pb2.SavingsRequest,
+        context: _aio.ServicerContext[_cache_pb2.SavingsRequest, _abc.Awaitable[_cache_pb2.SavingsResponse]],
+    ) -> _abc.Awaitable[_cache_pb2.SavingsResponse]:
+        """What the cache saved and what it cost, since this gateway started: of each stage, tier, model and tenant.
+
+        Errors:
+        - UNAUTHENTICATED: no or unknown credentials.
+        - PERMISSION_DENIED: the caller is not an operator.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _aio.Server) -> None: ...

@@ -121,20 +121,22 @@ class TierLookup(_message.Message):
     def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., outcome: _Optional[_Union[LookupOutcome, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("stage", "outcome", "tier", "device_seconds", "reason", "estimated")
+    __slots__ = ("stage", "outcome", "tier", "device_seconds", "reason", "estimated", "lookups")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_FIELD_NUMBER: _ClassVar[int]
+    LOOKUPS_FIELD_NUMBER: _ClassVar[int]
     stage: str
     outcome: StageOutcome
     tier: Tier
     device_seconds: float
     reason: MissReason
     estimated: bool
-    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ..., estimated: _Optional[bool] = ...) -> None: ...
+    lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
+    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ..., estimated: _Optional[bool] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ...) -> None: ...
 
 class Nearest(_message.Message):
     __slots__ = ("address", "asked_at", "differing")
@@ -193,7 +195,7 @@ class SimilarPicture(_message.Message):
     def __init__(self, media: _Optional[str] = ..., distance: _Optional[int] = ..., thumbnail_difference: _Optional[float] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
-    __slots__ = ("mode", "no_store", "max_age", "fresh", "labels", "similarity")
+    __slots__ = ("mode", "no_store", "max_age", "fresh", "labels", "similarity", "replayable")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[CachePolicy.Mode]
@@ -212,10 +214,12 @@ class CachePolicy(_message.Message):
     FRESH_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    REPLAYABLE_FIELD_NUMBER: _ClassVar[int]
     mode: CachePolicy.Mode
     no_store: bool
     max_age: _duration_pb2.Duration
     fresh: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
     similarity: Similarity
-    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., similarity: _Optional[_Union[Similarity, _Mapping]] = ...) -> None: ...
+    replayable: bool
+    def __init__(self, mode: _Optional[_Union[CachePolicy.Mode, str]] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., fresh: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., similarity: _Optional[_Union[Similarity, _Mapping]] = ..., replayable: _Optional[bool] = ...) -> None: ...

@@ -24,7 +24,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "revision", "parameters", "pictures", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags")
+    __slots__ = ("model", "revision", "parameters", "pictures", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class RunRequest(_message.Message):
     IDLE_FIELD_NUMBER: _ClassVar[int]
     MUST_RUN_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
     parameters: _containers.MessageMap[str, _common_pb2.ParameterValue]
@@ -90,7 +91,8 @@ class RunRequest(_message.Message):
     idle: _containers.RepeatedScalarFieldContainer[str]
     must_run: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    idle_priority: bool
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., idle_priority: _Optional[bool] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("identity", "width", "height", "rgb", "near_identity", "part_of")

@@ -1,0 +1,249 @@
+"""`reprise simulate`: what other sizes and policies would have saved, on recorded or synthetic accesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil, log2
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cache.accesses import Access, read_accesses
+from cache.redis import MAX_PAYLOAD
+from cache.simulate import OVERHEAD, Replay, ReplayPolicy, advise, ceiling, replay
+from cache.synthetic import SYNTHETIC
+from gateway.cli.chart import draw
+from gateway.cli.options import console
+
+_RECORDED = Path(".reprise/accesses")  # where the local stack notes them
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_STEPS = 6  # sizes that are tried when none are given, each twice the one before
+
+
+class _Sizes(click.ParamType[list[int]]):
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        return sorted({self._size(part.strip(), param, ctx) for part in str(value).split(",")})
+
+    def _size(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number, unit = next(((text[: -len(unit)], unit) for unit in _UNITS if text.endswith(unit)), (text, ""))
+        try:
+            size = int(float(number) * _UNITS.get(unit, 1))
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"{text!r} is no size; write 64MiB, 1.5GiB or a number of bytes", param, ctx)
+        return size
+
+
+class _Names(click.ParamType[list[str]]):
+    """Some of a few names, with commas in between."""
+
+    name = "names"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        names = [part.strip() for part in str(value).split(",")]
+        for name in names:
+            if name not in self._known:
+                self.fail(f"{name!r} is none of {', '.join(self._known)}", param, ctx)
+        return names
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Something whose size is to be chosen."""
+
+    name: str
+    policies: list[ReplayPolicy]
+    share: float = 1.0  # of all bytes that one entry may take
+    max_weight: int | None = None
+
+
+@click.command()
+@click.argument("traces", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--synthetic", type=_Names(list(SYNTHETIC)), help=f"Instead of files: {', '.join(SYNTHETIC)}.")
+@click.option(
+    "--policy", type=_Names(["value", "lru"]), default="lru,value", show_default=True, help="Of L1 and pools."
+)
+@click.option("--sizes", type=_Sizes(), help="To try, such as 64MiB,1GiB.  [default: six, up to all there is]")
+@click.option("--entries", type=click.IntRange(min=1), help="Bound on the number of entries in L1 and pools too.")
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.25,
+    show_default=True,
+    help="Of the bytes that one entry may take in L1 and pools.",
+)
+@click.option(
+    "--ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    default=7200.0,
+    show_default=True,
+    help="Seconds without access.",
+)
+@click.option(
+    "--worth",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Device seconds an hour that a GiB must save to be worth having.",
+)
+@click.option("--lookups", type=click.IntRange(min=2), default=50_000, show_default=True, help="Of a synthetic trace.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of a synthetic trace, lookups a second.",
+)
+@click.option("--seed", type=int, default=42, show_default=True, help="Of a synthetic trace.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out/simulate"),
+    show_default=True,
+    help="Where charts go.",
+)
+def simulate(
+    traces: tuple[Path, ...],
+    synthetic: list[str] | None,
+    policy: list[ReplayPolicy],
+    sizes: list[int] | None,
+    entries: int | None,
+    share: float,
+    ttl: float,
+    worth: float,
+    lookups: int,
+    rate: float,
+    seed: int,
+    out: Path,
+) -> None:
+    """Replay what was asked for against other sizes and policies, and advise sizes for L1, L2 and pools.
+
+    TRACES are files that gateways and workers write to `telemetry.accesses_folder`; without any, those of the local
+    stack. L1 and pools are simulated by what runs in them; L2 is an approximation of Redis with allkeys-lfu.
+    """
+    if traces and synthetic:
+        raise click.UsageError("name files or --synthetic, not both")
+    show = console()
+    memory = [_Place("L1", policy, share), _Place("L2", ["lfu"], max_weight=MAX_PAYLOAD + OVERHEAD)]
+    pool = [_Place("pool", policy, share)]
+    for name, subject, accesses in _streams(traces, synthetic or [], lookups, rate, seed):
+        best = ceiling(accesses, ttl=ttl)
+        tried = sizes or _sizes_up_to(best.peak_bytes)
+        show.print(_summary(name, accesses, best))
+        results: list[tuple[_Place, list[Replay]]] = []
+        for place in memory if subject == "result" else pool:
+            bound = None if place.name == "L2" else entries
+            results += [
+                (place, [_replay(accesses, place, each, size, ttl, bound) for size in tried]) for each in place.policies
+            ]
+        show.print(_table(results))
+        _advise(show, results, worth)
+        _draw(show, out, name, results, best)
+
+
+def _streams(
+    traces: Sequence[Path], synthetic: Sequence[str], lookups: int, rate: float, seed: int
+) -> Iterator[tuple[str, str, list[Access]]]:
+    """Name, subject, accesses."""
+    for name in synthetic:
+        yield name, "stage" if name == "stages" else "result", list(islice(SYNTHETIC[name](seed, rate), lookups))
+    if synthetic:
+        return
+    try:
+        recorded = read_accesses(traces or sorted(_RECORDED.glob("*.jsonl*")))
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: cannot be read: {error.strerror}") from None
+    if not any(recorded.values()):
+        where = ", ".join(map(str, traces)) or str(_RECORDED)
+        raise click.ClickException(
+            f"no accesses in {where}: set telemetry.accesses_folder and let requests come, or try --synthetic sessions"
+        )
+    for subject, accesses in recorded.items():
+        if accesses:
+            yield f"recorded {subject}s", subject, accesses
+
+
+def _sizes_up_to(everything: int) -> list[int]:
+    largest = 1 << ceil(log2(max(everything, 2**_STEPS)))
+    return [largest >> step for step in reversed(range(_STEPS))]
+
+
+def _replay(
+    accesses: Sequence[Access], place: _Place, policy: ReplayPolicy, size: int, ttl: float, entries: int | None
+) -> Replay:
+    weight = place.max_weight if place.max_weight is not None else int(place.share * size)
+    return replay(accesses, policy, size, ttl=ttl, max_entries=entries, max_weight=weight)
+
+
+def _summary(name: str, accesses: Sequence[Access], best: Replay) -> str:
+    return (
+        f"\n{name}: {best.lookups:,} lookups of {len({access.key for access in accesses}):,} entries "
+        f"in {best.seconds / 3600:.1f} h. Memory without end would hold up to {_size(best.peak_bytes)} and save "
+        f"{best.cost_saved:,.1f} of {best.cost_asked:,.1f} device seconds ({best.share_saved:.1%})"
+    )
+
+
+def _table(results: Sequence[tuple[_Place, list[Replay]]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("place", "policy"):
+        table.add_column(title)
+    for title in ("size", "hit rate", "byte hit rate", "device s saved", "of all", "saved per GiB"):
+        table.add_column(title, justify="right")
+    for place, replays in results:
+        for each in replays:
+            table.add_row(
+                place.name,
+                each.policy,
+                _size(each.max_bytes),
+                f"{each.hit_rate:.1%}",
+                f"{each.byte_hit_rate:.1%}",
+                f"{each.cost_saved:,.1f}",
+                f"{each.share_saved:.1%}",
+                f"{each.saved_per_gib:,.1f}",
+            )
+    return table
+
+
+def _advise(out: Console, results: Sequence[tuple[_Place, list[Replay]]], worth: float) -> None:
+    for place, replays in results:
+        if len(replays) < 2:
+            continue
+        advice = advise(replays, worth)
+        rate = f"{advice.next_gib:,.1f} device seconds an hour"
+        if advice.max_bytes is None:
+            told = f"more than {_size(replays[-1].max_bytes)} may pay: the last step still saved {rate} for each GiB"
+        else:
+            told = f"{_size(advice.max_bytes)}; from there on a GiB more saves {rate}"
+        out.print(f"{place.name} with {replays[0].policy}: {told}")
+
+
+def _draw(out: Console, folder: Path, name: str, results: Sequence[tuple[_Place, list[Replay]]], best: Replay) -> None:
+    curves = {
+        f"{place.name} {replays[0].policy}": [(each.max_bytes, each.cost_saved) for each in replays]
+        for place, replays in results
+    }
+    sizes = {size: _size(size) for points in curves.values() for size, _ in points}
+    file = folder / f"{name.replace(' ', '-')}.png"
+    picture = draw(f"{name}: saved by size", curves, unit="device seconds saved", ceiling=best.cost_saved, sizes=sizes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    except OSError as error:
+        raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None
+    out.print(f"chart: {file}")
+
+
+def _size(size: int) -> str:
+    unit, scale = next(((unit, scale) for unit, scale in reversed(_UNITS.items()) if size >= scale), ("bytes", 1))
+    return f"{size / scale:.3g} {unit}"
