@@ -89,7 +89,8 @@ class Flights(Generic[K, E]):
         self._graces: dict[Flight[E], asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
-        return len(self._flights)
+        """All that are not over, those included that nobody can join any more."""
+        return len(self._tasks)
 
     def get(self, key: K) -> Flight[E] | None:
         return self._flights.get(key)

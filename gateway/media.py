@@ -40,7 +40,6 @@ from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _ARTIFACT_TTL = 2 * HOUR  # seconds; how long Redis keeps what was downloaded
-_NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy", "delivery"})
 
 
 class MediaServicer:
@@ -172,7 +171,7 @@ class MediaServicer:
         """The plan of a request on behalf of this principal. Raises Refused."""
         by_url = _by_url(request.delivery)
         description = await self._models.describe(request.model, "animate_image")
-        given, extra = given_fields(request, ignore=_NOT_PARAMETERS)
+        given, extra = given_fields(request)
         default = default_policy(self._policies, description.model, principal.tenant)
         policy = Policy.of(request.cache_policy, default, seeded="seed" in given)
         if not request.cache_policy.HasField("similarity") and self._similar(description.model, principal.tenant):

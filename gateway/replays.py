@@ -42,6 +42,7 @@ from reprise.v1.media_pb2 import AnimateImageRequest
 STAGE = "replay"
 KEPT_FROM = 2  # how often it must have been asked
 _MOST_WAITING, _MOST_WAITING_BYTES = 256, 64 * 1024 * 1024
+_MOST_READ_BYTES = 256 * 1024 * 1024
 _MOST_REMEMBERED = 10_000
 _DRAIN = 2.0  # seconds
 _log = structlog.get_logger(__name__)
@@ -128,19 +129,22 @@ class Replays:
             self._waiting_bytes += asked.bytes
 
     async def most_asked(self, tenant: str, most: int) -> list[Favourite]:
-        """What a tenant asked most often lately, of what is kept. Raises Unavailable."""
+        """What a tenant asked most often lately, of what is kept; not more than may be in memory at once. Raises
+        Unavailable.
+        """
         if self._frequency is None:
             raise Unavailable("STORE_UNREACHABLE")
         spaces = namespaces(self._secret, Principal(tenant))
         group = self._group_of(spaces)
-        favourites: list[Favourite] = []
+        favourites, held = list[Favourite](), 0
         try:
             for name in await self._frequency.most(group, least=KEPT_FROM):
-                if len(favourites) == most:
+                if len(favourites) == most or held >= _MOST_READ_BYTES:
                     break
                 favourite = await self._read(Address(group, name))
                 if favourite is not None and favourite.tenant == tenant:
                     favourites.append(favourite)
+                    held += favourite.ByteSize()
         except TierError as error:
             raise Unavailable("STORE_UNREACHABLE") from error
         return favourites

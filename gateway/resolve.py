@@ -166,7 +166,8 @@ class Resolver:
 
     def just_made(self, artifact: Digest, namespaces: Collection[str]) -> Reply | None:
         """An artifact that was made here lately and may still be on its way to the tiers."""
-        return self._generations.artifact(artifact, namespaces)
+        made = self._generations.artifact(artifact, namespaces)
+        return None if made is None or self._bans.forbid(made.record) else made
 
     async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup], Seen]:
         if not plan.policy.read:

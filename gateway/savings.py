@@ -87,6 +87,8 @@ class Savings(Collector):
 
     def enter(self, tenant: str, answer: Answer, *, warming: bool = False) -> None:
         """One answer; `warming` if nobody had asked for it, which is on account only where something was made."""
+        if not answer.stages:  # a worker that says nothing of its stages leaves nothing to account for
+            return
         whose = tenant if tenant in self._tenants else OTHER
         model, final = answer.record.model, answer.stages[-1].stage
 

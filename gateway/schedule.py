@@ -18,7 +18,7 @@ from cache.encoding import keyed_hash_of
 from cache.errors import TierError
 from cache.keys import Principal
 from cache.objects import ObjectsStore
-from gateway.errors import Refused
+from gateway.errors import Overloaded, Refused
 from gateway.request_files import UnusableFile, read_requests
 from gateway.settings import DAY, WarmEntry
 from gateway.warm import Warmer
@@ -47,6 +47,7 @@ class Schedule:
         self._secret = secret
         self._clock = clock
         self._pause = pause
+        self._turn = asyncio.Lock()  # one after the other, so that they are never too many at once
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Schedule:
@@ -64,9 +65,8 @@ class Schedule:
             return None
         try:
             request = await asyncio.to_thread(_request_of, entry)
-            async with aclosing(self._warmer.warm(request, Principal(entry.tenant, entry.user))) as responses:
-                async for response in responses:
-                    summary, spent = response.summary, response.device_seconds_spent
+            async with self._turn:
+                summary, spent = await self._make(entry, request, until=next_time(entry, due))
         except Refused as refused:
             _log.warning("not made ahead", reason=refused.reason, field=refused.field)
             return None
@@ -83,6 +83,20 @@ class Schedule:
             device_seconds=spent,
         )
         return summary
+
+    async def _make(self, entry: WarmEntry, request: WarmRequest, *, until: float) -> tuple[WarmSummary, float]:
+        """The sum of it, and its device seconds. Waits until then, if need be, while operators have results made."""
+        while True:
+            try:
+                async with aclosing(self._warmer.warm(request, Principal(entry.tenant, entry.user))) as responses:
+                    async for response in responses:
+                        last = response
+            except Overloaded as busy:
+                if self._clock() >= until:
+                    raise
+                await self._pause(busy.retry_after or 1.0)
+            else:
+                return last.summary, last.device_seconds_spent
 
     async def _keep(self, entry: WarmEntry) -> None:
         while True:

@@ -84,6 +84,8 @@ class Warmer:
             raise InvalidField("favourites", "give some, or ask for what is frequent")
         if len(request.favourites) > MOST_FAVOURITES:
             raise InvalidField("favourites", f"at most {MOST_FAVOURITES:,} at once")
+        if request.most > MOST_FAVOURITES:
+            raise InvalidField("most", f"at most {MOST_FAVOURITES:,}")
         with self._place():
             wanted = await self._wanted(request, caller)
             progress = _Progress(len(wanted), budget or math.inf)

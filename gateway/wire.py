@@ -88,11 +88,6 @@ class Reply:
         yield response(_sequence(len(self.before) + 1), self.last, *parts)
 
 
-def chunk_field(offset: int, data: bytes) -> bytes:
-    """`GenerationEvent.chunk`, encoded."""
-    return b"".join(_chunk_parts(offset, data))
-
-
 def chunk_event(sequence: int, chunk: bytes | memoryview) -> bytes:
     """A response whose event is this chunk field."""
     return response(_sequence(sequence), chunk)

@@ -64,7 +64,8 @@ class Stock:
         are no tensors.
         """
         own, weight = await self._beside.run(load, data)
-        if self.pool.peek(record.address) is not None:
+        held = self.pool.peek(record.address)
+        if held is not None and held.record.made_at >= record.made_at:
             return True  # somebody else was quicker
         return await self._to_its_end(self._settle(self._reserve(record, weight), own))
 

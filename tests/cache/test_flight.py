@@ -54,6 +54,21 @@ async def _follow(
         return [event async for event in flight.follow()]
 
 
+async def test_what_nobody_can_join_any_more_is_counted_until_it_is_over(flights: Flights[str, int]) -> None:
+    """Its device works on, and its followers are served."""
+    works = [Work(), Work()]
+    followers = []
+    for work in works:
+        followers.append(asyncio.create_task(_follow(flights, work)))
+        await wait_all_tasks_blocked()
+        flights.part()
+    assert 2 == len(flights)
+    for work in works:
+        work.done.set()
+    assert [[0, 1]] * 2 == list(await asyncio.gather(*followers))
+    assert 0 == len(flights)
+
+
 async def test_one_call_of_the_work_for_a_thousand_followers(flights: Flights[str, int]) -> None:
     """All callers of one key see every event of one generation, in order."""
     work = Work()
@@ -312,9 +327,11 @@ async def test_who_comes_while_cancelled_work_cleans_up_begins_anew(flights: Fli
     work = Work()
     follower = asyncio.create_task(_follow(flights, work))
     await wait_all_tasks_blocked()
+    assert 2 == len(flights)
     cleaned.set()
-    await wait_all_tasks_blocked()
-    assert 1 == len(flights)
+    with pytest.raises(Deserted):
+        [event async for event in flight.follow()]
+    assert (1, False) == (len(flights), flights.get("clip") in (None, flight))
     work.done.set()
     assert [0, 1] == await follower
 

@@ -180,6 +180,22 @@ async def test_an_artifact_that_was_purged_cannot_be_downloaded(desks: tuple[Des
         assert "ARTIFACT_UNKNOWN" == (await problem_of(desk.client.download(artifact))).reason
 
 
+async def test_what_was_under_way_at_a_purge_cannot_be_downloaded(
+    desks: tuple[Desk, Desk], worker: ScriptedWorker
+) -> None:
+    """Only those who waited for it get its bytes."""
+    first, second = desks
+    gate = worker.hold("step")
+    waiting = first.follow("a dog")
+    await gate.reached.wait()
+    await invalidate(second.client, picture=PICTURE)
+    gate.open()
+    artifact = (await waiting.media()).result.artifact
+
+    for desk in desks:
+        assert "ARTIFACT_UNKNOWN" == (await problem_of(desk.client.download(artifact))).reason
+
+
 async def test_work_under_way_is_told_to_those_who_wait_and_kept_for_nobody(
     desks: tuple[Desk, Desk], worker: ScriptedWorker
 ) -> None:

@@ -177,6 +177,13 @@ def test_a_tier_that_was_not_asked_has_no_account() -> None:
     assert [pb.TIER_L3] == [row.tier for row in savings.message(1.0).rows if row.lookups]
 
 
+def test_an_answer_without_reports_is_on_no_account() -> None:
+    """And fails nobody."""
+    savings = Savings(CollectorRegistry())
+    savings.enter("t", answer(Outcome.MISS))
+    assert [] == list(savings.message(1.0).rows)
+
+
 def test_followers_do_not_pay_twice() -> None:
     """Who joined spent nothing and looked for no stage: that is on the account of who began."""
     savings = Savings(CollectorRegistry())

@@ -139,6 +139,31 @@ async def test_budget_and_tenant_are_the_entrys(world: World, time: Time, wishes
     assert "miss" == outcome(await desk.animate("cat 0"))
 
 
+async def test_many_at_one_time_are_made_one_after_the_other(world: World, time: Time, wishes: Path) -> None:
+    """However many warm-ups may be under way at once."""
+    worker = await world.worker()
+    entries = [{"every": 600, "tenant": f"t{number}", "file": wishes} for number in range(6)]
+    desk = await world.desk(worker, warm=entries)
+    time.move(200.0)
+    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 12)
+    assert (12.0, 12) == (await made(desk), worker.generations)
+
+
+async def test_a_schedule_waits_for_operators(
+    world: World, time: Time, wishes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who have as many results made as may be: it asks again until its next time comes."""
+    monkeypatch.setattr("gateway.warm._MOST_AT_ONCE", 0)
+    worker = await world.worker()
+    desk = await world.desk(worker, warm=[{"every": 600, "tenant": "local", "file": wishes}])
+    time.move(200.0)
+    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 2)
+    assert (0.0, 0) == (await made(desk), worker.generations)
+    monkeypatch.undo()
+    time.move(1.0)
+    await eventually(lambda: asyncio.sleep(0, worker.generations), wanted=lambda count: count == 2)
+
+
 async def test_what_cannot_be_done_is_tried_the_next_time(
     world: World, time: Time, wishes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

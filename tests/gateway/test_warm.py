@@ -216,8 +216,9 @@ async def test_a_long_run_gives_signs_of_life(world: World, worker: ScriptedWork
         ({"favourites": favourites("x"), "budget_device_seconds": -1.0}, "budget_device_seconds"),
         ({"favourites": favourites("x"), "budget_device_seconds": float("nan")}, "budget_device_seconds"),
         ({"frequent": True, "tenant": "a\nb"}, "tenant"),
+        ({"frequent": True, "most": 1001}, "most"),
     ],
-    ids=["nothing", "many", "negative", "nan", "tenant"],
+    ids=["nothing", "many", "negative", "nan", "tenant", "most"],
 )
 async def test_what_cannot_be_meant_is_refused(world: World, said: dict[str, Any], field: str) -> None:
     """Naming the field, before anything is made."""

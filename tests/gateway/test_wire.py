@@ -9,7 +9,6 @@ from gateway.wire import (
     CHUNK_BYTES,
     Reply,
     chunk_event,
-    chunk_field,
     event_response,
     response,
     serialize,
@@ -49,7 +48,7 @@ def results(draw: st.DrawFn) -> Result:
 def test_a_chunk_event_is_the_message(sequence: int, offset: int, size: int) -> None:
     """Sequence number, offset and data are read back, whatever their lengths; also by Watch."""
     data = bytes(size)
-    wire = chunk_event(sequence, chunk_field(offset, data))
+    wire = chunk_event(sequence, GenerationEvent(chunk=Chunk(offset=offset, data=data)).SerializeToString())
     event = GenerationEvent(sequence=sequence, chunk=Chunk(offset=offset, data=data))
     assert AnimateImageResponse(event=event) == AnimateImageResponse.FromString(wire)
     assert WatchResponse(event=event) == WatchResponse.FromString(wire)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -317,6 +318,16 @@ async def test_what_is_there_already_can_be_pinned_and_unpinned() -> None:
         await held.make(4)
         await held.make(5)
         assert held.on_device == {4, 5}
+
+
+async def test_a_newer_copy_takes_the_place_of_an_older_one() -> None:
+    """Which may be too old for who wants it; an older one never comes back."""
+    with shelf() as held:
+        for made_at in (1000.0, 1001.0, 1000.5):
+            assert await held.stock.bring(replace(record(1), made_at=made_at), tensors.to_bytes(numbers(1)))
+        hot = held.pool.peek(address(1))
+        assert hot is not None
+        assert 1001.0 == hot.record.made_at
 
 
 async def test_a_pin_is_no_excuse_to_keep_what_is_banned() -> None:

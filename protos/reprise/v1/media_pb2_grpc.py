@@ -137,7 +137,8 @@ class MediaServiceServicer:
 
     def Explain(self, request, context):
         """Says what a request would be answered with, now or after another one, without running anything: nothing is
-        generated, stored, promoted or made younger by asking.
+        generated, stored, promoted or made younger by asking. It is the exact answer: that a near-duplicate could stand in,
+        or that an equal request is under way, is not foreseen.
 
         Errors:
         - those of the request itself for a field that is wrong, a model or picture that is unknown. Change it.

@@ -68,7 +68,8 @@ class MediaServiceStub:
     """
     Explain: _aio.UnaryUnaryMultiCallable[_media_pb2.ExplainRequest, _media_pb2.ExplainResponse]
     """Says what a request would be answered with, now or after another one, without running anything: nothing is
-    generated, stored, promoted or made younger by asking.
+    generated, stored, promoted or made younger by asking. It is the exact answer: that a near-duplicate could stand in,
+    or that an equal request is under way, is not foreseen.
 
     Errors:
     - those of the request itself for a field that is wrong, a model or picture that is unknown. Change it.
@@ -159,7 +160,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_media_pb2.ExplainRequest, _abc.Awaitable[_media_pb2.ExplainResponse]],
     ) -> _abc.Awaitable[_media_pb2.ExplainResponse]:
         """Says what a request would be answered with, now or after another one, without running anything: nothing is
-        generated, stored, promoted or made younger by asking.
+        generated, stored, promoted or made younger by asking. It is the exact answer: that a near-duplicate could stand in,
+        or that an equal request is under way, is not foreseen.
 
         Errors:
         - those of the request itself for a field that is wrong, a model or picture that is unknown. Change it.
