@@ -15,7 +15,7 @@ from cache.keys import Address, addresses, content_ids
 from cache.near import MOST_DISTANCE, USUAL_DISTANCE, Likeness
 from cache.record import Record
 from cache.settings import Section
-from cache.tags import WARMED
+from cache.tags import WARMED, of_media
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
 from reprise.v1.common_pb2 import CachePolicy, Similarity
@@ -141,6 +141,7 @@ class Plan:
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
     identities: Mapping[str, str]  # of the media, by name
+    wholes: Mapping[str, str]  # identities of what media are parts of, by name; without those that are whole
     tags: tuple[str, ...] = ()  # for whatever is made
     by_url: bool = False  # the caller would rather have a URL than the bytes
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
@@ -169,6 +170,14 @@ class Plan:
             for stage in self.stages
             if stage.cached and stage is not description.final and not after_canonical(description, stage.name)
         )
+
+    @property
+    def media_tags(self) -> Mapping[str, tuple[str, ...]]:
+        """By what each medium is found again, by name: itself, and the whole that it is a part of."""
+        return {
+            name: tuple(of_media(each) for each in (identity, self.wholes.get(name)) if each)
+            for name, identity in self.identities.items()
+        }
 
     @property
     def seed(self) -> int:
@@ -225,9 +234,22 @@ def make_plan(
     """`parameters` are complete and validated."""
     instead = {name: stand_in.identity for name, stand_in in (stand_ins or {}).items()}
     identities = {name: source.identity for name, source in media.items()}
+    wholes = {name: source.part_of for name, source in media.items() if source.part_of}
     ids = content_ids(description, parameters, identities, instead=instead)
     where = addresses(description, ids, namespaces, instead)
-    return Plan(description, parameters, media, namespaces, where, policy, identities, tags, by_url, stand_ins or {})
+    return Plan(
+        description,
+        parameters,
+        media,
+        namespaces,
+        where,
+        policy,
+        identities,
+        wholes,
+        tags=tags,
+        by_url=by_url,
+        stand_ins=stand_ins or {},
+    )
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:

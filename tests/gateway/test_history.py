@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from cache import tags
+from cache.bans import Ban
+from cache.condition import Condition
 from cache.guard import Breaker, GuardedStore
 from cache.hierarchy import Found
 from cache.journal import Journal
@@ -346,6 +349,17 @@ async def test_why_a_result_was_not_served(
         wanted = replace(wanted, policy=Policy(**policy))
         past = await recalled(history, wanted)
         assert reason is why_not_served(wanted, seen(wanted, found), past, Clock().now)
+
+
+@pytest.mark.parametrize("image", ["part", "whole"])
+async def test_what_fell_under_a_purge_of_the_picture_says_so(image: str) -> None:
+    """It was invalidated and not evicted, also where only a part of the picture was asked for."""
+    async with gateway() as history:
+        wanted = plan(image="part", part_of="whole")
+        made(history, wanted)
+        history._bans.add(Ban(Clock().now, Condition(tags=(tags.of_media(image),))))
+        past = await recalled(history, wanted)
+        assert Reason.INVALIDATED is why_not_served(wanted, seen(wanted, _found(MISS, MISS)), past, Clock().now)
 
 
 async def test_why_stages_run() -> None:

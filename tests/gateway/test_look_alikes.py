@@ -11,6 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from PIL import Image, ImageDraw
 from skimage import data
 
+from cache import tags
+from cache.bans import Ban
+from cache.condition import Condition
 from cache.keys import Address, Key
 from cache.near import look_of
 from gateway.client import Media
@@ -386,6 +389,28 @@ async def test_looks_grow_old() -> None:
     now += 7000
     remember("four")
     assert 2 == len(alikes)
+
+
+def remembered(**said: Any) -> LookAlikes:
+    """Looks of one picture, asked for so."""
+    hierarchy: Any = None
+    alikes, planned = LookAlikes(hierarchy, max_bytes=10**6), plan(**said)
+    planned.media["image"].look = look(ORIGINAL)
+    alikes.remember(planned)
+    assert 1 == len(alikes)
+    return alikes
+
+
+async def left(alikes: LookAlikes, *marks: str) -> int:
+    """How many looks are left after a purge of what has these tags."""
+    await alikes.obey(Ban(1000.0, Condition(tags=marks)))
+    return len(alikes)
+
+
+@pytest.mark.parametrize(("picture", "expected"), [("part", 0), ("whole", 0), ("other", 1)])
+async def test_a_purge_of_a_picture_takes_its_looks(picture: str, expected: int) -> None:
+    """That of the picture itself, and those of parts of it."""
+    assert expected == await left(remembered(image="part", part_of="whole"), tags.of_media(picture))
 
 
 async def test_it_can_be_switched_off(world: World) -> None:
