@@ -50,7 +50,7 @@ class LookAlikes:
         self.used(plan)
         tenant = plan.namespaces[Scope.TENANT]
         for name, source in plan.media.items():
-            place, marks = (tenant, source.identity), frozenset(plan.media_tags[name])
+            place, marks = (tenant, source.identity), frozenset((tags.of_tenant(tenant), *plan.media_tags[name]))
             if place not in self._kept and (look := source.look) is not None:
                 weight = look.weight + _OVERHEAD
                 if self._kept.put(place, marks, weight=weight, now=self._clock(), ttl=_KEPT):
@@ -62,10 +62,13 @@ class LookAlikes:
             self._kept.get((plan.namespaces[Scope.TENANT], identity), self._clock())
 
     async def obey(self, order: Order | None) -> Gone:
-        """What is forbidden of a picture includes how it looks, and how parts of it look."""
-        said = order.condition.tags if isinstance(order, Ban) else ()
-        pictures = frozenset(filter(tags.media_in, said))
-        return await sweep(self._kept, lambda _, marks: not pictures.isdisjoint(marks))
+        """What is forbidden of a picture includes how it looks, and how parts of it look. Looks know their tenant, but
+        neither users nor labels nor models: a ban that names no picture and no tenant may be about any, and takes all.
+        """
+        if not isinstance(order, Ban):
+            return Gone()
+        named = {mark for mark in order.condition.tags if tags.media_in(mark) or tags.tenant_in(mark)}
+        return await sweep(self._kept, lambda _, marks: named <= marks)
 
     async def stand_in(self, plan: Plan) -> Plan | None:
         """The plan on a near-duplicate's encodings, if the request allows that, its own are not all there and those

@@ -54,6 +54,7 @@ class MediaServicer:
         uploads: Uploads,
         names: Names,
         peers: Peers,
+        plans: Plans,
         replays: Replays,
         ledger: Ledger,
         tracing: Tracing,
@@ -77,7 +78,7 @@ class MediaServicer:
         self._default_seed = default_seed
         self._secret = secret
         self._switches = tiers.switches
-        self._plans = Plans()
+        self._plans = plans
         self._policies = tuple(policies)
         self._similar = similar_by_default
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))

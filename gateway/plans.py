@@ -8,8 +8,11 @@ from typing import NamedTuple, TypeAlias
 
 from blake3 import blake3
 
+from cache.bans import Ban
 from cache.bounded import Bounded
 from cache.keys import Principal
+from cache.orders import Order
+from cache.sweep import Gone
 from gateway.plan import Plan
 
 Asked: TypeAlias = tuple[Principal, bytes]  # by whom, and a hash of the message
@@ -47,6 +50,10 @@ class Plans:
             texts = sum(len(value) for value in plan.parameters.values() if isinstance(value, str))
             weight = _OVERHEAD + 4 * texts
             self.known.put(same, Known(model, plan.without_media()), weight=weight, now=self._clock(), ttl=_KEPT)
+
+    async def obey(self, order: Order | None) -> Gone:
+        """What was said may be forbidden with what was made of it: all of it is forgotten, and understood anew."""
+        return Gone(len(self.known), self.known.clear()) if isinstance(order, Ban) else Gone()
 
 
 def asked(message: bytes, principal: Principal) -> Asked | None:

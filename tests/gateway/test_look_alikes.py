@@ -14,13 +14,15 @@ from skimage import data
 from cache import tags
 from cache.bans import Ban
 from cache.condition import Condition
-from cache.keys import Address, Key
+from cache.description import Scope
+from cache.keys import Address, Key, Principal, namespaces
 from cache.near import look_of
 from gateway.client import Media
 from gateway.identity import hash_key
 from gateway.look_alikes import LookAlikes
 from gateway.pictures import decode
 from reprise.v1 import common_pb2 as pb
+from tests.cache.helpers import SECRET
 from tests.gateway import worker as scripted
 from tests.gateway.test_pictures import file_of
 from tests.gateway.test_plan import plan
@@ -411,6 +413,28 @@ async def left(alikes: LookAlikes, *marks: str) -> int:
 async def test_a_purge_of_a_picture_takes_its_looks(picture: str, expected: int) -> None:
     """That of the picture itself, and those of parts of it."""
     assert expected == await left(remembered(image="part", part_of="whole"), tags.of_media(picture))
+
+
+T, OTHER = (tags.of_tenant(namespaces(SECRET, Principal(tenant))[Scope.TENANT]) for tenant in ("t", "other"))
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ((T,), 0),
+        ((OTHER,), 1),
+        ((T, "user:u"), 0),
+        ((OTHER, "user:u"), 1),
+        (("user:u",), 0),
+        (("label:l",), 0),
+        ((), 0),
+        ((T, "media:i1"), 0),
+        ((OTHER, "media:i1"), 1),
+    ],
+)
+async def test_a_purge_takes_the_looks_that_it_may_be_about(marks: tuple[str, ...], expected: int) -> None:
+    """All of a tenant, and all there are where nobody can tell whose they are or what they were asked for."""
+    assert expected == await left(remembered(tenant="t"), *marks)
 
 
 async def test_it_can_be_switched_off(world: World) -> None:
