@@ -159,6 +159,21 @@ async def test_a_hit_is_noted_once_per_half_of_its_life(redis_url: str) -> None:
         assert dict.fromkeys(RAN, 1.5) == past.asked[0].seconds
 
 
+async def test_a_hit_at_hand_is_noted_like_any_other() -> None:
+    """A remembered plan holds no picture, and the row of its hit says all the same which one it was."""
+    clock = Clock()
+    async with gateway(clock=clock) as history:
+        history.hit(plan())
+        clock.advance(plan().description.final.ttl / 2 + 1.0)
+        history.hit(plan().without_media())
+        past = await recalled(history, plan("a dog"))
+        latest, first = past.asked
+        assert first.fields == latest.fields
+        nearest = past.nearest()
+        assert nearest is not None
+        assert (["prompt"], latest.asked_at) == (list(nearest.differing), nearest.asked_at.ToNanoseconds() / 1e9)
+
+
 async def test_it_is_bounded(redis_url: str) -> None:
     """Sixty-four rows of a caller, in Redis for a day; and so many bytes here, the callers unheard of longest go."""
     async with Redis.from_url(redis_url) as raw, gateway(redis_url) as history:
