@@ -193,16 +193,8 @@ class Plan:
 
     def with_stand_ins(self, stand_ins: Mapping[str, StandIn]) -> Plan:
         """The same request answered with what near-duplicates' encodings give, or exactly if there are none."""
-        return make_plan(
-            self.description,
-            self.parameters,
-            self.media,
-            self.namespaces,
-            self.policy,
-            tags=self.tags,
-            by_url=self.by_url,
-            stand_ins=stand_ins,
-        )
+        where = _addresses(self.description, self.parameters, self.identities, self.namespaces, stand_ins)
+        return replace(self, addresses=where, stand_ins=stand_ins)
 
 
 def after_canonical(description: Description, name: str) -> bool:
@@ -229,14 +221,11 @@ def make_plan(
     *,
     tags: tuple[str, ...] = (),
     by_url: bool = False,
-    stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Plan:
     """`parameters` are complete and validated."""
-    instead = {name: stand_in.identity for name, stand_in in (stand_ins or {}).items()}
     identities = {name: source.identity for name, source in media.items()}
     wholes = {name: source.part_of for name, source in media.items() if source.part_of}
-    ids = content_ids(description, parameters, identities, instead=instead)
-    where = addresses(description, ids, namespaces, instead)
+    where = _addresses(description, parameters, identities, namespaces, {})
     return Plan(
         description,
         parameters,
@@ -248,8 +237,19 @@ def make_plan(
         wholes,
         tags=tags,
         by_url=by_url,
-        stand_ins=stand_ins or {},
     )
+
+
+def _addresses(
+    description: Description,
+    parameters: Mapping[str, Scalar],
+    identities: Mapping[str, str],
+    namespaces: Mapping[Scope, str],
+    stand_ins: Mapping[str, StandIn],
+) -> dict[str, Address]:
+    instead = {name: stand_in.identity for name, stand_in in stand_ins.items()}
+    ids = content_ids(description, parameters, identities, instead=instead)
+    return addresses(description, ids, namespaces, instead)
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from gateway.identity import hash_key
 from gateway.look_alikes import LookAlikes
 from gateway.pictures import decode
 from reprise.v1 import common_pb2 as pb
+from reprise.v1.cache_pb2 import Favourite, WarmRequest
 from tests.cache.helpers import SECRET
 from tests.gateway import worker as scripted
 from tests.gateway.test_pictures import file_of
@@ -305,6 +306,20 @@ async def test_encodings_that_are_gone_are_made_anew_from_the_own_picture(world:
     again = await desk.animate(image=AGAIN)
     assert ("hit from L1", media.data) == (outcome(again), again.data)
     assert again.report.address == media.report.address
+
+
+async def test_what_is_made_ahead_on_a_near_duplicate_is_still_nobodys_hurry(world: World) -> None:
+    """Its run waits behind every other: with the encodings that it borrows, and once these are gone."""
+    worker = await world.worker()
+    desk = await world.desk(worker, similarity={"models": ["small"]})
+    await made_from(desk)
+    worker.refusals = [scripted.NEAR_GONE]
+    favourite = Favourite(animate_image=ask(image=AGAIN))
+    async for _ in desk.client.warm(WarmRequest(favourites=[favourite])):
+        pass
+
+    told = [(each.pictures["image"].near_identity, each.idle_priority, list(each.tags)) for each in worker.requests]
+    assert [("", False, []), (IDENTITY, True, [tags.WARMED]), ("", True, [tags.WARMED])] == told
 
 
 async def test_a_picture_without_its_encodings_stands_in_for_nothing(world: World) -> None:
