@@ -10,6 +10,7 @@ import pytest
 
 from cache.bans import Ban
 from cache.condition import Condition
+from cache.digest import Digest
 from cache.keys import Principal
 from cache.switches import Subject, Switch
 from gateway.identity import hash_key
@@ -47,9 +48,9 @@ def message(name: str = "nothing") -> bytes:
 def test_a_recalled_plan_is_the_one_that_was_made() -> None:
     """Complete save for its picture, which would be kept alive by it."""
     plans, made = Plans(), plan()
-    plans.remember(asked(message(), ADA), "small", made)
+    plans.remember(asked(message(), ADA), "small", made, Digest("0" * 64, 1))
     known = plans.recall(asked(message(), ADA))
-    assert known == Known("small", replace(made, media={}))
+    assert known == Known("small", replace(made, media={}), Digest("0" * 64, 1))
 
 
 def test_every_part_of_a_request_matters() -> None:
