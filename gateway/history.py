@@ -286,8 +286,8 @@ class History:
         for parameter in plan.description.parameters:
             value = plan.parameters[parameter.name]
             told[parameter.name] = self._digest(caller, parameter.name, value) if parameter.kind == "text" else value
-        for name, source in plan.media.items():
-            told[name] = self._digest(caller, name, source.identity)
+        for name, identity in plan.identities.items():  # a plan from memory has these and no media
+            told[name] = self._digest(caller, name, identity)
         return told
 
     def _digest(self, caller: str, name: str, value: Scalar) -> str:

@@ -38,7 +38,7 @@ class LookAlikes:
         self._hierarchy = hierarchy
         self._clock = clock
         self._by_tenant: dict[str, dict[str, Look]] = {}  # namespace -> identity -> look
-        self._kept: Bounded[tuple[str, str], bool] = Bounded(max_bytes=max_bytes, on_removal=self._forget)
+        self._kept: Bounded[tuple[str, str], frozenset[str]] = Bounded(max_bytes=max_bytes, on_removal=self._forget)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -49,11 +49,11 @@ class LookAlikes:
             return
         self.used(plan)
         tenant = plan.namespaces[Scope.TENANT]
-        for source in plan.media.values():
-            place = (tenant, source.identity)
+        for name, source in plan.media.items():
+            place, marks = (tenant, source.identity), frozenset((tags.of_tenant(tenant), *plan.media_tags[name]))
             if place not in self._kept and (look := source.look) is not None:
                 weight = look.weight + _OVERHEAD
-                if self._kept.put(place, True, weight=weight, now=self._clock(), ttl=_KEPT):
+                if self._kept.put(place, marks, weight=weight, now=self._clock(), ttl=_KEPT):
                     self._by_tenant.setdefault(tenant, {})[source.identity] = look
 
     def used(self, plan: Plan) -> None:
@@ -62,10 +62,13 @@ class LookAlikes:
             self._kept.get((plan.namespaces[Scope.TENANT], identity), self._clock())
 
     async def obey(self, order: Order | None) -> Gone:
-        """What is forbidden of a picture includes how it looks."""
-        marks = order.condition.tags if isinstance(order, Ban) else ()
-        identities = {identity for identity in map(tags.media_in, marks) if identity}
-        return await sweep(self._kept, lambda place, _: place[1] in identities)
+        """What is forbidden of a picture includes how it looks, and how parts of it look. Looks know their tenant, but
+        neither users nor labels nor models: a ban that names no picture and no tenant may be about any, and takes all.
+        """
+        if not isinstance(order, Ban):
+            return Gone()
+        named = {mark for mark in order.condition.tags if tags.media_in(mark) or tags.tenant_in(mark)}
+        return await sweep(self._kept, lambda _, marks: named <= marks)
 
     async def stand_in(self, plan: Plan) -> Plan | None:
         """The plan on a near-duplicate's encodings, if the request allows that, its own are not all there and those
@@ -95,7 +98,7 @@ class LookAlikes:
         known, *_ = await known_encodings(self._hierarchy, plan, self._clock())
         return readers <= known.keys()
 
-    def _forget(self, place: tuple[str, str], _value: bool, _cause: Removal) -> None:
+    def _forget(self, place: tuple[str, str], _marks: frozenset[str], _cause: Removal) -> None:
         tenant, identity = place
         looks = self._by_tenant[tenant]
         del looks[identity]

@@ -53,6 +53,7 @@ class MediaServicer:
         uploads: Uploads,
         names: Names,
         peers: Peers,
+        plans: Plans,
         replays: Replays,
         ledger: Ledger,
         tracing: Tracing,
@@ -76,7 +77,7 @@ class MediaServicer:
         self._default_seed = default_seed
         self._secret = secret
         self._switches = tiers.switches
-        self._plans = Plans()
+        self._plans = plans
         self._policies = tuple(policies)
         self._similar = similar_by_default
         self._namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
@@ -84,13 +85,13 @@ class MediaServicer:
     async def AnimateImage(self, message: bytes, context: Context) -> AsyncIterator[bytes]:
         with self._visit("reprise.v1.MediaService/AnimateImage", context) as visit:
             same = asked(message, visit.principal)
-            if (hit := self._at_hand(same, message, visit)) is not None:
+            if (hit := await self._at_hand(same, message, visit)) is not None:
                 for response in hit:
                     yield response
                 return
             request = parse(media.AnimateImageRequest, message)
             plan = await self.plan_animation(request, visit.principal)
-            self._plans.remember(same, request.model, plan)
+            self._plans.remember(same, request.model, plan, _upload(request))
             self._replays.note(plan, visit.principal, lambda: request)
             del message
             request.ClearField("image")  # a stream lasts long, and may have many beside it
@@ -155,7 +156,7 @@ class MediaServicer:
                 after = await self.plan_animation(request.after_animate_image, visit.principal)
             return await self._explainer.explain(plan, after)
 
-    def _at_hand(self, same: Asked | None, message: bytes, visit: Visit) -> Iterator[bytes] | None:
+    async def _at_hand(self, same: Asked | None, message: bytes, visit: Visit) -> Iterator[bytes] | None:
         """The answer to a request that was understood before, if its result is in memory."""
         known = self._plans.recall(same)
         if known is None or self._models.active(known.model, "animate_image") is not known.plan.description:
@@ -165,6 +166,8 @@ class MediaServicer:
         hit = self._resolver.at_hand(known.plan, visit)
         if hit is not None:
             self._replays.note(known.plan, visit.principal, partial(parse, media.AnimateImageRequest, message))
+            if known.upload is not None:
+                await self._uploads.used(self._own_files(visit.principal), known.upload)
         return hit
 
     async def plan_animation(self, request: media.AnimateImageRequest, principal: Principal) -> Plan:
@@ -253,6 +256,10 @@ def _by_url(delivery: media.Delivery) -> bool:
     if delivery not in media.Delivery.values():
         raise InvalidField("delivery", "must be one that this gateway knows")
     return delivery == media.DELIVERY_URL
+
+
+def _upload(request: media.AnimateImageRequest) -> Digest | None:
+    return _digest(request.image_digest, "image_digest") if request.HasField("image_digest") else None
 
 
 def _digest(message: pb.Digest, field: str) -> Digest:

@@ -15,7 +15,7 @@ from cache.keys import Address, addresses, content_ids
 from cache.near import MOST_DISTANCE, USUAL_DISTANCE, Likeness
 from cache.record import Record
 from cache.settings import Section
-from cache.tags import WARMED
+from cache.tags import WARMED, of_media
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
 from reprise.v1.common_pb2 import CachePolicy, Similarity
@@ -141,6 +141,7 @@ class Plan:
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
     identities: Mapping[str, str]  # of the media, by name
+    wholes: Mapping[str, str]  # identities of what media are parts of, by name; without those that are whole
     tags: tuple[str, ...] = ()  # for whatever is made
     by_url: bool = False  # the caller would rather have a URL than the bytes
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
@@ -171,6 +172,14 @@ class Plan:
         )
 
     @property
+    def media_tags(self) -> Mapping[str, tuple[str, ...]]:
+        """By what each medium is found again, by name: itself, and the whole that it is a part of."""
+        return {
+            name: tuple(of_media(each) for each in (identity, self.wholes.get(name)) if each)
+            for name, identity in self.identities.items()
+        }
+
+    @property
     def seed(self) -> int:
         return int(self.parameters.get("seed", 0))
 
@@ -184,16 +193,8 @@ class Plan:
 
     def with_stand_ins(self, stand_ins: Mapping[str, StandIn]) -> Plan:
         """The same request answered with what near-duplicates' encodings give, or exactly if there are none."""
-        return make_plan(
-            self.description,
-            self.parameters,
-            self.media,
-            self.namespaces,
-            self.policy,
-            tags=self.tags,
-            by_url=self.by_url,
-            stand_ins=stand_ins,
-        )
+        where = _addresses(self.description, self.parameters, self.identities, self.namespaces, stand_ins)
+        return replace(self, addresses=where, stand_ins=stand_ins)
 
 
 def after_canonical(description: Description, name: str) -> bool:
@@ -220,14 +221,35 @@ def make_plan(
     *,
     tags: tuple[str, ...] = (),
     by_url: bool = False,
-    stand_ins: Mapping[str, StandIn] | None = None,
 ) -> Plan:
     """`parameters` are complete and validated."""
-    instead = {name: stand_in.identity for name, stand_in in (stand_ins or {}).items()}
     identities = {name: source.identity for name, source in media.items()}
+    wholes = {name: source.part_of for name, source in media.items() if source.part_of}
+    where = _addresses(description, parameters, identities, namespaces, {})
+    return Plan(
+        description,
+        parameters,
+        media,
+        namespaces,
+        where,
+        policy,
+        identities,
+        wholes,
+        tags=tags,
+        by_url=by_url,
+    )
+
+
+def _addresses(
+    description: Description,
+    parameters: Mapping[str, Scalar],
+    identities: Mapping[str, str],
+    namespaces: Mapping[Scope, str],
+    stand_ins: Mapping[str, StandIn],
+) -> dict[str, Address]:
+    instead = {name: stand_in.identity for name, stand_in in stand_ins.items()}
     ids = content_ids(description, parameters, identities, instead=instead)
-    where = addresses(description, ids, namespaces, instead)
-    return Plan(description, parameters, media, namespaces, where, policy, identities, tags, by_url, stand_ins or {})
+    return addresses(description, ids, namespaces, instead)
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:

@@ -8,8 +8,12 @@ from typing import NamedTuple, TypeAlias
 
 from blake3 import blake3
 
+from cache.bans import Ban
 from cache.bounded import Bounded
+from cache.digest import Digest
 from cache.keys import Principal
+from cache.orders import Order
+from cache.sweep import Gone
 from gateway.plan import Plan
 
 Asked: TypeAlias = tuple[Principal, bytes]  # by whom, and a hash of the message
@@ -24,6 +28,7 @@ class Known(NamedTuple):
 
     model: str  # as the message names it, which may be not at all
     plan: Plan
+    upload: Digest | None = None  # the file that the message names, which every use keeps young
 
 
 class Plans:
@@ -42,11 +47,16 @@ class Plans:
     def recall(self, same: Asked | None) -> Known | None:
         return self.known.get(same, self._clock()) if same is not None else None
 
-    def remember(self, same: Asked | None, model: str, plan: Plan) -> None:
+    def remember(self, same: Asked | None, model: str, plan: Plan, upload: Digest | None = None) -> None:
         if same is not None and not plan.policy.fresh:
             texts = sum(len(value) for value in plan.parameters.values() if isinstance(value, str))
             weight = _OVERHEAD + 4 * texts
-            self.known.put(same, Known(model, plan.without_media()), weight=weight, now=self._clock(), ttl=_KEPT)
+            known = Known(model, plan.without_media(), upload)
+            self.known.put(same, known, weight=weight, now=self._clock(), ttl=_KEPT)
+
+    async def obey(self, order: Order | None) -> Gone:
+        """What was said may be forbidden with what was made of it: all of it is forgotten, and understood anew."""
+        return Gone(len(self.known), self.known.clear()) if isinstance(order, Ban) else Gone()
 
 
 def asked(message: bytes, principal: Principal) -> Asked | None:

@@ -107,11 +107,11 @@ def _was_banned(plan: Plan, stage: str, past: Past) -> bool:
 def _as_made(plan: Plan, name: str, at: float) -> Record:
     """What the record of a stage said, in all that an invalidation may be about, except labels."""
     description, before = plan.description, ancestors(plan.description, name)
-    stage = description.stage(name)
+    stage, media = description.stage(name), plan.media_tags
     marks = [
         tags.of_tenant(plan.namespaces[Scope.TENANT]),
         tags.of_user(plan.namespaces[Scope.USER]),
-        *(tags.of_media(plan.identities[each]) for each in depends_on(description, stage) & plan.identities.keys()),
+        *(mark for each in depends_on(description, stage) & media.keys() for mark in media[each]),
         *(tags.of_ancestor(plan.addresses[each].content_id) for each in before & plan.addresses.keys()),
         *map(tags.of_stage, before),
     ]

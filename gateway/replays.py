@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -254,7 +255,7 @@ def _tags(plan: Plan) -> tuple[str, ...]:
     return (
         tags.of_tenant(plan.namespaces[Scope.TENANT]),
         tags.of_user(plan.namespaces[Scope.USER]),
-        *map(tags.of_media, plan.identities.values()),
+        *chain.from_iterable(plan.media_tags.values()),
         *plan.tags,
     )
 

@@ -45,6 +45,7 @@ from gateway.media import MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
+from gateway.plans import Plans
 from gateway.replays import Replays
 from gateway.resolve import Resolver
 from gateway.savings import Savings
@@ -174,6 +175,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             links=links,
         )
         explainer = Explainer(tiers, forwarder, history, costs)
+        plans = Plans()
+        tiers.orders.on_order(plans.obey)
         media = MediaServicer(
             models,
             resolver,
@@ -183,6 +186,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             uploads,
             names,
             peers,
+            plans,
             replays,
             ledger,
             telemetry.tracing,

@@ -58,6 +58,7 @@ class Servicer:
             none,
             none,
             none,
+            none,
             secret=b"s" * 32,
             default_seed=DEFAULT_SEED,
             policies=(),

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from cache import tags
+from cache.bans import Ban
+from cache.condition import Condition
 from cache.guard import Breaker, GuardedStore
 from cache.hierarchy import Found
 from cache.journal import Journal
@@ -154,6 +157,21 @@ async def test_a_hit_is_noted_once_per_half_of_its_life(redis_url: str) -> None:
         assert {"render"} == set(past.asked[-1].stages)
         assert set(RAN) == set(past.asked[0].stages)
         assert dict.fromkeys(RAN, 1.5) == past.asked[0].seconds
+
+
+async def test_a_hit_at_hand_is_noted_like_any_other() -> None:
+    """A remembered plan holds no picture, and the row of its hit says all the same which one it was."""
+    clock = Clock()
+    async with gateway(clock=clock) as history:
+        history.hit(plan())
+        clock.advance(plan().description.final.ttl / 2 + 1.0)
+        history.hit(plan().without_media())
+        past = await recalled(history, plan("a dog"))
+        latest, first = past.asked
+        assert first.fields == latest.fields
+        nearest = past.nearest()
+        assert nearest is not None
+        assert (["prompt"], latest.asked_at) == (list(nearest.differing), nearest.asked_at.ToNanoseconds() / 1e9)
 
 
 async def test_it_is_bounded(redis_url: str) -> None:
@@ -346,6 +364,17 @@ async def test_why_a_result_was_not_served(
         wanted = replace(wanted, policy=Policy(**policy))
         past = await recalled(history, wanted)
         assert reason is why_not_served(wanted, seen(wanted, found), past, Clock().now)
+
+
+@pytest.mark.parametrize("image", ["part", "whole"])
+async def test_what_fell_under_a_purge_of_the_picture_says_so(image: str) -> None:
+    """It was invalidated and not evicted, also where only a part of the picture was asked for."""
+    async with gateway() as history:
+        wanted = plan(image="part", part_of="whole")
+        made(history, wanted)
+        history._bans.add(Ban(Clock().now, Condition(tags=(tags.of_media(image),))))
+        past = await recalled(history, wanted)
+        assert Reason.INVALIDATED is why_not_served(wanted, seen(wanted, _found(MISS, MISS)), past, Clock().now)
 
 
 async def test_why_stages_run() -> None:

@@ -11,13 +11,19 @@ from google.protobuf.duration_pb2 import Duration
 from PIL import Image, ImageDraw
 from skimage import data
 
-from cache.keys import Address, Key
+from cache import tags
+from cache.bans import Ban
+from cache.condition import Condition
+from cache.description import Scope
+from cache.keys import Address, Key, Principal, namespaces
 from cache.near import look_of
 from gateway.client import Media
 from gateway.identity import hash_key
 from gateway.look_alikes import LookAlikes
 from gateway.pictures import decode
 from reprise.v1 import common_pb2 as pb
+from reprise.v1.cache_pb2 import Favourite, WarmRequest
+from tests.cache.helpers import SECRET
 from tests.gateway import worker as scripted
 from tests.gateway.test_pictures import file_of
 from tests.gateway.test_plan import plan
@@ -302,6 +308,20 @@ async def test_encodings_that_are_gone_are_made_anew_from_the_own_picture(world:
     assert again.report.address == media.report.address
 
 
+async def test_what_is_made_ahead_on_a_near_duplicate_is_still_nobodys_hurry(world: World) -> None:
+    """Its run waits behind every other: with the encodings that it borrows, and once these are gone."""
+    worker = await world.worker()
+    desk = await world.desk(worker, similarity={"models": ["small"]})
+    await made_from(desk)
+    worker.refusals = [scripted.NEAR_GONE]
+    favourite = Favourite(animate_image=ask(image=AGAIN))
+    async for _ in desk.client.warm(WarmRequest(favourites=[favourite])):
+        pass
+
+    told = [(each.pictures["image"].near_identity, each.idle_priority, list(each.tags)) for each in worker.requests]
+    assert [("", False, []), (IDENTITY, True, [tags.WARMED]), ("", True, [tags.WARMED])] == told
+
+
 async def test_a_picture_without_its_encodings_stands_in_for_nothing(world: World) -> None:
     """A look is a hint: with the records gone from every tier the request is exact from the start."""
     worker = await world.worker()
@@ -386,6 +406,50 @@ async def test_looks_grow_old() -> None:
     now += 7000
     remember("four")
     assert 2 == len(alikes)
+
+
+def remembered(**said: Any) -> LookAlikes:
+    """Looks of one picture, asked for so."""
+    hierarchy: Any = None
+    alikes, planned = LookAlikes(hierarchy, max_bytes=10**6), plan(**said)
+    planned.media["image"].look = look(ORIGINAL)
+    alikes.remember(planned)
+    assert 1 == len(alikes)
+    return alikes
+
+
+async def left(alikes: LookAlikes, *marks: str) -> int:
+    """How many looks are left after a purge of what has these tags."""
+    await alikes.obey(Ban(1000.0, Condition(tags=marks)))
+    return len(alikes)
+
+
+@pytest.mark.parametrize(("picture", "expected"), [("part", 0), ("whole", 0), ("other", 1)])
+async def test_a_purge_of_a_picture_takes_its_looks(picture: str, expected: int) -> None:
+    """That of the picture itself, and those of parts of it."""
+    assert expected == await left(remembered(image="part", part_of="whole"), tags.of_media(picture))
+
+
+T, OTHER = (tags.of_tenant(namespaces(SECRET, Principal(tenant))[Scope.TENANT]) for tenant in ("t", "other"))
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ((T,), 0),
+        ((OTHER,), 1),
+        ((T, "user:u"), 0),
+        ((OTHER, "user:u"), 1),
+        (("user:u",), 0),
+        (("label:l",), 0),
+        ((), 0),
+        ((T, "media:i1"), 0),
+        ((OTHER, "media:i1"), 1),
+    ],
+)
+async def test_a_purge_takes_the_looks_that_it_may_be_about(marks: tuple[str, ...], expected: int) -> None:
+    """All of a tenant, and all there are where nobody can tell whose they are or what they were asked for."""
+    assert expected == await left(remembered(tenant="t"), *marks)
 
 
 async def test_it_can_be_switched_off(world: World) -> None:

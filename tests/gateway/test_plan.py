@@ -11,24 +11,27 @@ from pydantic import ValidationError
 
 from cache.description import Scope
 from cache.keys import Principal, addresses, content_ids, namespaces
+from cache.near import Likeness
 from gateway.darkroom import Source
 from gateway.errors import InvalidField
-from gateway.plan import DefaultPolicy, Plan, Policy, choose_seed, default_policy, make_plan
+from gateway.plan import DefaultPolicy, Plan, Policy, StandIn, choose_seed, default_policy, make_plan
 from gateway.validate import complete
 from reprise.v1.common_pb2 import CachePolicy
 from tests.cache.helpers import SECRET
 from tests.gateway.worker import family
 
 
-def source(identity: str) -> Source:
-    known: Any = (identity, 16, 16, "")
+def source(identity: str, part_of: str = "") -> Source:
+    known: Any = (identity, 16, 16, part_of)
     return Source(None, known, None, None)  # type: ignore[arg-type]  # neither file nor pixels are asked for
 
 
-def plan(prompt: str = "a cat", *, image: str = "i1", tenant: str = "t", user: str = "u", **given: Any) -> Plan:
+def plan(
+    prompt: str = "a cat", *, image: str = "i1", part_of: str = "", tenant: str = "t", user: str = "u", **given: Any
+) -> Plan:
     parameters = complete(family(), {"prompt": prompt, **given}, {})
     owned = namespaces(SECRET, Principal(tenant, user))
-    return make_plan(family(), parameters, {"image": source(image)}, owned, Policy())
+    return make_plan(family(), parameters, {"image": source(image, part_of)}, owned, Policy())
 
 
 POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -177,6 +180,14 @@ def test_addresses_are_those_of_the_one_function() -> None:
     assert addresses(family(), ids, namespaces(SECRET, Principal("t", "u"))) == made.addresses
     assert made.addresses["render"] == made.address
     assert made.addresses["picture"].content_id == made.affinity
+
+
+def test_a_part_of_a_picture_is_marked_with_the_whole() -> None:
+    """Also in a plan that holds no picture, and in one on a near-duplicate's encodings."""
+    near = {"image": StandIn("i2", Likeness(1, 0.5))}
+    for made in (plan(part_of="w"), plan(part_of="w").without_media(), plan(part_of="w").with_stand_ins(near)):
+        assert {"image": ("media:i1", "media:w")} == made.media_tags
+    assert {"image": ("media:i1",)} == plan().media_tags
 
 
 def test_what_a_stage_does_not_declare_leaves_it_alone() -> None:

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
+from cache.bans import Ban
+from cache.condition import Condition
+from cache.digest import Digest
 from cache.keys import Principal
+from cache.switches import Subject, Switch
 from gateway.identity import hash_key
 from gateway.plan import Policy
 from gateway.plans import Known, Plans, asked
 from reprise.v1 import common_pb2 as pb
+from reprise.v1.cache_pb2 import InvalidateRequest
 from reprise.v1.inference_pb2 import StatusResponse
 from tests.gateway.test_plan import plan
 from tests.gateway.worker import family
@@ -43,9 +48,9 @@ def message(name: str = "nothing") -> bytes:
 def test_a_recalled_plan_is_the_one_that_was_made() -> None:
     """Complete save for its picture, which would be kept alive by it."""
     plans, made = Plans(), plan()
-    plans.remember(asked(message(), ADA), "small", made)
+    plans.remember(asked(message(), ADA), "small", made, Digest("0" * 64, 1))
     known = plans.recall(asked(message(), ADA))
-    assert known == Known("small", replace(made, media={}))
+    assert known == Known("small", replace(made, media={}), Digest("0" * 64, 1))
 
 
 def test_every_part_of_a_request_matters() -> None:
@@ -84,6 +89,40 @@ def test_what_is_remembered_is_bounded() -> None:
     assert plans.recall(keys[2]) is None
     plans.remember(asked(bytes(2**20 + 1), ADA), "", made)
     assert 0 == sum(plans.recall(key) is not None for key in (*keys, None))
+
+
+async def test_what_was_said_is_forgotten_at_a_purge() -> None:
+    """Whatever it is about: no prompt outlives it here. Any other order changes nothing."""
+    plans = Plans()
+    for condition in (Condition(tags=("user:u",)), Condition(model="small")):
+        plans.remember(asked(message(), ADA), "", plan())
+        await plans.obey(Switch(1.0, Subject.MODEL, "small", False))
+        assert plans.recall(asked(message(), ADA)) is not None
+        assert 1 == (await plans.obey(Ban(1.0, condition))).entries
+        assert 0 == len(plans.known)
+
+
+async def test_a_gateway_forgets_what_a_purged_user_said(world: World, opened: list[Plans]) -> None:
+    """The order reaches it as it reaches everything else that remembers."""
+    desk = await world.desk(await world.worker())
+    await desk.animate()
+    assert [1] == [len(plans.known) for plans in opened]
+    async for _ in desk.client.invalidate(InvalidateRequest(tenant="local", user="local")):
+        pass
+    assert [0] == [len(plans.known) for plans in opened]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Plans]:
+    """What the gateways of a test remember."""
+    made: list[Plans] = []
+
+    def opens() -> Plans:
+        made.append(Plans())
+        return made[-1]
+
+    monkeypatch.setattr("gateway.serve.Plans", opens)
+    return made
 
 
 async def test_a_request_means_what_its_model_says_now(world: World) -> None:

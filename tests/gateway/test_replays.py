@@ -14,13 +14,16 @@ from cache.description import Scope
 from cache.keys import Principal, namespaces
 from cache.purge import records
 from cache.record import Record
+from gateway.blueprint import Box
+from gateway.control import Control
 from gateway.darkroom import Darkroom
+from gateway.framing import WHOLE, Framing
 from gateway.plan import Plan, Policy, make_plan
 from gateway.replays import STAGE, Replays
 from gateway.settings import ReplaySection
 from gateway.uploads import Uploads
 from gateway.validate import complete
-from reprise.v1.cache_pb2 import Favourite
+from reprise.v1.cache_pb2 import Favourite, InvalidateRequest
 from tests.gateway.worker import family
 from tests.gateway.world import PICTURE, SECRET, World, ask
 
@@ -52,10 +55,10 @@ async def opened(world: World, clock: Clock, registry: CollectorRegistry) -> Asy
         )
 
 
-async def plan_of(prompt: str, revision: str = "r1") -> Plan:
+async def plan_of(prompt: str, revision: str = "r1", framing: Framing = WHOLE) -> Plan:
     description = family(revision=revision)
     with Darkroom() as darkroom:
-        source = await darkroom.identify("0" * 32, PICTURE)
+        source = await darkroom.identify("0" * 32, PICTURE, framing)
     parameters = complete(description, {"prompt": prompt}, {})
     spaces = namespaces(SECRET_BYTES, ANN)
     return make_plan(description, parameters, {"image": source}, spaces, Policy(replayable=True))
@@ -105,6 +108,25 @@ async def test_what_comes_too_fast_is_left_out_and_counted(world: World) -> None
         for _ in range(5):
             replays.note(other, ANN, lambda: large)
         assert 46.0 == registry.get_sample_value("reprise_replays_dropped_total")
+
+
+async def test_a_part_of_a_picture_goes_with_the_whole(world: World) -> None:
+    """What is kept holds the whole file: a purge of the picture takes along what was asked of a part of it."""
+    async with opened(world, Clock(), CollectorRegistry()) as (replays, tiers):
+        plan = await plan_of("a cat", framing=Framing(Box(0, 0, 8, 8)))
+        for _ in range(2):
+            replays.note(plan, ANN, partial(ask, "a cat", framing={"width": 8, "height": 8}))
+        await replays.settled()
+        (favourite,) = await replays.most_asked("acme", 5)
+        assert PICTURE == favourite.animate_image.image
+        with Darkroom() as darkroom:
+            await purged(tiers, darkroom, InvalidateRequest(picture=PICTURE))
+        assert ([], []) == (await replays.most_asked("acme", 5), await kept(tiers))
+
+
+async def purged(tiers: Tiers, darkroom: Darkroom, request: InvalidateRequest) -> None:
+    async for _ in Control(tiers, darkroom, secret=SECRET_BYTES).invalidate(request, ANN):
+        pass
 
 
 async def test_only_namespaces_of_ours_are_read(world: World) -> None:

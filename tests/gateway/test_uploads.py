@@ -18,6 +18,7 @@ from cache.tier import Outcome, TierName
 from cache.write_behind import WriteBehind
 from gateway.errors import NotFound, Unavailable
 from gateway.uploads import MAX_AGE, TTL, Uploads, upload_address
+from reprise.v1 import common_pb2 as pb
 from tests.cache.helpers import NAMESPACE, Clock, ScriptedTier
 from tests.gateway.world import World, eventually, outcome, picture
 
@@ -157,3 +158,17 @@ async def test_a_request_by_digest_is_a_use(world: World, remembered: bool) -> N
 
     assert await eventually(touched)
     assert f"media:{worker.requests[0].pictures['image'].identity}" in record.tags
+
+
+async def test_a_hit_in_memory_is_a_use(world: World, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that names the file and is answered at hand for hours leaves it there for the next one."""
+    monkeypatch.setattr("gateway.serve.Uploads", lambda hierarchy: shelf.uploads)
+    desk = await world.desk(await world.worker())
+    uploaded = await desk.client.upload(picture(7))
+    await desk.animate(image_digest=uploaded.digest)
+    for _ in range(3):
+        shelf.clock.advance(0.75 * TTL)
+        assert "hit from L1" == outcome(await desk.animate(image_digest=uploaded.digest))
+        assert await shelf.writer.drain(10.0)
+    anew = await desk.animate(image_digest=uploaded.digest, policy={"mode": pb.CachePolicy.MODE_BYPASS})
+    assert "bypass" == outcome(anew)
