@@ -25,6 +25,7 @@ import structlog
 
 from cache.bans import Ban, Bans
 from cache.condition import Condition
+from cache.description import HOUR, LONGEST_AGE
 from cache.encoding import keyed_hash_of
 from cache.errors import TierError
 from cache.keys import Address
@@ -36,7 +37,8 @@ from cache.switches import Subject, Switch, Switches
 Order: TypeAlias = Ban | Switch | Pin
 Obey: TypeAlias = "Callable[[Order | None], Awaitable[Gone]]"
 
-IN_FORCE = 8 * 24 * 3600.0  # seconds a ban is kept in mind: longer than any entry may live, kept requests included
+# Seconds a ban is kept in mind: longer than any entry may live, kept requests included.
+IN_FORCE = LONGEST_AGE + 24 * HOUR
 _BOOK = "o/"
 _FOREVER = 10 * 365 * 24 * 3600.0  # stores that forget are not asked to keep a book
 _PATIENCE = 1.0  # seconds that processes get to say they have heard
