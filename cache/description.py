@@ -16,9 +16,7 @@ from cache.digest import Digest
 
 Scalar: TypeAlias = bool | int | float | str
 HOUR = 3600.0
-LONGEST_AGE = (
-    7 * 24 * HOUR
-)  # seconds; no entry of a deployment lives longer: bans, which are kept for longer, rely on it
+LONGEST_AGE = 7 * 24 * HOUR  # seconds that an entry of a deployment may live; bans are kept for longer
 
 
 class Scope(StrEnum):
