@@ -16,6 +16,7 @@ from cache.digest import Digest
 
 Scalar: TypeAlias = bool | int | float | str
 HOUR = 3600.0
+LONGEST_AGE = 7 * 24 * HOUR  # seconds that an entry of a deployment may live; bans are kept for longer
 
 
 class Scope(StrEnum):
@@ -72,7 +73,8 @@ class Stage(_Data):
     when: When | None = None
     scope: Scope
     ttl: float  # seconds without access after which an entry is gone
-    max_age: float = 24 * HOUR  # seconds after which an entry is never served again, accessed or not
+    # Seconds after which an entry is never served again, accessed or not.
+    max_age: float = Field(24 * HOUR, gt=0, le=LONGEST_AGE)
     canonicalises: bool = False  # its output, not its input, names what comes after it (text to token ids)
     cached: bool = True
     pooled: bool = False  # its output is worth keeping on the device

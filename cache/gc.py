@@ -1,8 +1,9 @@
 """Gc: gives the durable tier's space back. What is served never depends on it, and it may run while others write.
 
 A namespace at a time: its records are read, those that are past their age or are no records go, and then the blobs go
-that no record left there names. The descriptions of models are blobs too, named by `models/`. What lies under other
-prefixes, or under names that are none of ours, is left alone.
+that no record left there names. The descriptions of models are blobs too, named by `models/`. Before that go the orders
+that no process needs any more (`o/`), and marks that schedules left long ago (`w/`). What lies under other prefixes, or
+under names that are none of ours, is left alone, and so are orders under another secret.
 
 Why nothing that is needed goes. A commit writes its blob before the record that names it, and writes it anew where it
 is there already, so a blob on its way to a record is young; and nothing goes that was written within the margin, which
@@ -16,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 from cache.catalogue import PREFIX as MODELS
 from cache.description import HOUR
@@ -27,13 +30,19 @@ from cache.envelope import Damaged, unseal
 from cache.errors import TierError
 from cache.keys import Address, Key
 from cache.objects import Entry, ObjectsStore
+from cache.orders import BOOK, Order, needed, order_on
 from cache.record import NotARecord, Record
 from cache.sweep import Gone
 
 MARGIN = HOUR  # seconds; far more than any commit takes
+_MARKS = "w/"
+_MARKS_LIFE = 8 * 24 * HOUR  # seconds; a time that passed is never due again
 _PAGE = 64  # entries read, or removed, at a time
 _LARGEST_RECORD = 1024 * 1024  # bytes; no record comes near it, inlined output and all
+_LARGEST_ORDER = 64 * 1024  # bytes; likewise
 _TTL = 60.0  # seconds; an object store takes none
+
+_T = TypeVar("_T")
 
 
 class Why(StrEnum):
@@ -42,6 +51,8 @@ class Why(StrEnum):
     EXPIRED = "records past their age"
     DAMAGED = "damaged records, and those of another layout"
     FORGOTTEN = "blobs that no record names"
+    OVER = "orders that are over"
+    PASSED = "marks of schedules"
 
 
 @dataclass
@@ -56,6 +67,7 @@ class Swept:
 
 async def sweep(
     objects: ObjectsStore,
+    secret: bytes,
     *,
     margin: float = MARGIN,
     dry_run: bool = False,
@@ -64,11 +76,14 @@ async def sweep(
 ) -> Swept:
     """Remove what nobody can be served with any more, but nothing that was written within `margin` seconds.
 
-    `tell` hears how far it is, again and again. A dry run removes nothing and counts what would go. Raises TierError;
-    what is gone by then is gone, and another sweep goes on with the rest.
+    `secret` is the deployment's, by which its orders are known. `tell` hears how far it is, again and again. A dry run
+    removes nothing and counts what would go. Raises TierError; what is gone by then is gone, and another sweep goes on
+    with the rest.
     """
     sweeper = _Sweeper(objects, margin, dry_run, clock, tell)
     described = await _described(objects)
+    await sweeper.orders(secret)
+    await sweeper.marks()
     for namespace in sorted({*await objects.folders("r/"), *await objects.folders("b/")}):
         named = await sweeper.records(namespace)
         if named is not None:
@@ -103,6 +118,33 @@ class _Sweeper:
         async for page in self.objects.pages(f"b/{namespace}/"):
             for entries in _parts([entry for entry in page if _key_of(entry.name) is not None]):
                 await self._settle((entry, None if _hex_of(entry) in named else Why.FORGOTTEN) for entry in entries)
+
+    async def orders(self, secret: bytes) -> None:
+        """Remove the orders that no process needs any more. Those that cannot be read are left alone."""
+        found: list[tuple[Entry, Order]] = []
+        async for page in self.objects.pages(BOOK):
+            for entries in _parts(page):
+                orders = await asyncio.gather(*(self._order(entry, secret) for entry in entries))
+                found += [(entry, order) for entry, order in zip(entries, orders, strict=True) if order is not None]
+        stay = needed([order for _, order in found], self.clock() - self.margin)
+        for part in _parts(found):
+            await self._settle((entry, None if order in stay else Why.OVER) for entry, order in part)
+
+    async def _order(self, entry: Entry, secret: bytes) -> Order | None:
+        if entry.size > _LARGEST_ORDER:
+            return None
+        try:
+            return order_on(await self.objects.get(entry.name, _TTL) or b"", secret)
+        except TierError:
+            return None
+
+    async def marks(self) -> None:
+        """Remove what says who did what was due long ago."""
+        async for page in self.objects.pages(_MARKS):
+            ours = [entry for entry in page if re.fullmatch(r"w/[0-9a-f]{32}/[0-9]{12}", entry.name)]
+            before = self.clock() - _MARKS_LIFE
+            for part in _parts(ours):
+                await self._settle((entry, Why.PASSED if entry.modified < before else None) for entry in part)
 
     async def _judge(self, entry: Entry) -> Record | Why | None:
         """The record if it is alive, else why it goes; None for one that cannot be judged."""
@@ -182,5 +224,5 @@ def _more(gone: Gone, entry: Entry) -> Gone:
     return Gone(gone.entries + 1, gone.bytes + entry.size)
 
 
-def _parts(entries: Sequence[Entry]) -> Iterable[Sequence[Entry]]:
+def _parts(entries: Sequence[_T]) -> Iterable[Sequence[_T]]:
     return (entries[start : start + _PAGE] for start in range(0, len(entries), _PAGE))

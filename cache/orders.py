@@ -15,7 +15,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -25,6 +25,7 @@ import structlog
 
 from cache.bans import Ban, Bans
 from cache.condition import Condition
+from cache.description import HOUR, LONGEST_AGE
 from cache.encoding import keyed_hash_of
 from cache.errors import TierError
 from cache.keys import Address
@@ -36,12 +37,16 @@ from cache.switches import Subject, Switch, Switches
 Order: TypeAlias = Ban | Switch | Pin
 Obey: TypeAlias = "Callable[[Order | None], Awaitable[Gone]]"
 
-IN_FORCE = 8 * 24 * 3600.0  # seconds a ban is kept in mind: longer than any entry may live, kept requests included
-_BOOK = "o/"
+# Seconds a ban is kept in mind: longer than any entry may live, kept requests included.
+IN_FORCE = LONGEST_AGE + 24 * HOUR
+BOOK = "o/"
 _FOREVER = 10 * 365 * 24 * 3600.0  # stores that forget are not asked to keep a book
 _PATIENCE = 1.0  # seconds that processes get to say they have heard
 _READ_WHEN_DEAF, _READ_ANYWAY = 1.0, 15.0  # seconds between two looks into the book
 _START_PATIENCE = 2.0
+_PAGES = 16  # of the book, read at a time
+_BEHIND = 60.0  # seconds that a clock may be behind ours, and a page late, and still be found
+_NOBODY_WAITS = 10.0  # seconds after which whoever gave an order has gone, with some for clocks that differ
 _HEARD_BY_NOW = 0.1
 _log = structlog.get_logger(__name__)
 
@@ -106,7 +111,7 @@ class Orders:
         self._secret = secret
         self._clock = clock
         self._known: set[str] = set()
-        self._last = _BOOK  # the last page of the book that was read
+        self._last = BOOK  # the last page of the book that was read
         self._obeying: list[Obey] = []
         self._answers: dict[str, Heard] = {}
         self._complete = asyncio.Event()
@@ -162,7 +167,7 @@ class Orders:
         if self._book is None:
             return False
         try:
-            return await self._book.put(_BOOK + name, message, _FOREVER, replace=False)
+            return await self._book.put(BOOK + name, message, _FOREVER, replace=False)
         except TierError as error:
             _log.warning("order not written down", error=str(error))
             return False
@@ -195,6 +200,9 @@ class Orders:
         if name in self._known:
             return
         self._known.add(name)
+        age = self._clock() - order.at
+        if isinstance(order, Ban) and age > IN_FORCE:
+            return
         match order:
             case Ban():
                 self.bans.add(order)
@@ -205,7 +213,7 @@ class Orders:
         hearing = Hearing(self._process, await self._sweep(order))
         if name in self._answers:
             self._note(name, self._id, hearing)
-        elif self._channel is not None:
+        elif self._channel is not None and age < _NOBODY_WAITS:
             answer = {"heard": name, "id": self._id, "process": self._process, "gone": list(hearing.gone)}
             with suppress(TierError):
                 await self._channel.tell(_sealed(self._secret, answer))
@@ -230,29 +238,67 @@ class Orders:
                 seconds = 0.0
 
     async def _read_book(self) -> None:
-        """Obey what has been written down since the last look."""
+        """Obey what has been written down since the last look, the newest first: who has little time for it, as at a
+        start, knows what matters most. What is in force does not depend on the order.
+        """
         if self._book is None:
             return
+        now = self._clock()
         try:
-            for page in sorted(await self._book.names(_BOOK, after=self._last)):
-                if (name := page.removeprefix(_BOOK)) not in self._known:
-                    await self._read_page(name)
-                # A little behind the last page: a clock that is behind ours writes its page before it.
+            names = {page.removeprefix(BOOK) for page in await self._book.names(BOOK, after=self._last)}
+            new = sorted(names - self._known, reverse=True)
+            for start in range(0, len(new), _PAGES):
+                await self._read_pages(new[start : start + _PAGES])
         except TierError as error:
             _log.info("orders not readable", error=str(error))
             return
-        self._last = f"{_BOOK}{int((self._clock() - 60.0) * 1e9):020d}"
-        self.bans.forget(self._clock() - IN_FORCE)
+        # A little behind the last page: a clock that is behind ours writes its page before it.
+        self._last = f"{BOOK}{int((now - _BEHIND) * 1e9):020d}"
+        self._known = {name for name in self._known if BOOK + name > self._last}  # others are not listed again
+        self.bans.forget(now - IN_FORCE)
 
-    async def _read_page(self, name: str) -> None:
+    async def _read_pages(self, names: Sequence[str]) -> None:
         assert self._book is not None  # noqa: S101  # who reads a page has a book
-        message = await self._book.get(_BOOK + name, _FOREVER)
-        match _unsealed(self._secret, message or b""):
-            case {"order": dict() as fields} if (order := _from_json(fields)) is not None:
+        for name, page in zip(names, await self._book.get_many([BOOK + name for name in names], _FOREVER), strict=True):
+            if page is None:
+                continue  # swept since it was listed
+            if (order := order_on(page, self._secret)) is not None:
                 await self._obey(name, order)
-            case _:
+            else:
                 self._known.add(name)
                 _log.warning("not an order of ours", name=name)
+
+
+def order_on(page: bytes, secret: bytes) -> Order | None:
+    """What a page of the book says; None if it is not ours, or says what a later version knows."""
+    match _unsealed(secret, page):
+        case {"order": dict() as fields}:
+            return _from_json(fields)
+    return None
+
+
+def needed(orders: Collection[Order], now: float) -> set[Order]:
+    """Those of a whole book that a process which starts must know: bans in force, and of switches and pins the latest
+    of each thing. Others are kept as long as bans.
+    """
+    latest: dict[object, float] = {}
+    for order in orders:
+        latest[_matter(order)] = max(order.at, latest.get(_matter(order), order.at))
+    return {
+        order
+        for order in orders
+        if order.at >= now - IN_FORCE or (not isinstance(order, Ban) and order.at == latest[_matter(order)])
+    }
+
+
+def _matter(order: Order) -> object:
+    """What an order is about: of two orders about one thing the later one counts. Every ban counts."""
+    match order:
+        case Switch(_, subject, name):
+            return subject, name
+        case Pin(_, address):
+            return address
+    return order
 
 
 def _as_json(order: Order) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from cache.keys import Address
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """`at` is in seconds since the epoch; of two about one address the later one counts."""
+    """`at` is in seconds since the epoch; of two about one address the later one counts, of the same time the one
+    that says off.
+    """
 
     at: float
     address: Address
@@ -24,7 +26,7 @@ class Pins:
 
     def turn(self, pin: Pin) -> None:
         last = self._last.get(pin.address)
-        if last is None or last.at <= pin.at:
+        if last is None or (last.at, not last.on) <= (pin.at, not pin.on):
             self._last[pin.address] = pin
 
     @property

@@ -16,7 +16,9 @@ class Subject(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """`at` is in seconds since the epoch; of two switches of one thing the later one counts."""
+    """`at` is in seconds since the epoch; of two switches of one thing the later one counts, of the same time the one
+    that says off.
+    """
 
     at: float
     subject: Subject
@@ -33,7 +35,7 @@ class Switches:
     def turn(self, switch: Switch) -> None:
         key = (switch.subject, switch.name)
         last = self._last.get(key)
-        if last is None or last.at <= switch.at:
+        if last is None or (last.at, not last.on) <= (switch.at, not switch.on):
             self._last[key] = switch
 
     def on(self, subject: Subject, name: str) -> bool:

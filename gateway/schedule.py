@@ -24,7 +24,7 @@ from gateway.settings import DAY, WarmEntry
 from gateway.warm import Warmer
 from reprise.v1.cache_pb2 import Favourite, WarmRequest, WarmSummary
 
-_KEPT = 8 * DAY  # stores that forget may forget who did it after that
+_KEPT = 8 * DAY  # who did it may be forgotten after that: by stores that forget, and by sweeps (cache/gc.py)
 _log = structlog.get_logger(__name__)
 
 

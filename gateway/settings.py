@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cache.description import LONGEST_AGE
 from cache.settings import MIB, ProcessSettings, Section
 from gateway.identity import IdentitySettings
 from gateway.plan import DefaultPolicy
@@ -34,7 +35,7 @@ class ReplaySection(Section):
     enabled: bool = False
     models: tuple[str, ...] = ()  # and all for these models
     tenants: tuple[str, ...] = ()  # and all of these tenants
-    max_age: float = Field(7 * DAY, gt=0, le=7 * DAY)  # seconds after it was last written that one is forgotten
+    max_age: float = Field(LONGEST_AGE, gt=0, le=LONGEST_AGE)  # seconds after it was last written that one is forgotten
 
 
 class WarmEntry(Section):

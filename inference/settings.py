@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from cache.description import Scope
+from cache.description import LONGEST_AGE, Scope
 from cache.keys import Address
 from cache.settings import ProcessSettings, Section
 from cache.value import PolicyName
@@ -21,7 +21,7 @@ class RetentionSettings(Section):
 
     scope: Scope | None = None
     ttl: float | None = Field(None, gt=0)  # without access
-    max_age: float | None = Field(None, gt=0)  # in any case
+    max_age: float | None = Field(None, gt=0, le=LONGEST_AGE)  # in any case; bans are kept for little longer
 
 
 class ModelSettings(Section):

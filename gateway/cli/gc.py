@@ -64,7 +64,7 @@ async def _sweep(settings: CacheSettings, out: Console, *, dry_run: bool, margin
                     f"{total.entries:,} go ({total.bytes / _MIB:,.1f} MiB)"
                 )
 
-            return await sweep(tiers.objects, margin=margin, dry_run=dry_run, tell=tell)
+            return await sweep(tiers.objects, settings.secret_bytes, margin=margin, dry_run=dry_run, tell=tell)
 
 
 def _table(swept: Swept, *, dry_run: bool) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from cache.description import Description, Scope, When
+from cache.description import HOUR, Description, Scope, When
 from cache.digest import Digest
 from tests.cache.families import descriptions, picture_family
 
@@ -46,6 +46,7 @@ def test_what_is_written_is_read(description: Description) -> None:
         (_with_stage("picture", when=When(parameter="steps", above=3)), "cannot be conditional"),
         (_with_stage("text", ttl=float("inf")), "finite"),
         (_with_stage("text", max_age=float("nan")), "finite"),
+        (_with_stage("text", max_age=7 * 24 * HOUR + 1.0), "less than or equal"),
         (_with_stage("text", scope="everyone"), "scope"),
         (_with_stage("text", colour="red"), "colour"),
         (_changed(model="../small"), "model"),

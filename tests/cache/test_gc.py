@@ -12,15 +12,21 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from cache.bans import Ban, Bans
 from cache.build import Tiers, build_tiers
 from cache.catalogue import Catalogue
+from cache.condition import Condition
+from cache.description import HOUR
 from cache.digest import Digest
 from cache.errors import TierError
 from cache.gc import MARGIN, Swept, Why, sweep
-from cache.keys import Key
+from cache.keys import Address, Key
 from cache.objects import Entry, ObjectsStore
+from cache.orders import IN_FORCE, Order, Orders
+from cache.pins import Pin, Pins
 from cache.record import Record
 from cache.settings import CacheSettings, L2Settings, L3Settings
+from cache.switches import Subject, Switch, Switches
 from tests.cache.families import picture_family
 from tests.cache.helpers import NAMESPACE, SECRET, record_of
 from tests.servers import S3
@@ -108,7 +114,7 @@ async def test_what_is_past_its_age_goes_with_its_blob(tiers: Tiers) -> None:
     alive = await store(tiers, "alive", LARGE)
     before = sum([entry.size async for page in objects_of(tiers).pages("") for entry in page])
 
-    swept = await sweep(objects_of(tiers), clock=later())
+    swept = await sweep(objects_of(tiers), SECRET, clock=later())
 
     assert {Why.EXPIRED: 2, Why.FORGOTTEN: 2} == entries(swept)
     assert (2, 1, 0) == (swept.kept.entries, swept.namespaces, swept.unread)
@@ -126,7 +132,7 @@ async def test_a_blob_stays_while_any_record_of_its_namespace_names_it(tiers: Ti
     alive = await store(tiers, "alive", LARGE)
     await store(tiers, "elsewhere", LARGE, namespace=OTHER, ttl=60.0)
 
-    swept = await sweep(objects_of(tiers), clock=later())
+    swept = await sweep(objects_of(tiers), SECRET, clock=later())
 
     assert {Why.EXPIRED: 2, Why.FORGOTTEN: 1} == entries(swept)
     assert keys_of(alive) == await names(tiers)
@@ -140,11 +146,11 @@ async def test_nothing_within_the_margin_goes(tiers: Tiers) -> None:
     before = await names(tiers)
 
     for dry_run in (True, False):
-        swept = await sweep(objects_of(tiers), margin=100.0, clock=later(50.0), dry_run=dry_run)
+        swept = await sweep(objects_of(tiers), SECRET, margin=100.0, clock=later(50.0), dry_run=dry_run)
         assert ({}, 4) == (entries(swept), swept.kept.entries)
     assert before == await names(tiers)
 
-    swept = await sweep(objects_of(tiers), margin=100.0, clock=later(150.0))
+    swept = await sweep(objects_of(tiers), SECRET, margin=100.0, clock=later(150.0))
     assert {Why.EXPIRED: 1, Why.DAMAGED: 1, Why.FORGOTTEN: 2} == entries(swept)
     assert set() == await names(tiers)
 
@@ -165,7 +171,7 @@ async def test_what_is_no_record_goes(folder: Tiers) -> None:
         bytes(2 * 1024 * 1024),
     ):
         await objects.put(name, damaged, 60.0, replace=True)
-        swept = await sweep(objects, clock=later(), dry_run=True)
+        swept = await sweep(objects, SECRET, clock=later(), dry_run=True)
         assert {Why.DAMAGED: 1, Why.FORGOTTEN: 1} == entries(swept)
 
 
@@ -178,7 +184,7 @@ async def test_nothing_enormous_is_read(folder: Tiers) -> None:
         raise AssertionError("read")
 
     objects.get = get  # type: ignore[attr-defined]
-    assert {Why.DAMAGED: 1} == entries(await sweep(objects, clock=later()))  # type: ignore[arg-type]
+    assert {Why.DAMAGED: 1} == entries(await sweep(objects, SECRET, clock=later()))  # type: ignore[arg-type]
 
 
 async def test_what_is_not_ours_is_left_alone(folder: Tiers) -> None:
@@ -195,7 +201,7 @@ async def test_what_is_not_ours_is_left_alone(folder: Tiers) -> None:
     for name in foreign:
         await objects_of(folder).put(name, b"foreign", 60.0, replace=True)
 
-    swept = await sweep(objects_of(folder), clock=later())
+    swept = await sweep(objects_of(folder), SECRET, clock=later())
 
     assert ({}, 0) == (entries(swept), swept.kept.entries)
     assert set(foreign) == await names(folder)
@@ -209,12 +215,102 @@ async def test_descriptions_of_models_stay_while_they_are_named(tiers: Tiers) ->
         await catalogue.publish(family.model_copy(update={"revision": revision}))
     await objects_of(tiers).put("models/broken", b"{", 60.0, replace=True)
 
-    swept = await sweep(objects_of(tiers), clock=later())
+    swept = await sweep(objects_of(tiers), SECRET, clock=later())
 
     assert {Why.FORGOTTEN: 1} == entries(swept)
     active = await catalogue.active(family.model)
     assert active is not None
     assert "r2" == active.revision
+
+
+ONE, TWO = (Address(NAMESPACE, digit * 64) for digit in "12")
+
+
+def book(now: float) -> dict[str, list[Order]]:
+    """Orders by what becomes of them when this time is eight days and more ago."""
+    return {
+        "over": [
+            Ban(now, Condition(model="small")),
+            Switch(now, Subject.TIER, "l2", on=False),
+            Switch(now + 1.0, Subject.TIER, "l2", on=True),
+            Pin(now, ONE, on=True),
+        ],
+        "needed": [
+            Ban(now + 2 * HOUR, Condition(model="small")),
+            Switch(now + 2.0, Subject.TIER, "l2", on=False),
+            Switch(now, Subject.MODEL, "l2", on=False),
+            Pin(now + HOUR, ONE, on=False),
+            Pin(now, TWO, on=True),
+        ],
+    }
+
+
+async def test_of_the_book_goes_what_no_process_needs(tiers: Tiers) -> None:
+    """Bans that are over, and switches and pins that a later one replaced; who starts then knows as much as before."""
+    orders = book(time.time())
+    clock = later(IN_FORCE + MARGIN + 60.0)
+
+    def process(secret: bytes) -> Orders:
+        return Orders(
+            objects_of(tiers),
+            None,
+            process="p",
+            secret=secret,
+            bans=Bans(),
+            switches=Switches(),
+            pins=Pins(),
+            clock=clock,
+        )
+
+    for kind in ("over", "needed"):
+        for order in orders[kind]:
+            await process(SECRET).give(order)
+    await process(bytes([7] * 32)).give(orders["over"][0])
+    await objects_of(tiers).put("o/junk", b"junk", 60.0, replace=True)
+    before = await names(tiers)
+
+    early = await sweep(objects_of(tiers), SECRET, clock=later(IN_FORCE))
+    swept = await sweep(objects_of(tiers), SECRET, clock=clock)
+
+    assert ({}, {Why.OVER: 4}) == (entries(early), entries(swept))
+    assert (9, 5) == (early.kept.entries, swept.kept.entries)
+    assert 4 == len(before - await names(tiers))
+    async with process(SECRET) as late:
+        assert [(Subject.MODEL, "l2"), (Subject.TIER, "l2")] == late.switches.off
+        assert [TWO] == late.pins.wanted
+        assert late.bans
+
+
+async def test_orders_that_cannot_be_read_stay(folder: Tiers) -> None:
+    """And nothing else does for it."""
+    orders = Orders(objects_of(folder), None, process="p", secret=SECRET, bans=Bans(), switches=Switches())
+    await orders.give(Ban(time.time(), Condition(model="small")))
+    await store(folder, "old", b"old", ttl=60.0)
+    objects, real = Faulty(objects_of(folder)), objects_of(folder).get
+
+    async def get(name: str, ttl: float) -> bytes | None:
+        if name.startswith("o/"):
+            raise TierError("scripted")
+        return await real(name, ttl)
+
+    objects.get = get  # type: ignore[attr-defined]
+    swept = await sweep(objects, SECRET, clock=later(IN_FORCE + 2 * MARGIN))  # type: ignore[arg-type]
+
+    assert {Why.EXPIRED: 1, Why.FORGOTTEN: 1} == entries(swept)
+    assert 1 == len(await names(folder))
+
+
+async def test_marks_of_schedules_go_after_eight_days(tiers: Tiers) -> None:
+    """Nobody looks for one by then; what only resembles one is left alone."""
+    mark, foreign = f"w/{'0a' * 16}/{12:012d}", f"w/{'0a' * 16}/readme"
+    for name in (mark, foreign):
+        await objects_of(tiers).put(name, b"", 60.0, replace=True)
+
+    young = await sweep(objects_of(tiers), SECRET, clock=later(8 * 24 * HOUR - 60.0))
+    old = await sweep(objects_of(tiers), SECRET, clock=later(8 * 24 * HOUR + 60.0))
+
+    assert ({}, {Why.PASSED: 1}) == (entries(young), entries(old))
+    assert {foreign} == await names(tiers)
 
 
 async def test_a_dry_run_counts_and_removes_nothing(tiers: Tiers) -> None:
@@ -223,9 +319,9 @@ async def test_a_dry_run_counts_and_removes_nothing(tiers: Tiers) -> None:
     await store(tiers, "alive", b"alive")
     before = await names(tiers)
 
-    would = await sweep(objects_of(tiers), clock=later(), dry_run=True)
+    would = await sweep(objects_of(tiers), SECRET, clock=later(), dry_run=True)
     assert before == await names(tiers)
-    assert would == await sweep(objects_of(tiers), clock=later())
+    assert would == await sweep(objects_of(tiers), SECRET, clock=later())
     assert len(before) - 2 == len(await names(tiers))
 
 
@@ -238,7 +334,7 @@ async def test_more_than_a_page_is_swept(folder: Tiers) -> None:
     def hear(so_far: Swept) -> None:
         told.append(so_far.kept.entries + sum(gone.entries for gone in so_far.gone.values()))
 
-    swept = await sweep(objects_of(folder), clock=later(), tell=hear)
+    swept = await sweep(objects_of(folder), SECRET, clock=later(), tell=hear)
 
     assert {Why.EXPIRED: 100, Why.FORGOTTEN: 100} == entries(swept)
     assert 100 == swept.kept.entries == len(await names(folder))
@@ -272,7 +368,7 @@ async def test_a_record_that_cannot_be_read_saves_the_blobs_of_its_namespace(fol
         return await real(name, ttl)
 
     objects.get = get  # type: ignore[attr-defined]
-    swept = await sweep(objects, clock=later())  # type: ignore[arg-type]
+    swept = await sweep(objects, SECRET, clock=later())  # type: ignore[arg-type]
 
     assert {Why.EXPIRED: 2, Why.FORGOTTEN: 1} == entries(swept)
     assert 1 == swept.unread
@@ -290,7 +386,7 @@ async def test_pointers_that_cannot_be_read_stop_the_sweep(folder: Tiers) -> Non
 
     objects.names = fail  # type: ignore[attr-defined]
     with pytest.raises(TierError):
-        await sweep(objects, clock=later())  # type: ignore[arg-type]
+        await sweep(objects, SECRET, clock=later())  # type: ignore[arg-type]
     assert before == await names(folder)
 
 
@@ -310,7 +406,7 @@ async def between(folder: Tiers, call: str, blob: str, do: Callable[[], Awaitabl
         return await real(name)
 
     setattr(objects, call, first)
-    swept = await sweep(objects, clock=later(), margin=MARGIN)  # type: ignore[arg-type]
+    swept = await sweep(objects, SECRET, clock=later(), margin=MARGIN)  # type: ignore[arg-type]
     assert happened
     return swept
 
@@ -379,7 +475,7 @@ async def test_many_commits_during_many_sweeps(folder: Tiers) -> None:
         await (await folder.below_memory.commit(record, blobs[number]))
         return record
 
-    sweeps = [sweep(objects_of(folder), clock=later()) for _ in range(4)]
+    sweeps = [sweep(objects_of(folder), SECRET, clock=later()) for _ in range(4)]
     *records, _, _, _, _ = await asyncio.gather(*map(commit, range(20)), *sweeps)
 
     for number, record in enumerate(records):

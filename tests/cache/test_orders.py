@@ -4,7 +4,8 @@ The deployment is real: one Redis, one folder as the durable tier, and as many p
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,3 +226,102 @@ async def test_a_process_that_ends_while_it_connects_ends(redis_url: str, moment
         async with orders:
             await asyncio.sleep(moment)
     await channel.aclose()
+
+
+class SlowBook:
+    """A book of which only so many pages are ever given. It knows what was asked, and how much at a time."""
+
+    def __init__(self, book: ObjectsStore, pages: int) -> None:
+        self._book = book
+        self._left = pages
+        self._asking = 0
+        self.at_a_time = 0
+        self.asked: list[str] = []
+
+    async def names(self, prefix: str, *, after: str | None = None) -> list[str]:
+        return await self._book.names(prefix, after=after)
+
+    async def get_many(self, names: list[str], ttl: float | None) -> list[bytes | None]:
+        return await asyncio.gather(*(self.get(name, ttl) for name in names))
+
+    async def get(self, name: str, ttl: float | None) -> bytes | None:
+        self.asked.append(name)
+        self._asking += 1
+        self.at_a_time = max(self.at_a_time, self._asking)
+        self._left -= 1
+        if self._left < 0:
+            await asyncio.Event().wait()
+        page = await self._book.get(name, ttl)
+        self._asking -= 1
+        return page
+
+
+async def written(deployment: Deployment, orders: Iterable[Order], clock: Clock) -> None:
+    """Orders stand in the book. Nobody listens."""
+    giver = await deployment.process("giver", listens=False, clock=clock)
+    for order in orders:
+        await giver.orders.give(order)
+
+
+async def test_a_start_that_has_no_time_for_the_whole_book_knows_the_newest_orders(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads backwards and some pages at once; what it has not read yet is read later."""
+    monkeypatch.setattr("cache.orders._START_PATIENCE", 1.0)
+    clock = Clock(NOW + 100.0)
+    models = [f"m{number:02}" for number in range(40)]
+    await written(deployment, [Ban(NOW + number, Condition(model=model)) for number, model in enumerate(models)], clock)
+    book = SlowBook(await asyncio.to_thread(deployment.book), pages=32)
+    bans = Bans()
+    async with Orders(book, None, process="late", secret=SECRET, bans=bans, switches=Switches(), clock=clock):  # type: ignore[arg-type]
+        known = [model for model in models if bans.forbid(dataclasses.replace(record_of(b""), model=model))]
+
+    assert models[8:] == known
+    assert 1 < book.at_a_time <= 16
+
+
+class Listener:
+    """A channel on which nothing comes. It knows what was told."""
+
+    connected = True
+
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+
+    async def tell(self, message: bytes) -> int:
+        self.told.append(message)
+        return 1
+
+    async def listen(self, hear: object, heal: object) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_whoever_starts_answers_only_orders_that_somebody_waits_for(deployment: Deployment) -> None:
+    """Of a long book nothing is told over Redis; what was said a moment ago is answered."""
+    clock = Clock(NOW + 100.0)
+    await written(deployment, [BAN, Ban(NOW + 99.0, Condition(model="other"))], clock)
+    book, listener, bans = await asyncio.to_thread(deployment.book), Listener(), Bans()
+
+    async with Orders(book, listener, process="late", secret=SECRET, bans=bans, switches=Switches(), clock=clock):
+        assert bans.forbid(record_of(b"clip"))
+
+    assert 1 == len(listener.told)
+
+
+async def test_a_ban_that_is_over_is_not_obeyed(deployment: Deployment) -> None:
+    """What it meant is gone, so nothing of today goes for it. A switch as old is obeyed, and no page is read twice."""
+    switch = Switch(NOW + 1.2, Subject.TIER, "l2", on=False)
+    await written(deployment, [BAN, switch], Clock(NOW + 3.0))
+    book = SlowBook(await asyncio.to_thread(deployment.book), pages=10)
+    clock = Clock(NOW + IN_FORCE + 1.5)
+    orders = Orders(book, None, process="late", secret=SECRET, bans=Bans(), switches=Switches(), clock=clock)  # type: ignore[arg-type]
+    process = Process(orders, None)
+    orders.on_order(process.obey)
+
+    for _ in range(2):
+        await orders._read_book()
+
+    assert [switch] == process.obeyed
+    assert not orders.bans
+    assert 2 == len(book.asked)
+    assert set() == orders._known  # what will not be listed again is not remembered

@@ -26,6 +26,16 @@ def test_the_later_switch_counts_in_whatever_order_they_are_heard() -> None:
     assert [(Subject.MODEL, "l2")] == switches.off
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_of_switches_of_one_time_the_one_that_says_off_counts(first: bool) -> None:
+    """So all processes agree, in whatever order they hear them."""
+    switches = Switches()
+    for on in (first, not first):
+        switches.turn(Switch(1.0, Subject.TIER, "l2", on=on))
+
+    assert not switches.on(Subject.TIER, "l2")
+
+
 async def test_a_tier_that_is_off_is_neither_read_nor_written() -> None:
     """It keeps what it has, still removes, and is as before once it is on again."""
     switches, inner = Switches(), ScriptedTier(TierName.L2, entries={KEY: b"kept"})

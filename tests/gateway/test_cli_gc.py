@@ -12,7 +12,12 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from cache.bans import Ban, Bans
+from cache.condition import Condition
+from cache.objects import ObjectsStore
+from cache.orders import IN_FORCE, Orders
 from cache.settings import CacheSettings
+from cache.switches import Switches
 from gateway.cli import main
 from tests.gateway.world import SECRET, World, open_world, outcome, picture
 from tests.servers import S3
@@ -74,6 +79,8 @@ async def test_a_sweep_beside_a_deployment_loses_nothing_that_lives(world: World
         "records past their age": 0,
         "damaged records, and those of another layout": 0,
         "blobs that no record names": 1,
+        "orders that are over": 0,
+        "marks of schedules": 0,
         "all together": 1,
     } == {name: number for name, number in rows.items() if "stays" not in name}
     assert before["r"] - 1 + before["b"] - 1 == sum(number for name, number in rows.items() if "stays" in name)
@@ -94,6 +101,22 @@ async def test_a_sweep_of_a_bucket(redis_url: str, s3: S3, tmp_path: Path) -> No
         done = await gc(tmp_path, world.cache)
     assert 0 == done.exit_code
     assert any(line.split()[:3] == ["all", "together", "0"] for line in done.stdout.splitlines())
+
+
+async def test_orders_that_are_over_go_under_the_secret_of_the_file(tmp_path: Path) -> None:
+    """Those of this deployment, and none of another."""
+    folder = tmp_path / "objects"
+    store = await asyncio.to_thread(ObjectsStore.connect, f"file://{folder}")
+    for secret in (bytes.fromhex(SECRET), bytes([7] * 32)):
+        orders = Orders(store, None, process="p", secret=secret, bans=Bans(), switches=Switches())
+        await orders.give(Ban(time.time() - IN_FORCE - 4000.0, Condition(model="small")))
+    await asyncio.to_thread(grow_old, folder, 4000.0)
+    settings = {"secret": SECRET, "l2": {"enabled": False}, "l3": {"url": f"file://{folder}"}}
+
+    done = await gc(tmp_path, settings)
+
+    assert (0, 1) == (done.exit_code, count(folder, "o"))
+    assert any(line.split()[:5] == ["orders", "that", "are", "over", "1"] for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize(

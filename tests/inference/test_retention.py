@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import pytest
 from pydantic import ValidationError
 
-from cache.description import Scope
+from cache.description import LONGEST_AGE, Scope, Stage
 from cache.keys import Principal, addresses, content_ids, namespaces
+from cache.orders import IN_FORCE
+from gateway.settings import ReplaySection
 from inference.retention import decide
 from inference.settings import ModelSettings, RetentionSettings
 from tests.inference.worker_fixtures import describe
@@ -41,8 +46,24 @@ def test_a_stage_that_is_not_there_is_named() -> None:
         decide(describe("small"), {"picture": RetentionSettings(ttl=1.0)})
 
 
-@pytest.mark.parametrize("wrong", [{"scope": "world"}, {"ttl": 0}, {"max_age": -1}, {"age": 3}])
+@pytest.mark.parametrize(
+    "wrong", [{"scope": "world"}, {"ttl": 0}, {"max_age": -1}, {"age": 3}, {"max_age": LONGEST_AGE + 1.0}]
+)
 def test_what_cannot_be_decided_is_refused(wrong: dict[str, object]) -> None:
     """When settings are read."""
     with pytest.raises(ValidationError):
         ModelSettings.model_validate({"name": "m", "source": "/m", "stages": {"moments": wrong}})
+
+
+@pytest.mark.parametrize("days", [7, 8, 9])
+def test_no_ban_is_forgotten_before_what_it_forbids_is_gone(days: int) -> None:
+    """Whatever age settings and descriptions allow, of outputs and of kept requests, is well below that of bans."""
+    age = days * 24 * 3600.0
+    ways: list[Callable[[], object]] = [
+        lambda: RetentionSettings(max_age=age),
+        lambda: ReplaySection(max_age=age),
+        lambda: Stage(name="s", kind="s", fingerprint="f", scope=Scope.SHARED, ttl=1.0, max_age=age),
+    ]
+    for way in ways:
+        with nullcontext() if age + 3600.0 < IN_FORCE else pytest.raises(ValidationError, match="max_age"):
+            way()
