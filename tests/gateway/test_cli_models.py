@@ -113,6 +113,17 @@ async def test_what_workers_serve_is_told_beside_it(world: World, tmp_path: Path
     assert list(FAMILIES) == [each["name"] for each in found["families"]]
 
 
+async def test_workers_that_cannot_be_asked_are_told_without_revisions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway knows that they serve a model; only they know in which revision."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    monkeypatch.setattr("gateway.served._PATIENCE", 0.0)
+    result = await asyncio.to_thread(models, "list", "--address", desk.address)
+    assert f"small: served\n  active: revision not told, on {worker.address}\n" in result.stdout
+
+
 def test_a_list_needs_no_torch(tmp_path: Path) -> None:
     """It is for whoever has the gateway alone."""
     program = (
