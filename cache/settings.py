@@ -131,7 +131,7 @@ class SettingsError(Exception):
 
 def load(settings: type[_S], path: str | Path | None, *, others: frozenset[str] = frozenset()) -> _S:
     """Read settings from a YAML file and the environment. `others` are sections that another process reads."""
-    content = _read(Path(path)) if path else {}
+    content = read(Path(path)) if path else {}
     try:
         return settings(**{section: value for section, value in content.items() if section not in others})
     except ValidationError as error:
@@ -141,7 +141,8 @@ def load(settings: type[_S], path: str | Path | None, *, others: frozenset[str] 
         raise SettingsError(f"environment: {error}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file, as they stand there. Raises SettingsError."""
     try:
         content = yaml.safe_load(path.read_text("utf-8")) or {}
     except OSError as error:

@@ -194,8 +194,13 @@ def _refuse_taken(port: int, option: str) -> None:
         raise StackError(f"port {port} is taken by another program; choose another with {option}")
 
 
+def small_model(family: str) -> str:
+    """What the stack calls the small model of a family."""
+    return f"{family}-small"
+
+
 def _model(data: Path, family: str) -> Path:
-    return data / "models" / f"{family}-small"
+    return data / "models" / small_model(family)
 
 
 def _log(data: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 import psutil
@@ -22,7 +23,8 @@ def main() -> None:
 @click.argument("source")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: the worker's]")
-def check(source: str, device: str, dtype: str | None) -> None:
+@click.option("--tell", type=click.Path(path_type=Path), hidden=True, help="Where to write the pinned source.")
+def check(source: str, device: str, dtype: str | None, tell: Path | None) -> None:
     """Say what SOURCE is: a folder, or OWNER/NAME[@REVISION] of the hub. Fails if a worker here could not serve it."""
     try:
         model, opened = examine(source), open_device(device)
@@ -37,6 +39,8 @@ def check(source: str, device: str, dtype: str | None) -> None:
     if problems := list(_problems(model, need, have)):
         raise click.ClickException("; ".join(problems))
     click.echo(f"  for a worker's configuration: {{name: NAME, source: {model.source}}}")
+    if tell:
+        tell.write_text(model.source, "utf-8")
 
 
 def _told(model: Examined) -> list[str]:
