@@ -214,12 +214,10 @@ async def examine_objects(
     if folder is not None:
         findings.append(space(*await asyncio.to_thread(free_space, folder)))
     else:
-        findings.append(
-            ok(
-                "objects space",
-                "comes back by `reprise gc`, or by lifecycle rules for b/ and r/, longer than any hard age",
-            )
+        said = (
+            "comes back by `reprise gc`; a lifecycle rule would also take descriptions of models: see deploy/README.md"
         )
+        findings.append(ok("objects space", said))
     return findings
 
 

@@ -111,6 +111,7 @@ class Orders:
         self._secret = secret
         self._clock = clock
         self._known: set[str] = set()
+        self._reading = asyncio.Lock()  # two that read at once would obey twice what only one of them forgets
         self._last = BOOK  # the last page of the book that was read
         self._obeying: list[Obey] = []
         self._answers: dict[str, Heard] = {}
@@ -241,25 +242,27 @@ class Orders:
         """Obey what has been written down since the last look, the newest first: who has little time for it, as at a
         start, knows what matters most. What is in force does not depend on the order.
         """
-        if self._book is None:
-            return
+        if self._book is not None:
+            async with self._reading:
+                await self._read_from(self._book)
+
+    async def _read_from(self, book: ObjectsStore) -> None:
         now = self._clock()
         try:
-            names = {page.removeprefix(BOOK) for page in await self._book.names(BOOK, after=self._last)}
+            names = {page.removeprefix(BOOK) for page in await book.names(BOOK, after=self._last)}
             new = sorted(names - self._known, reverse=True)
             for start in range(0, len(new), _PAGES):
-                await self._read_pages(new[start : start + _PAGES])
+                await self._read_pages(book, new[start : start + _PAGES])
         except TierError as error:
             _log.info("orders not readable", error=str(error))
             return
         # A little behind the last page: a clock that is behind ours writes its page before it.
-        self._last = f"{BOOK}{int((now - _BEHIND) * 1e9):020d}"
+        self._last = max(self._last, f"{BOOK}{int((now - _BEHIND) * 1e9):020d}")
         self._known = {name for name in self._known if BOOK + name > self._last}  # others are not listed again
         self.bans.forget(now - IN_FORCE)
 
-    async def _read_pages(self, names: Sequence[str]) -> None:
-        assert self._book is not None  # noqa: S101  # who reads a page has a book
-        for name, page in zip(names, await self._book.get_many([BOOK + name for name in names], _FOREVER), strict=True):
+    async def _read_pages(self, book: ObjectsStore, names: Sequence[str]) -> None:
+        for name, page in zip(names, await book.get_many([BOOK + name for name in names], _FOREVER), strict=True):
             if page is None:
                 continue  # swept since it was listed
             if (order := order_on(page, self._secret)) is not None:

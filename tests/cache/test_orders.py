@@ -318,8 +318,7 @@ async def test_a_ban_that_is_over_is_not_obeyed(deployment: Deployment) -> None:
     process = Process(orders, None)
     orders.on_order(process.obey)
 
-    for _ in range(2):
-        await orders._read_book()
+    await asyncio.gather(orders._read_book(), orders._read_book())
 
     assert [switch] == process.obeyed
     assert not orders.bans

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cache.gc import Why, sweep
+from cache.objects import ObjectsStore
 from cache.settings import CacheSettings
 from gateway.schedule import Schedule, next_time
 from gateway.settings import DAY, WarmEntry
@@ -121,10 +123,14 @@ async def test_one_of_two_gateways_does_it(world: World, time: Time, wishes: Pat
     time.move(600.0)
     await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 8)
     assert 2 == worker.generations
-    folder = Path(world.cache.l3.url.removeprefix("file://")) / "w"
-    (claim,) = await asyncio.to_thread(lambda: [path for path in folder.rglob("*") if path.is_file()])
+    folder = Path(world.cache.l3.url.removeprefix("file://"))
+    (claim,) = await asyncio.to_thread(lambda: [path for path in folder.glob("w/**/*") if path.is_file()])
     assert "000000001800" == claim.name
     assert set(claim.parent.name) <= set("0123456789abcdef")  # which tells nobody whose schedule it is
+    objects = await asyncio.to_thread(ObjectsStore.connect, f"file://{folder}")
+    modified = (await asyncio.to_thread(claim.stat)).st_mtime
+    swept = await sweep(objects, bytes(32), clock=lambda: modified + 8 * DAY + 1.0)
+    assert (1, False) == (swept.gone[Why.PASSED].entries, await asyncio.to_thread(claim.exists))
 
 
 async def test_budget_and_tenant_are_the_entrys(world: World, time: Time, wishes: Path) -> None:
