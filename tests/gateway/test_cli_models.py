@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner, Result
@@ -113,13 +114,12 @@ async def test_what_workers_serve_is_told_beside_it(world: World, tmp_path: Path
     assert list(FAMILIES) == [each["name"] for each in found["families"]]
 
 
-async def test_workers_that_cannot_be_asked_are_told_without_revisions(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("answer", [{"return_value": b"of another version"}, {"side_effect": OSError}])
+async def test_workers_that_do_not_answer_are_told_without_revisions(world: World, answer: dict[str, Any]) -> None:
     """The gateway knows that they serve a model; only they know in which revision."""
     worker = await world.worker()
     desk = await world.desk(worker)
-    monkeypatch.setattr("gateway.served._PATIENCE", 0.0)
+    worker.descriptions["small"] = Mock(to_bytes=Mock(**answer))
     result = await asyncio.to_thread(models, "list", "--address", desk.address)
     assert f"small: served\n  active: revision not told, on {worker.address}\n" in result.stdout
 
