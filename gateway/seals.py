@@ -12,8 +12,11 @@ _MAC_BYTES = 16
 
 
 def seal(secret: bytes, domain: str, value: Value) -> str:
-    """A text that holds this value, readable by all. `domain` keeps texts made for different purposes apart."""
-    return _text(_mac(secret, domain, value) + encode(value))
+    """A text that holds this value, readable by all. `domain` keeps texts made for different purposes apart.
+
+    It begins with a letter, whatever the value, so that no command takes it for an option.
+    """
+    return _text(encode(value) + _mac(secret, domain, value))
 
 
 def unseal(secret: bytes, domain: str, text: str) -> Value:
@@ -24,8 +27,8 @@ def unseal(secret: bytes, domain: str, text: str) -> Value:
         raise ValueError("not a sealed text") from error
     if _text(content) != text:
         raise ValueError("another spelling of a sealed text")
-    value = decode(content[_MAC_BYTES:])
-    if not hmac.compare_digest(content[:_MAC_BYTES], _mac(secret, domain, value)):
+    value = decode(content[:-_MAC_BYTES])
+    if not hmac.compare_digest(content[-_MAC_BYTES:], _mac(secret, domain, value)):
         raise ValueError("not sealed by us")
     return value
 

@@ -87,6 +87,7 @@ async def test_a_name_whose_gateway_is_gone_is_unknown(world: World) -> None:
 def test_what_was_sealed_is_unsealed_for_its_purpose_alone(value: object) -> None:
     """A sealed text opens with the same secret for the same purpose, and with nothing else."""
     text = seal(SECRET, "a", value)  # type: ignore[arg-type]
+    assert text[0].isalpha()  # no command takes it for an option
 
     assert encode(value) == encode(unseal(SECRET, "a", text))  # type: ignore[arg-type]
     for secret, domain in ((OTHER, "a"), (SECRET, "b")):
