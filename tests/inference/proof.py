@@ -90,6 +90,16 @@ def nudge(module: nn.Module) -> None:
         next(module.parameters()).view(-1)[0] += 0.25
 
 
+def merge_lora(module: nn.Module) -> None:
+    """Adds a small product of rank one to every query projection, as an adapter of that rank is merged."""
+    projections = [each for name, each in module.named_modules() if name.endswith("to_q")]
+    assert projections
+    with torch.no_grad():
+        for projection in projections:
+            rows, columns = projection.weight.shape
+            projection.weight += 0.01 * torch.outer(torch.linspace(-1, 1, rows), torch.linspace(1, 2, columns))
+
+
 # Requests.
 
 
