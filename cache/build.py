@@ -112,7 +112,7 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
         bans=bans,
         switches=switches,
     )
-    orders.on_order(lambda order: memory.let_go(bans))
+    orders.on_order(lambda order: memory.obey(order, bans))
     return Tiers(
         memory=memory,
         memory_tally=memory_tally,

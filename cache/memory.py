@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cache.bans import Bans
+from cache.bans import Ban, Bans
 from cache.bounded import Bounded, Policy
 from cache.keys import Key
+from cache.pins import Pin
 from cache.record import NotARecord, Record
 from cache.sweep import Gone, sweep
-from cache.switches import Subject, Switches
+from cache.switches import Subject, Switch, Switches
 from cache.tier import Lookup, Outcome, TierName
 
 _OVERHEAD = 512  # bytes of bookkeeping charged to every entry, so that many small ones are not free
@@ -85,8 +86,10 @@ class MemoryTier:
         """What `held` would give; its age and rank stay as they are."""
         return self.entries.peek(key, self._clock()) if self.on else None
 
-    async def let_go(self, bans: Bans) -> Gone:
+    async def obey(self, order: Ban | Switch | Pin | None, bans: Bans) -> Gone:
         """Let go of what is banned, and of blobs, which do not say what they are of; of everything if switched off."""
+        if self.on and isinstance(order, Switch | Pin):
+            return Gone()
         return await sweep(self.entries, lambda key, value: not self.on or key.kind == "b" or _is_banned(bans, value))
 
 

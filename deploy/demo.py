@@ -319,7 +319,7 @@ async def _drop_and_watch(client: Client, request: AnimateImageRequest) -> Media
 
 
 async def _until_first_step(
-    client: Client, request: AnimateImageRequest, then: Callable[[str], Awaitable[None]]
+    client: Client, request: AnimateImageRequest, then: Callable[[str], Awaitable[object]]
 ) -> Media:
     """Ask, and once the work has begun do something with its name."""
     begun = asyncio.Event()

@@ -172,9 +172,9 @@ class Client:
             else:
                 return
 
-    async def cancel(self, name: str) -> None:
+    async def cancel(self, name: str) -> media_pb2.CancelResponse:
         request = media_pb2.CancelRequest(name=name)
-        await self._ask(lambda door: door.media.Cancel(request, timeout=_SOON, metadata=self._metadata))
+        return await self._ask(lambda door: door.media.Cancel(request, timeout=_SOON, metadata=self._metadata))
 
     async def upload(self, content: bytes) -> media_pb2.UploadResponse:
         _refuse_too_large("content", content)

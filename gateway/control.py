@@ -73,7 +73,9 @@ class Control:
         try:
             address = Address.parse(request.address)
         except ValueError:
-            raise InvalidField("address", "must be an address as reports give it: 32 digits, a slash, 64") from None
+            raise InvalidField(
+                "address", "must be an address as answers name it: 32 hexadecimal digits, a slash, 64 more"
+            ) from None
         heard = await self._tiers.orders.give(Pin(self._clock(), address, request.on))
         return pb.PinResponse(heard=heard_message(heard), pinned=map(str, self._tiers.orders.pins.wanted))
 

@@ -68,7 +68,8 @@ class LookAlikes:
         if not isinstance(order, Ban):
             return Gone()
         named = {mark for mark in order.condition.tags if tags.media_in(mark) or tags.tenant_in(mark)}
-        return await sweep(self._kept, lambda _, marks: named <= marks)
+        await sweep(self._kept, lambda _, marks: named <= marks)
+        return Gone()
 
     async def stand_in(self, plan: Plan) -> Plan | None:
         """The plan on a near-duplicate's encodings, if the request allows that, its own are not all there and those

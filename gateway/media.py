@@ -114,10 +114,8 @@ class MediaServicer:
         with self._visit("reprise.v1.MediaService/Cancel", context) as visit:
             home = self._names.home_of(request.name)
             if home == self._names.own_address:
-                self._resolver.cancel(request.name, visit.principal)
-            else:
-                await self._peers.cancel(home, request, current_caller())
-            return media.CancelResponse()
+                return media.CancelResponse(finished=not self._resolver.cancel(request.name, visit.principal))
+            return await self._peers.cancel(home, request, current_caller())
 
     async def Upload(self, request: media.UploadRequest, context: Context) -> media.UploadResponse:
         with self._visit("reprise.v1.MediaService/Upload", context) as visit:

@@ -21,7 +21,7 @@ from gateway.errors import Cancelled, NotFound, Refused, Unauthenticated
 from gateway.identity import Caller, Identifier, Metadata
 from gateway.seals import seal, unseal
 from gateway.status import explain_error, from_upstream
-from reprise.v1.media_pb2 import CancelRequest, WatchRequest
+from reprise.v1.media_pb2 import CancelRequest, CancelResponse, WatchRequest
 
 HEADER = "x-reprise-peer"
 _SECONDS_VALID = 60.0  # of a caller's identity on its way; clocks of gateways differ by less
@@ -84,13 +84,18 @@ class Peers:
         finally:
             call.cancel()
 
-    async def cancel(self, home: str, request: CancelRequest, caller: Caller) -> None:
+    async def cancel(self, home: str, request: CancelRequest, caller: Caller) -> CancelResponse:
         """Raises Refused."""
-        method = self._method(home).unary_unary(f"{_SERVICE}/Cancel", CancelRequest.SerializeToString)
+        method = self._method(home).unary_unary(
+            f"{_SERVICE}/Cancel", CancelRequest.SerializeToString, CancelResponse.FromString
+        )
         try:
-            await method(request, metadata=self._on_behalf_of(caller), timeout=_CANCEL_SECONDS)
+            response: CancelResponse = await method(
+                request, metadata=self._on_behalf_of(caller), timeout=_CANCEL_SECONDS
+            )
         except grpc.aio.AioRpcError as error:
             raise _passed_on(error) from error
+        return response
 
     def _method(self, home: str) -> Any:
         if home not in self._channels:

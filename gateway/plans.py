@@ -56,7 +56,9 @@ class Plans:
 
     async def obey(self, order: Order | None) -> Gone:
         """What was said may be forbidden with what was made of it: all of it is forgotten, and understood anew."""
-        return Gone(len(self.known), self.known.clear()) if isinstance(order, Ban) else Gone()
+        if isinstance(order, Ban):
+            self.known.clear()
+        return Gone()
 
 
 def asked(message: bytes, principal: Principal) -> Asked | None:

@@ -145,11 +145,15 @@ class Resolver:
         """The responses of a generation under way, to the very last. Raises NotFound."""
         return self._generations.find(name, principal).events(max(0, from_sequence - 1), to_result=False)
 
-    def cancel(self, name: str, principal: Principal) -> None:
-        """Give up one caller's interest; the work ends if nobody else has any. Raises NotFound."""
+    def cancel(self, name: str, principal: Principal) -> bool:
+        """Give up one caller's interest; the work ends if nobody else has any. False if the result is there already,
+        which then stays as it is. Raises NotFound.
+        """
         generation = self._generations.find(name, principal)
-        generation.cancelled = True
         flight = generation.flight
+        if any(isinstance(step, Completed) for step in flight.events[-2:]):
+            return False
+        generation.cancelled = True
         sharing = self._generations.of(flight)
         # Who dropped a stream may come back within the grace. A result that is being stored has a follower of its own.
         deserted = all(each.cancelled for each in sharing)
@@ -157,6 +161,7 @@ class Resolver:
             self._forwarder.abandon(flight)
             self._flights.cancel(flight)
         flight.wake()
+        return True
 
     async def _obey(self, order: Order | None) -> Gone:
         """What is under way may be made from what is banned now: it goes on for those who wait, and nobody joins it."""

@@ -29,7 +29,9 @@ from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.keys import Address
 from cache.orders import Order
+from cache.pins import Pin
 from cache.sweep import Gone
+from cache.switches import Switch
 from cache.telemetry import bind
 from inference import tensors
 from inference.device import DeviceThread
@@ -126,6 +128,8 @@ class Engine:
 
     async def obey(self, order: Order | None) -> Gone:
         """Let go of what is banned. A run under way may be made from it: its followers are told it, nobody joins."""
+        if isinstance(order, Switch | Pin):
+            return Gone()
         if isinstance(order, Ban):
             self._flights.part()
         return await self.shop.stock.let_go(self.shop.bans)

@@ -137,10 +137,10 @@ async def _give_up(client: Client, name: str) -> str:
     if not name:
         return "stopped before it had begun"
     try:
-        await client.cancel(name)
+        finished = (await client.cancel(name)).finished
     except grpc.aio.AioRpcError:
         return f"stopped; the generation could not be cancelled: try `reprise cancel {name}`"
-    return f"cancelled generation {name}"
+    return f"generation {name} had finished already" if finished else f"cancelled generation {name}"
 
 
 def _change(request: AnimateImageRequest, picture: Path | None, **options: Any) -> None:
@@ -262,6 +262,7 @@ def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) ->
         out.print(f"cache-status: {media.cache_status}")
     if media.url:
         out.print(f"url, good until {media.result.url_expires_at.ToDatetime():%H:%M:%S} UTC: {media.url}", markup=False)
+    out.print(f"address {report.address}", soft_wrap=True)
     if media.result.trace_id:
         out.print(f"trace {media.result.trace_id}")
     if media.result.random_weights:

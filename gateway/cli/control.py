@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from gateway.cli.options import call, console, gateway_options
 from gateway.cli.requests import read_picture
@@ -70,12 +71,15 @@ def switch(subject: str, name: str, state: str, address: str, api_key: str) -> N
         case _:
             request.tenant = name
 
-    async def order(client: Client) -> pb.SwitchResponse:
-        return await client.switch(request)
+    async def order(client: Client) -> tuple[pb.SwitchResponse, set[str]]:
+        served = {model for worker in (await client.stats()).workers for model in worker.models}
+        return await client.switch(request), served
 
     out = console()
-    response = call(address, api_key, order)
+    response, served = call(address, api_key, order)
     _tell_heard(out, response.heard)
+    if request.HasField("model") and served and name not in served:
+        out.print(f"[yellow]no worker serves {escape(name)} now[/]; they serve {escape(', '.join(sorted(served)))}")
     out.print(f"off: {', '.join(response.switched_off) or 'nothing'}")
 
 
@@ -106,7 +110,8 @@ def _tell_heard(out: Console, heard: pb.Heard) -> None:
 
 def _names(heard: pb.Heard) -> str:
     return ", ".join(
-        f"{each.process} (let go of {each.entries})" if each.entries else each.process for each in heard.processes
+        f"{each.process} (let go of {each.entries} entries in memory)" if each.entries else each.process
+        for each in heard.processes
     )
 
 

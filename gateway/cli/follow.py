@@ -9,6 +9,7 @@ import click
 from gateway.cli.animate import Live, tell
 from gateway.cli.options import call, console, gateway_options, refuse_unwritable, write
 from gateway.client import Client, Media
+from reprise.v1.media_pb2 import CancelResponse
 
 
 @click.command()
@@ -38,8 +39,8 @@ def watch(name: str, address: str, api_key: str, out: Path | None) -> None:
 def cancel(name: str, address: str, api_key: str) -> None:
     """Give up the generation NAME. It goes on if somebody else waits for it too."""
 
-    async def give_up(client: Client) -> None:
-        await client.cancel(name)
+    async def give_up(client: Client) -> CancelResponse:
+        return await client.cancel(name)
 
-    call(address, api_key, give_up)
-    console().print(f"cancelled generation {name}")
+    finished = call(address, api_key, give_up).finished
+    console().print(f"generation {name} had finished already" if finished else f"cancelled generation {name}")

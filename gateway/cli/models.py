@@ -148,7 +148,7 @@ def _show(
         out.print("no worker serves a model now")
     out.print("families, each with a small model for trying things out:")
     for family in FAMILIES:
-        out.print(f"  {family}: {small_model(family)}, with reprise up --family {family}", markup=False)
+        out.print(f"  {family}: {small_model(family)}, with reprise up --model {family}", markup=False)
 
 
 def _revision(entry: Entry) -> str:

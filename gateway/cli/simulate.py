@@ -19,8 +19,8 @@ from cache.simulate import OVERHEAD, Replay, ReplayPolicy, advise, ceiling, repl
 from cache.synthetic import SYNTHETIC
 from gateway.cli.chart import draw
 from gateway.cli.options import console
+from gateway.cli.stack import data_option
 
-_RECORDED = Path(".reprise/accesses")  # where the local stack notes them
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _STEPS = 6  # sizes that are tried when none are given, each twice the one before
 
@@ -70,6 +70,7 @@ class _Place:
 
 @click.command()
 @click.argument("traces", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@data_option
 @click.option("--synthetic", type=_Names(list(SYNTHETIC)), help=f"Instead of files: {', '.join(SYNTHETIC)}.")
 @click.option(
     "--policy", type=_Names(["value", "lru"]), default="lru,value", show_default=True, help="Of L1 and pools."
@@ -115,6 +116,7 @@ class _Place:
 )
 def simulate(
     traces: tuple[Path, ...],
+    data: Path,
     synthetic: list[str] | None,
     policy: list[ReplayPolicy],
     sizes: list[int] | None,
@@ -137,7 +139,8 @@ def simulate(
     show = console()
     memory = [_Place("L1", policy, share), _Place("L2", ["lfu"], max_weight=MAX_PAYLOAD + OVERHEAD)]
     pool = [_Place("pool", policy, share)]
-    for name, subject, accesses in _streams(traces, synthetic or [], lookups, rate, seed):
+    folder = data / "accesses"  # where the local stack notes them
+    for name, subject, accesses in _streams(traces, folder, synthetic or [], lookups, rate, seed):
         best = ceiling(accesses, ttl=ttl)
         tried = sizes or _sizes_up_to(best.peak_bytes)
         show.print(_summary(name, accesses, best))
@@ -153,7 +156,7 @@ def simulate(
 
 
 def _streams(
-    traces: Sequence[Path], synthetic: Sequence[str], lookups: int, rate: float, seed: int
+    traces: Sequence[Path], folder: Path, synthetic: Sequence[str], lookups: int, rate: float, seed: int
 ) -> Iterator[tuple[str, str, list[Access]]]:
     """Name, subject, accesses."""
     for name in synthetic:
@@ -161,13 +164,14 @@ def _streams(
     if synthetic:
         return
     try:
-        recorded = read_accesses(traces or sorted(_RECORDED.glob("*.jsonl*")))
+        recorded = read_accesses(traces or sorted(folder.glob("*.jsonl*")))
     except OSError as error:
         raise click.ClickException(f"{error.filename}: cannot be read: {error.strerror}") from None
     if not any(recorded.values()):
-        where = ", ".join(map(str, traces)) or str(_RECORDED)
+        where = ", ".join(map(str, traces)) or str(folder)
         raise click.ClickException(
-            f"no accesses in {where}: set telemetry.accesses_folder and let requests come, or try --synthetic sessions"
+            f"no accesses in {where}: set telemetry.accesses_folder and let requests come, name its files, say where "
+            "the stack keeps everything (--data), or try --synthetic sessions"
         )
     for subject, accesses in recorded.items():
         if accesses:

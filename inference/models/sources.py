@@ -66,7 +66,7 @@ def folder_of(source: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True))
     except (OSError, HfHubHTTPError, ValueError) as error:
-        raise ValueError(_NO_MODEL.format(source)) from error
+        raise ValueError(f"{_NO_MODEL.format(source)}, or the hub cannot be reached from here") from error
 
 
 def pipeline_class(folder: Path) -> str:

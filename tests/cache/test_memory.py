@@ -2,10 +2,15 @@
 
 import pytest
 
+from cache.bans import Ban, Bans
 from cache.bounded import Policy, Removal
+from cache.condition import Condition
+from cache.digest import Digest
 from cache.keys import Key
 from cache.memory import MemoryTier
-from cache.tier import Outcome
+from cache.pins import Pin
+from cache.switches import Subject, Switch, Switches
+from cache.tier import Outcome, TierName
 from cache.value import policy_named
 from tests.cache.helpers import Clock, address_of
 
@@ -98,3 +103,21 @@ async def test_closing_forgets_everything() -> None:
     await tier.aclose()
 
     assert (0, 0) == (tier.entries.bytes, len(tier.entries))
+
+
+async def test_only_what_may_be_wrong_is_let_go() -> None:
+    """A ban takes what it forbids, and blobs, which do not say what they are of; a pin, or a switch of something else,
+    takes nothing. L1 switched off is empty.
+    """
+    switches = Switches()
+    tier = MemoryTier(max_bytes=10_000, switches=switches, clock=Clock())
+    blob = Key.of_blob(address_of("a").namespace, Digest.of(b"x"))
+    await tier.put(blob, b"x", 600.0)
+    others = (Pin(1.0, address_of("a"), on=True), Switch(1.0, Subject.MODEL, "m", on=False))
+    assert [0, 0] == [(await tier.obey(order, Bans())).entries for order in others]
+    assert 1 == (await tier.obey(Ban(1.0, Condition(model="m")), Bans())).entries
+
+    await tier.put(blob, b"x", 600.0)
+    off = Switch(2.0, Subject.TIER, TierName.L1.value, on=False)
+    switches.turn(off)
+    assert 1 == (await tier.obey(off, Bans())).entries

@@ -408,7 +408,31 @@ async def test_an_address_is_pinned_and_let_go(world: World) -> None:
     assert f"pinned: {one}" in pinned.stdout
     assert "heard by" in pinned.stdout
     assert "pinned: nothing" in off.stdout
-    assert (1, True) == (wrong.exit_code, "address" in wrong.stderr)
+    assert (1, True) == (wrong.exit_code, "address as answers name it" in wrong.stderr)
+
+
+async def test_a_switch_of_what_nobody_serves_says_so(world: World) -> None:
+    """It is in force, for who may serve it one day; a typing error is seen all the same."""
+    desk = await world.desk(await world.worker())
+    wrong, right = [await run("switch", "model", name, "off", desk=desk) for name in ("smal", "small")]
+    assert "no worker serves smal now; they serve small" in wrong.stdout
+    assert "off: model smal, model small" in right.stdout
+    assert "no worker" not in right.stdout
+
+
+async def test_what_has_finished_is_not_cancelled(world: World, file: Path, tmp_path: Path) -> None:
+    """It says so, and what was made can be watched and asked for as before."""
+    desk = await world.desk(await world.worker())
+    done = await run("animate", file, "-p", "a cat", "-o", tmp_path / "out", desk=desk)
+    (name,) = re.findall(r"^generation (\S+)$", done.stdout, re.M)
+
+    told = await run("cancel", name, desk=desk)
+    watched = await run("watch", name, "-o", tmp_path / "again", desk=desk)
+
+    assert f"generation {name} had finished already" in told.stdout
+    assert (0, (tmp_path / "out").read_bytes()) == (watched.exit_code, (tmp_path / "again").read_bytes())
+    (address,) = re.findall(r"^address (\S+)$", done.stdout, re.M)
+    assert 0 == (await run("inspect", address, desk=desk)).exit_code
 
 
 async def test_stats_is_for_operators(world: World, tmp_path: Path) -> None:

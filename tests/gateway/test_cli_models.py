@@ -64,7 +64,7 @@ def test_a_configuration_is_told_without_a_gateway(tmp_path: Path) -> None:
         f"b: {loose}, not pinned, dtype as the worker has it",
     ]
     assert f"what is served is not known: no gateway answers at {NOWHERE}" in lines[2]
-    assert [f"  {each}: {each}-small, with reprise up --family {each}" for each in FAMILIES] == lines[-len(FAMILIES) :]
+    assert [f"  {each}: {each}-small, with reprise up --model {each}" for each in FAMILIES] == lines[-len(FAMILIES) :]
     assert short.stdout.startswith("c: /srv/c, a folder, dtype as the worker has it\n")
 
 

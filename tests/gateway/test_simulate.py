@@ -39,6 +39,17 @@ def _record(file: Path, of: str = "result", *, count: int = 400) -> list[Access]
     return accesses
 
 
+def test_what_the_stack_noted_is_found_where_it_keeps_everything(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its default folder, or in the one that is named."""
+    monkeypatch.delenv("REPRISE_DATA", raising=False)
+    _record(elsewhere / "there" / "accesses" / "results-gateway.jsonl")
+    assert 1 == _run().exit_code
+    for done in (_run("--data", "there"), CliRunner(env={"REPRISE_DATA": "there"}).invoke(main, ["simulate"])):
+        assert (0, True) == (done.exit_code, "recorded results: 400 lookups" in done.output)
+
+
 def test_recorded_results_are_replayed_for_l1_and_l2(elsewhere: Path) -> None:
     """Every size and policy has its row, every curve its advice, and the stream its chart."""
     accesses = _record(elsewhere / "results.jsonl")
@@ -118,7 +129,7 @@ def test_synthetic_streams_need_no_files(elsewhere: Path) -> None:
     [
         (
             (),
-            "no accesses in .reprise/accesses: set telemetry.accesses_folder and let requests come, or try --synthetic",
+            "no accesses in .reprise/accesses: set telemetry.accesses_folder and let requests come, name its files",
         ),
         (("empty",), "no accesses in empty"),
         (("empty", "--synthetic", "zipf"), "not both"),

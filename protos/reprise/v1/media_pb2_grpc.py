@@ -102,7 +102,8 @@ class MediaServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Gives up the caller's interest in a generation. Work that nobody else waits for stops at its next step.
+        """Gives up the caller's interest in a generation. Work that nobody else waits for stops at its next step. What has its
+        result already keeps it.
 
         Errors:
         - NOT_FOUND: no such generation, or not the caller's. Nothing to do.

@@ -45,7 +45,8 @@ class MediaServiceStub:
     - otherwise those of the generation.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_media_pb2.CancelRequest, _media_pb2.CancelResponse]
-    """Gives up the caller's interest in a generation. Work that nobody else waits for stops at its next step.
+    """Gives up the caller's interest in a generation. Work that nobody else waits for stops at its next step. What has its
+    result already keeps it.
 
     Errors:
     - NOT_FOUND: no such generation, or not the caller's. Nothing to do.
@@ -119,7 +120,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_pb2.CancelRequest,
         context: _aio.ServicerContext[_media_pb2.CancelRequest, _abc.Awaitable[_media_pb2.CancelResponse]],
     ) -> _abc.Awaitable[_media_pb2.CancelResponse]:
-        """Gives up the caller's interest in a generation. Work that nobody else waits for stops at its next step.
+        """Gives up the caller's interest in a generation. Work that nobody else waits for stops at its next step. What has its
+        result already keeps it.
 
         Errors:
         - NOT_FOUND: no such generation, or not the caller's. Nothing to do.
