@@ -134,7 +134,7 @@ class Resolver:
         """The responses of a hit in memory. None, with nothing noted, if there is none: then `resolve` it."""
         if not plan.policy.read:
             return None
-        reply: Reply | None = self._memory.held(Key.of_wire(plan.address))
+        reply: Reply | None = self._memory.peek(Key.of_wire(plan.address))  # one hit is one use
         if reply is None or self._comes_by_url_soon(plan, reply):
             return None
         self._look_alikes.used(plan)
@@ -185,7 +185,7 @@ class Resolver:
         if reply is not None:
             return reply, lookups, Seen()
         missed = seen(plan, found)
-        if self._memory.held(Key.of_wire(plan.address)) is None:
+        if self._memory.peek(Key.of_wire(plan.address)) is None:
             return None, lookups, missed
         reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
         return reply, (*lookups, lookup), missed

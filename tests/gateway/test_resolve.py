@@ -11,8 +11,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from cache.hierarchy import Found, Hierarchy
-from cache.keys import Address
+from cache.keys import Address, Key
 from cache.settings import CacheSettings
+from cache.value import GreedyDualSizeFrequency
 from gateway.client import Media
 from gateway.identity import hash_key
 from gateway.stack.redis import flush
@@ -577,3 +578,22 @@ async def test_another_picture_is_another_result(world: World) -> None:
     assert first.data != second.data
     ran = stages(second.report.stages)
     assert ("reused", "run", "run") == (ran["text"], ran["picture"], ran["denoise"])
+
+
+async def test_one_hit_in_memory_is_one_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Understood anew or remembered, and before that looking for what is not there yet is none."""
+    used: list[Key] = []
+    accessed = GreedyDualSizeFrequency.accessed
+
+    def note(policy: GreedyDualSizeFrequency[Key], key: Key) -> None:
+        used.append(key)
+        accessed(policy, key)
+
+    monkeypatch.setattr(GreedyDualSizeFrequency, "accessed", note)
+    desk = await world.desk(await world.worker())
+    await desk.stored(await desk.animate())
+    assert [] == [key for key in used if key.kind == "w"]
+
+    assert ["hit from L1"] * 2 == [outcome(await desk.animate()) for _ in range(2)]  # the same message
+    assert "hit from L1" == outcome(await desk.animate(num_frames=16))
+    assert 3 == len([key for key in used if key.kind == "w"])
