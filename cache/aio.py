@@ -49,7 +49,7 @@ from cache.keys import Address, Key
 from cache.memory import MemoryTier
 from cache.purge import purge, sweep_blobs
 from cache.record import INLINE_LIMIT, NotARecord, Output, Record
-from cache.tier import Lookup, Outcome, Tier
+from cache.tier import FAULTS, Lookup, Tier
 
 _T = TypeVar("_T")
 _FOREVER = 100 * 365 * 24 * 3600.0  # seconds; a record's times are finite numbers
@@ -414,7 +414,7 @@ class TieredCache(_NamedValues):
         if await self._put(durable, record, replace=False):
             return True
         lookup = await durable.get(Key.of_record(record.address), self._idle)
-        if lookup.outcome in (Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED):
+        if lookup.outcome in FAULTS:
             raise TierError(f"{lookup.outcome} when asked for the value it has")
         return self._live(record.address, lookup) is None and await self._put(durable, record, replace=True)
 

@@ -162,7 +162,7 @@ class Orders:
         await self._sweep(None)
         if self._channel is not None:
             with suppress(TierError):
-                await self._channel.tell(_sealed(self._secret, {"sweep": True}))
+                await self._channel.tell(_sealed(self._secret, {"sweep": True, "id": self._id}))
 
     async def _write_down(self, name: str, message: bytes) -> bool:
         if self._book is None:
@@ -192,9 +192,14 @@ class Orders:
             case {"name": str() as name, "order": dict() as fields}:
                 if (order := _from_json(fields)) is not None:
                     await self._obey(name, order)
-            case {"heard": str() as name, "id": str() as who, "process": str() as process, "gone": [*gone]}:
-                self._note(name, who, Hearing(process, Gone(*gone)))
-            case {"sweep": True}:
+            case {
+                "heard": str() as name,
+                "id": str() as who,
+                "process": str() as process,
+                "gone": [int() as entries, int() as size],
+            }:
+                self._note(name, who, Hearing(process, Gone(entries, size)))
+            case {"sweep": True, "id": str() as who} if who != self._id:  # our own is done before it is told
                 await self._sweep(None)
 
     async def _obey(self, name: str, order: Order) -> None:
@@ -225,8 +230,7 @@ class Orders:
             self._complete.set()
 
     async def _sweep(self, order: Order | None) -> Gone:
-        gone = [await obey(order) for obey in self._obeying]
-        return Gone(sum(each.entries for each in gone), sum(each.bytes for each in gone))
+        return Gone.total([await obey(order) for obey in self._obeying])
 
     async def _read_for_ever(self) -> None:
         seconds = 0.0

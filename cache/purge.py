@@ -18,7 +18,7 @@ from cache.errors import TierError
 from cache.keys import Address, Key
 from cache.record import NotARecord, Record
 from cache.sweep import Gone
-from cache.tier import Outcome, Tier, TierName
+from cache.tier import FAULTS, Tier, TierName
 
 _T = TypeVar("_T")
 _PAGE = 16  # entries asked for, or told of, at a time
@@ -132,7 +132,7 @@ async def records(tiers: Tiers, namespace: str | None) -> AsyncIterator[Record]:
         for address, lookup in zip(
             page, await durable.get_many([Key.of_record(address) for address in page], None), strict=True
         ):
-            if lookup.outcome in (Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED):
+            if lookup.outcome in FAULTS:
                 raise TierError(f"{lookup.outcome} when reading what there is")
             if lookup.value is not None:
                 try:

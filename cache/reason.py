@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from cache.tier import Lookup, Outcome, TierName
+from cache.tier import FAULTS, Lookup, Outcome, TierName
 
 
 class Reason(StrEnum):
@@ -29,7 +29,6 @@ _REASONS = {
     Outcome.EXPIRED: Reason.EXPIRED,
     Outcome.OFF: Reason.POLICY,
 }
-_FAULTS = frozenset({Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED})
 
 
 def reason_of(lookups: Sequence[Lookup]) -> Reason | None:
@@ -41,9 +40,9 @@ def reason_of(lookups: Sequence[Lookup]) -> Reason | None:
     for outcome, reason in _REASONS.items():
         if outcome in said:
             return reason
-    return Reason.TIER_FAILED if lookups and lookups[-1].outcome in _FAULTS else None
+    return Reason.TIER_FAILED if lookups and lookups[-1].outcome in FAULTS else None
 
 
 def any_failed(lookups: Sequence[Lookup]) -> bool:
     """Whether a shared tier could not be asked, so that what should be there may be there."""
-    return any(lookup.outcome in _FAULTS and lookup.tier is not TierName.L1 for lookup in lookups)
+    return any(lookup.outcome in FAULTS and lookup.tier is not TierName.L1 for lookup in lookups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cache.bounded import Bounded, K, V
@@ -17,6 +17,10 @@ class Gone(NamedTuple):
 
     entries: int = 0
     bytes: int = 0
+
+    @classmethod
+    def total(cls, parts: Sequence[Gone]) -> Gone:
+        return cls(sum(part.entries for part in parts), sum(part.bytes for part in parts))
 
 
 async def sweep(entries: Bounded[K, V], unwanted: Callable[[K, V], bool]) -> Gone:

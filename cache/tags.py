@@ -2,6 +2,7 @@
 
 media:<identity>    made from this picture or sound, at whatever distance
 of:<hex>            made from the entry with this content id, or with an output of this digest, at whatever distance
+via:<stage>         made from an output of the stage of this name, at whatever distance
 tenant:<namespace>  made on behalf of this tenant
 user:<namespace>    made on behalf of this user
 label:<keyed hash>  asked for with this label, which callers choose

@@ -42,6 +42,7 @@ class Lookup:
     seconds: float = 0.0
 
 
+FAULTS = frozenset({Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED})  # the tier could not be asked
 _CERTAIN = (Outcome.MISS, Outcome.CORRUPT, Outcome.EXPIRED, Outcome.INVALIDATED)
 
 

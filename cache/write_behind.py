@@ -19,7 +19,7 @@ from cache.errors import TierError
 from cache.keys import Key
 from cache.news import News
 from cache.record import NotARecord, Record
-from cache.tier import Outcome, Tier
+from cache.tier import FAULTS, Tier
 
 _PAUSES = (0.1, 0.4, 1.6)  # seconds between tries at the durable tier
 _log = structlog.get_logger(__name__)
@@ -243,7 +243,7 @@ class WriteBehind:
 
     async def _is_live(self, tier: Tier, write: Write) -> bool:
         lookup = await tier.get(write.key, write.ttl)
-        if lookup.outcome in (Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED):
+        if lookup.outcome in FAULTS:
             raise TierError(f"{lookup.outcome} when asked for the record it has")  # a live one must not be replaced
         if lookup.value is None:
             return False

@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.reports import tier_word
 from gateway.cli.stack import shown
 from gateway.client import Client, Media
 from gateway.stack import Stack
@@ -85,7 +86,7 @@ class Row:
 
     @property
     def tier(self) -> str | None:
-        tiers = {_tier(report.tier) for report in self.reports if report.outcome == pb.OUTCOME_HIT}
+        tiers = {tier_word(report.tier) for report in self.reports if report.outcome == pb.OUTCOME_HIT}
         return tiers.pop() if len(tiers) == 1 else None
 
     def stages(self, outcome: pb.StageOutcome) -> list[str]:
@@ -346,10 +347,6 @@ async def _until_first_step(
 
 class _Left(Exception):
     """We have left a stream."""
-
-
-def _tier(tier: pb.Tier) -> str:
-    return pb.Tier.Name(tier).removeprefix("TIER_").lower()
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -19,6 +19,7 @@ from cache.tier import Outcome as LookupOutcome
 from gateway.plan import StandIn
 from reprise.v1 import common_pb2 as pb
 
+_LAST_MOMENT = 253_402_300_799.0  # seconds; more has no message
 _TIERS = {
     TierName.L1: pb.TIER_L1,
     TierName.L2: pb.TIER_L2,
@@ -96,7 +97,7 @@ class Answer:
             stages=self.stages,
             device_seconds_spent=self.device_seconds_spent,
             device_seconds_saved=self.device_seconds_saved,
-            made_at=Timestamp(seconds=int(self.record.made_at), nanos=int(self.record.made_at % 1 * 1e9)),
+            made_at=moment(self.record.made_at),
             address=str(self.address),
             reason=reason_message(self.reason),
             nearest=self.nearest,
@@ -179,6 +180,11 @@ def with_lookups(stages: Sequence[pb.StageReport], lookups: Mapping[str, Sequenc
         report.MergeFrom(stage)
         reports.append(report)
     return reports
+
+
+def moment(seconds: float) -> Timestamp:
+    told = min(max(seconds, 0.0), _LAST_MOMENT)
+    return Timestamp(seconds=int(told), nanos=int(told % 1 * 1e9))
 
 
 def tier_message(tier: TierName | None) -> pb.Tier:

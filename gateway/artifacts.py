@@ -125,8 +125,8 @@ class Artifacts:
             with self._room_for(link.digest.size):
                 pieces = await self._read(link, visit)
                 response, start, stop = self._head(request, visit, link)
-                self._ledger.served(response.status, time.perf_counter() - visit.started)
                 took = time.perf_counter() - visit.started  # without the time that the reader takes
+                self._ledger.served(response.status, took)
                 await self._send(request, response, pieces(start, stop), visit)
         except Exception as error:  # noqa: BLE001  # this is the place where errors become answers
             return self._refused(refusal(error), error, visit)

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from cache.build import Tiers
 from cache.hierarchy import Found
 from cache.keys import Key
@@ -21,7 +19,7 @@ from cache.record import Record
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
 from cache.work import divide
-from gateway.answer import Outcome, hit_stages, lookup_message, outcome_message, reason_message, tier_message
+from gateway.answer import Outcome, hit_stages, lookup_message, moment, outcome_message, reason_message, tier_message
 from gateway.costs import Costs
 from gateway.forward import Forwarder, sift
 from gateway.history import History, Past
@@ -158,7 +156,7 @@ class Explainer:
             nearest=past.nearest(),
         )
         if forecast.record is not None:
-            report.made_at.CopyFrom(Timestamp(seconds=int(forecast.record.made_at)))
+            report.made_at.CopyFrom(moment(forecast.record.made_at))
         return report
 
     def _estimate(self, plan: Plan, stages: Sequence[pb.StageReport], record: Record | None) -> tuple[float, float]:

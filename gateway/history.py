@@ -17,6 +17,7 @@ from math import isfinite
 from typing import Any
 
 import msgpack
+import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from cache import tags
@@ -32,6 +33,8 @@ from cache.reason import Reason
 from cache.sweep import Gone
 from gateway.plan import Plan
 from reprise.v1 import common_pb2 as pb
+
+_log = structlog.get_logger(__name__)
 
 ROWS = 64  # of one caller
 TTL = 24 * HOUR
@@ -315,6 +318,9 @@ class History:
                 if self._journal is not None:
                     await self._journal.append(name, data, keep=ROWS, ttl=TTL)
             except TierError:
+                self._dropped.inc()
+            except Exception:  # noqa: BLE001 - a bug here must not end the only writer there is
+                _log.exception("history not written")
                 self._dropped.inc()
             finally:
                 self._waiting.task_done()

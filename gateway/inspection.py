@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from cache.inspection import Inspection
 from cache.record import Record
-from gateway.answer import lookup_outcome_message, tier_message
+from gateway.answer import lookup_outcome_message, moment, tier_message
 from reprise.v1 import cache_pb2 as pb
 from reprise.v1 import common_pb2 as common
 
 KEY_FORMS = "must be r/<namespace>/<aa>/<hex>, b/<namespace>/<aa>/<hex>, or an address: <namespace>/<hex>"
-_LAST_MOMENT, _LONGEST = 253_402_300_799.0, 315_576_000_000.0  # seconds; more has no message
+_LONGEST = 315_576_000_000.0  # seconds; more has no message
 
 
 def inspection_message(inspection: Inspection) -> pb.InspectResponse:
@@ -46,17 +45,12 @@ def _record_message(record: Record) -> pb.RecordInfo:
         inlined=output.inline is not None,
         device_seconds=record.device_seconds,
         total_device_seconds=record.total_device_seconds,
-        made_at=_moment(record.made_at),
-        touched_at=_moment(record.touched_at),
-        expires_at=_moment(record.expires_at),
+        made_at=moment(record.made_at),
+        touched_at=moment(record.touched_at),
+        expires_at=moment(record.expires_at),
         ttl=Duration(seconds=int(min(max(record.ttl, 0.0), _LONGEST))),
         upstream=record.upstream,
         tags=record.tags,
         execution=record.execution,
         canonical=str(record.canonical) if record.canonical is not None else "",
     )
-
-
-def _moment(seconds: float) -> Timestamp:
-    told = min(max(seconds, 0.0), _LAST_MOMENT)
-    return Timestamp(seconds=int(told), nanos=int(told % 1 * 1e9))

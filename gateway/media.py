@@ -220,7 +220,7 @@ class MediaServicer:
         visit = Visit(
             principal=current_caller().principal,
             method=method,
-            parent=parent_of(_metadata(context)),
+            parent=parent_of(metadata_of(context)),
             set_cache_status=lambda status: context.set_trailing_metadata((("cache-status", status),)),
             started_ns=time.time_ns(),
         )
@@ -246,7 +246,7 @@ class MediaServicer:
         bind(span)  # its trace is told with the error
 
 
-def _metadata(context: Context) -> Mapping[str, str]:
+def metadata_of(context: Context) -> Mapping[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 

@@ -22,6 +22,7 @@ from gateway.errors import InvalidField, NotFound
 from gateway.identity import require_operator
 from gateway.inspection import KEY_FORMS, inspection_message
 from gateway.ledger import Ledger
+from gateway.media import metadata_of
 from gateway.savings import Savings
 from gateway.warm import Warmer
 from gateway.workers import Fleet
@@ -106,8 +107,8 @@ class CacheServicer:
 
     async def Warm(self, request: pb.WarmRequest, context: Context) -> AsyncGenerator[pb.WarmResponse]:
         caller = require_operator()
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        async with aclosing(self._warmer.warm(request, caller.principal, parent_of(metadata))) as responses:
+        parent = parent_of(metadata_of(context))
+        async with aclosing(self._warmer.warm(request, caller.principal, parent)) as responses:
             async for response in responses:
                 yield response
 

@@ -16,7 +16,7 @@ from cache.hierarchy import Found
 from cache.keys import ancestors, depends_on
 from cache.reason import Reason, any_failed, reason_of
 from cache.record import Output, Record
-from cache.tier import Lookup, Outcome
+from cache.tier import Outcome
 from gateway.answer import reason_message, reason_name
 from gateway.history import Past
 from gateway.plan import Plan
@@ -32,10 +32,9 @@ class Seen:
     asked: bool = False  # they were asked at all; not about what only a worker can name, or was missing just now
 
 
-def seen(plan: Plan, found: Found, before: Sequence[Lookup] = ()) -> Seen:
-    """Of a lookup that gave nothing; `before` are those of tiers that were asked first."""
-    lookups = [*before, *found.lookups]
-    reason = reason_of(lookups)
+def seen(plan: Plan, found: Found) -> Seen:
+    """Of a lookup that gave nothing."""
+    lookups, reason = found.lookups, reason_of(found.lookups)
     if reason is None and found.lost:
         reason = Reason.EVICTED
     if reason is None and plan.policy.max_age is not None and any(each.outcome is Outcome.HIT for each in lookups):

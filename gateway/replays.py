@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 import structlog
@@ -106,8 +107,11 @@ class Replays:
             await asyncio.gather(self._writing, return_exceptions=True)
 
     def note(self, plan: Plan, principal: Principal, request: Callable[[], AnimateImageRequest]) -> None:
-        """A caller asks this; `request` gives it, to keep. Costs a look-up once it is kept, and its size until then."""
+        """A caller asks this; `request` gives it, to keep. Costs a hash once it is kept, and its size before."""
         if not self._may_keep(plan):
+            return
+        if self._waiting.full():
+            self._dropped.inc()
             return
         address, now = self._address_of(plan), self._clock()
         asked = _Asked(address, now)
@@ -117,17 +121,13 @@ class Replays:
                 now,
                 _tags(plan),
                 plan.namespaces[Scope.USER],
-                _favourite(request(), principal, plan.policy.labels),
+                _favourite(request(), principal),
             )
         if self._waiting_bytes + asked.bytes > _MOST_WAITING_BYTES and self._waiting_bytes:
             self._dropped.inc()
             return
-        try:
-            self._waiting.put_nowait(asked)
-        except asyncio.QueueFull:
-            self._dropped.inc()
-        else:
-            self._waiting_bytes += asked.bytes
+        self._waiting.put_nowait(asked)
+        self._waiting_bytes += asked.bytes
 
     async def most_asked(self, tenant: str, most: int) -> list[Favourite]:
         """What a tenant asked most often lately, of what is kept; not more than may be in memory at once. Raises
@@ -246,6 +246,7 @@ class Replays:
             self._kept.put(asked.address, True, weight=1, now=asked.at, ttl=self._settings.max_age / 4)
 
 
+@lru_cache(maxsize=4096)
 def _group(secret: bytes, tenant: str) -> str:
     """The namespace of a tenant's kept requests, given the tenant's own."""
     return keyed_hash_of(secret, "namespace", [STAGE, tenant])[:32]
@@ -260,8 +261,13 @@ def _tags(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _favourite(request: AnimateImageRequest, principal: Principal, labels: tuple[str, ...]) -> Favourite:
+def _favourite(request: AnimateImageRequest, principal: Principal) -> Favourite:
     favourite = Favourite(animate_image=request, tenant=principal.tenant, user=principal.user)
-    favourite.animate_image.ClearField("delivery")
-    favourite.animate_image.cache_policy.CopyFrom(CachePolicy(labels=labels))
+    quieten(favourite.animate_image)
     return favourite
+
+
+def quieten(request: AnimateImageRequest) -> None:
+    """Take from a request what it wants of delivery and cache, but for its labels."""
+    request.ClearField("delivery")
+    request.cache_policy.CopyFrom(CachePolicy(labels=request.cache_policy.labels))

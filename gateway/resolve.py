@@ -94,8 +94,8 @@ class Resolver:
         self._links = links
         self._clock = clock
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
-        self.ledger = ledger
-        self.savings = savings
+        self._ledger = ledger
+        self._savings = savings
         self._history = history
         self._costs = costs
         tiers.orders.on_order(self._obey)
@@ -310,7 +310,7 @@ class Resolver:
         if plan.policy.store:
             self._hold(done.reply)
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
-            self.ledger.generated()
+            self._ledger.generated()
         self._costs.learn_all(plan.description, plan.parameters, done.stages)
 
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
@@ -356,10 +356,10 @@ class Resolver:
         visit.answer = answer
         visit.set_cache_status(answer.cache_status(self._clock()))
         if visit.warming:
-            self.ledger.warmed(answer)
+            self._ledger.warmed(answer)
         else:
-            self.ledger.enter(visit.method, answer, time.perf_counter() - visit.started)
-        self.savings.enter(tenant, answer, warming=visit.warming)
+            self._ledger.enter(visit.method, answer, time.perf_counter() - visit.started)
+        self._savings.enter(tenant, answer, warming=visit.warming)
         if span is not None and span.is_recording():  # it has ended if the caller dropped the stream
             answer.describe(span)
 

@@ -22,7 +22,7 @@ from gateway.errors import Internal, InvalidField, Overloaded, Refused
 from gateway.explain import Explainer
 from gateway.identity import NAME_RULE, is_name
 from gateway.plan import Plan
-from gateway.replays import Replays
+from gateway.replays import Replays, quieten
 from gateway.resolve import Resolver, Visit
 from reprise.v1 import cache_pb2 as pb
 from reprise.v1 import common_pb2
@@ -172,8 +172,7 @@ def _quiet(favourite: pb.Favourite) -> AnimateImageRequest:
         raise InvalidField("animate_image", "give a request")
     request = AnimateImageRequest()
     request.CopyFrom(favourite.animate_image)
-    request.ClearField("delivery")
-    request.cache_policy.CopyFrom(common_pb2.CachePolicy(labels=favourite.animate_image.cache_policy.labels))
+    quieten(request)
     return request
 
 

@@ -10,7 +10,7 @@ from cache.record import Record
 from cache.tier import TierName
 from cache.work import divide, read_by
 from inference.plan import Meaning, Plan
-from inference.reports import reason_message, reused_report
+from inference.reports import not_needed_report, reason_message, reused_report
 from inference.workshop import Workshop
 from reprise.v1 import common_pb2 as pb
 
@@ -31,7 +31,7 @@ async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> list[pb.Stage
     if not plan.reuse_nothing:
         await _look(shop, plan, meaning, sight, [stage for stage in plan.stages if stage.cached])
     if final.name in sight.records:
-        return [*map(_not_needed, plan.stages[:-1]), _reused(final, sight)]
+        return [*map(not_needed_report, plan.stages[:-1]), _reused(final, sight)]
     work = divide(plan.stages, meaning.outputs, sight.records)
     read = read_by(work)
     reports = []
@@ -42,7 +42,7 @@ async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> list[pb.Stage
                 pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_RUN, reason=reason_message(reason))
             )
         else:
-            reports.append(_reused(stage, sight) if stage in work.reuse else _not_needed(stage))
+            reports.append(_reused(stage, sight) if stage in work.reuse else not_needed_report(stage))
     return reports
 
 
@@ -73,7 +73,3 @@ async def _look(shop: Workshop, plan: Plan, meaning: Meaning, sight: _Sight, sta
 
 def _reused(stage: Stage, sight: _Sight) -> pb.StageReport:
     return reused_report(stage, sight.records[stage.name], sight.tiers[stage.name])
-
-
-def _not_needed(stage: Stage) -> pb.StageReport:
-    return pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED)

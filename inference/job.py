@@ -33,7 +33,7 @@ from inference.inputs import Inputs
 from inference.models.base import Artifact, Cancelled, Tensors
 from inference.plan import Meaning, Plan, call_for
 from inference.pool import Hot, compact
-from inference.reports import lookup_message, reason_message, reused_report
+from inference.reports import lookup_message, not_needed_report, reason_message, reused_report
 from inference.status import report_fault
 from inference.turns import Ticket
 from inference.workshop import Workshop
@@ -339,7 +339,7 @@ class Job:
         read = {name for stage in ran for name in self._upstream(stage)}
         reports = []
         for stage in self._plan.stages:
-            report = pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED)
+            report = not_needed_report(stage)
             if stage.name in self._spent or (stage.name in self._meaning.outputs and stage.name in read):
                 report.outcome = pb.STAGE_OUTCOME_RUN
                 report.device_seconds = self._spent.get(stage.name, 0.0)
@@ -353,9 +353,7 @@ class Job:
 
     def _reports_of_hit(self, found: Found) -> tuple[pb.StageReport, ...]:
         assert found.record is not None  # noqa: S101  # a hit has one
-        before = [
-            pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED) for stage in self._plan.stages[:-1]
-        ]
+        before = map(not_needed_report, self._plan.stages[:-1])
         final = reused_report(self._final, found.record, found.tier)
         final.lookups.extend(map(lookup_message, self._lookups))
         return (*before, final)

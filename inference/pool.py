@@ -142,7 +142,7 @@ class Pool:
             return None
         return Place(self, hot, evicted)
 
-    def put(self, address: Address, hot: Hot) -> bool:
+    def put(self, hot: Hot) -> bool:
         """Keep an output that is in memory already; make room by letting go of others. False if there is none."""
         place = self.reserve(hot.record, hot.weight)
         if place is not None:
@@ -216,7 +216,7 @@ class Pool:
     def _hold(self, address: Address) -> None:
         """Lease an entry for its pin, if it can be had. It is put anew, so that only its hard age ends it."""
         if address not in self._pinned and (hot := self.take(address)) is not None:
-            self.put(address, hot)
+            self.put(hot)
 
     def _loosen(self, address: Address) -> None:
         if address in self._pinned:

@@ -35,6 +35,10 @@ _REASONS = {  # that a worker can know
 }
 
 
+def not_needed_report(stage: Stage) -> pb.StageReport:
+    return pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_NOT_NEEDED)
+
+
 def reused_report(stage: Stage, record: Record, tier: TierName | None) -> pb.StageReport:
     return pb.StageReport(
         stage=stage.name,

@@ -98,7 +98,7 @@ class Stock:
         """Let go of what is banned, wherever it lies."""
         gone = [await pool.let_go(bans) for pool in (self.pool, self.host)]
         self._on_change()
-        return Gone(sum(each.entries for each in gone), sum(each.bytes for each in gone))
+        return Gone.total(gone)
 
     async def _promote(self, address: Address) -> bool:
         hot = self.host.lease(address)

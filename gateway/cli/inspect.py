@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.cli.options import call, console, gateway_options
+from gateway.cli.reports import tier_word
 from gateway.client import Client
 from reprise.v1 import cache_pb2, common_pb2
 
@@ -39,7 +40,7 @@ def _copies(answer: cache_pb2.InspectResponse) -> Table:
     table = Table("tier", "what it has", "bytes", "ms", box=None, padding=(0, 2, 0, 0))
     for copy in answer.copies:
         table.add_row(
-            common_pb2.Tier.Name(copy.tier).removeprefix("TIER_").lower(),
+            tier_word(copy.tier),
             common_pb2.LookupOutcome.Name(copy.outcome).removeprefix("LOOKUP_OUTCOME_").lower(),
             f"{copy.bytes:,}" if copy.bytes else "-",
             f"{copy.seconds * 1000:.2f}",

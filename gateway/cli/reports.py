@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from google.protobuf.message import Message
+
 from reprise.v1 import common_pb2 as pb
 
 
@@ -13,6 +15,12 @@ def tier_word(tier: pb.Tier) -> str:
 
 def reason_word(reason: pb.MissReason) -> str:
     return pb.MissReason.Name(reason).removeprefix("MISS_REASON_").lower().replace("_", " ")
+
+
+def add_up(total: Message, more: Message) -> None:
+    """Add every number of one message to those of another of its kind."""
+    for field in total.DESCRIPTOR.fields:
+        setattr(total, field.name, getattr(total, field.name) + getattr(more, field.name))
 
 
 def nearest_line(report: pb.CacheReport) -> str | None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from gateway.cli.options import call, console, refuse_unwritable, write
-from gateway.cli.reports import tier_word
+from gateway.cli.reports import add_up, tier_word
 from gateway.cli.warm import tell_earned
 from gateway.client import Client
 from reprise.v1 import cache_pb2 as pb
@@ -53,7 +53,7 @@ def savings(addresses: tuple[str, ...], api_key: str, png: Path | None) -> None:
     """Show device time saved and spent, and time spent on lookups, by stage, tier, model and tenant."""
     if png is not None:
         refuse_unwritable(png)
-    answers = [call(address, api_key, _ask) for address in addresses]
+    answers = [call(address, api_key, Client.savings) for address in addresses]
     rows = [row for answer in answers for row in answer.rows]
     views = {
         "stage": summed(rows, lambda row: row.stage),
@@ -74,16 +74,11 @@ def savings(addresses: tuple[str, ...], api_key: str, png: Path | None) -> None:
                 )
     ahead = pb.WarmSavings()
     for answer in answers:
-        for field in pb.WarmSavings.DESCRIPTOR.fields:
-            setattr(ahead, field.name, getattr(ahead, field.name) + getattr(answer.warm, field.name))
+        add_up(ahead, answer.warm)
     tell_earned(out, ahead)
     if png is not None:
         write(png, draw([(f"by {title}", views[title]) for title in ("stage", "tier")]))
         out.print(f"drawn: {png}", markup=False)
-
-
-async def _ask(client: Client) -> pb.SavingsResponse:
-    return await client.savings()
 
 
 def summed(rows: Iterable[pb.SavingsRow], name_of: Callable[[pb.SavingsRow], str]) -> list[Sum]:

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from gateway.cli.options import call, console, gateway_options
+from gateway.cli.reports import add_up
 from gateway.cli.requests import read_requests, request_file
 from gateway.client import Client
 from reprise.v1 import cache_pb2 as pb
@@ -51,7 +52,7 @@ def warm(
     """
     out = console()
     if status:
-        tell_earned(out, call(address, api_key, _savings).warm)
+        tell_earned(out, call(address, api_key, Client.savings).warm)
         return
     if not files and not frequent:
         raise click.UsageError("give files with requests, or --frequent")
@@ -97,8 +98,7 @@ async def _follow(out: Console, client: Client, calls: Sequence[pb.WarmRequest],
                 if response.HasField("warmed"):
                     out.print(f"{done + response.done:>4} of {of}: {_told(response.warmed)}", markup=False)
             spent, done = spent + response.device_seconds_spent, done + response.done
-            for field in pb.WarmSummary.DESCRIPTOR.fields:
-                setattr(total, field.name, getattr(total, field.name) + getattr(response.summary, field.name))
+            add_up(total, response.summary)
     out.print(
         f"{total.made} made, {total.there} were there, {total.joined} joined, {total.over_budget} over budget, "
         f"{total.refused} refused; {spent:.3f} device s"
@@ -110,10 +110,6 @@ def tell_earned(out: Console, earned: pb.WarmSavings) -> None:
         f"made ahead: {earned.made} results in {earned.device_seconds_spent:.3f} device s; "
         f"{earned.used} of what was made ahead asked for, {earned.hits} hits, {earned.device_seconds_saved:.3f} s saved"
     )
-
-
-async def _savings(client: Client) -> pb.SavingsResponse:
-    return await client.savings()
 
 
 def _told(warmed: pb.Warmed) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -64,7 +65,8 @@ async def closed_loop(
     async def other() -> None:
         assert beside is not None
         while True:
-            await beside()
+            with suppress(Stray):
+                await beside()
 
     noise = [asyncio.create_task(other()) for _ in range(others)]
     try:
@@ -77,4 +79,6 @@ async def closed_loop(
     finally:
         for task in noise:
             task.cancel()
-        await asyncio.gather(*noise, return_exceptions=True)
+        for ended in await asyncio.gather(*noise, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended  # the figure would be of another load

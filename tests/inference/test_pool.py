@@ -51,7 +51,7 @@ def test_the_pool_stays_within_its_bytes() -> None:
     """What was not used for longest goes when room is needed, and is counted."""
     pool = Pool(max_bytes=250, clock=Clock())
     for number in (1, 2, 3):
-        assert pool.put(address(number), hot(number))
+        assert pool.put(hot(number))
     assert (pool.bytes, len(pool), pool.evictions) == (200, 2, 1)
     assert pool.lease(address(1)) is None
     assert pool.lease(address(2)) is not None
@@ -60,10 +60,10 @@ def test_the_pool_stays_within_its_bytes() -> None:
 def test_a_leased_entry_stays() -> None:
     """Neither want of room nor emptying the pool takes away what somebody uses."""
     pool = Pool(max_bytes=250, clock=Clock())
-    pool.put(address(1), hot(1))
+    pool.put(hot(1))
     leased = pool.lease(address(1))
-    pool.put(address(2), hot(2))
-    assert pool.put(address(3), hot(3))
+    pool.put(hot(2))
+    assert pool.put(hot(3))
     assert freed(pool) == 100
     assert pool.lease(address(1)) is leased
     pool.release(address(1))
@@ -75,10 +75,10 @@ def test_a_leased_entry_stays() -> None:
 def test_a_full_pool_says_so() -> None:
     """Where everything is leased, nothing new comes in and nothing is lost."""
     pool = Pool(max_bytes=150, clock=Clock())
-    pool.put(address(1), hot(1))
+    pool.put(hot(1))
     pool.lease(address(1))
-    assert not pool.put(address(2), hot(2))
-    assert not pool.put(address(3), hot(3, weight=1000))
+    assert not pool.put(hot(2))
+    assert not pool.put(hot(3, weight=1000))
     assert len(pool) == 1
 
 
@@ -86,7 +86,7 @@ def test_entries_age_like_their_records() -> None:
     """An access starts the TTL again; the hard age does not move."""
     clock = Clock()
     pool = Pool(max_bytes=1000, clock=clock)
-    pool.put(address(1), hot(1, ttl=60.0, expires_at=1100.0))
+    pool.put(hot(1, ttl=60.0, expires_at=1100.0))
     clock.now = 1050.0
     assert pool.lease(address(1)) is not None
     pool.release(address(1))
@@ -101,7 +101,7 @@ def test_a_number_of_entries_can_be_the_bound() -> None:
     """Besides bytes, entries are counted where that is wished."""
     pool = Pool(max_bytes=1000, max_entries=2, clock=Clock())
     for number in (1, 2, 3):
-        pool.put(address(number), hot(number))
+        pool.put(hot(number))
     assert len(pool) == 2
 
 
@@ -111,9 +111,9 @@ def test_settings_choose_who_leaves_the_pool(policy: str, stays: int) -> None:
     section = WorkerSection.model_validate({"pool_policy": policy, "pool_share": 0.6})
     pool = pool_of(section, 20_000)
     forever = time.time() + 1e6
-    assert not pool.put(address(4), hot(4, 12_001, cost=99.0, expires_at=forever))
+    assert not pool.put(hot(4, 12_001, cost=99.0, expires_at=forever))
     for number, cost in ((1, 30.0), (2, 0.1), (3, 3.0)):
-        assert pool.put(address(number), hot(number, 9_000, cost=cost, expires_at=forever))
+        assert pool.put(hot(number, 9_000, cost=cost, expires_at=forever))
 
     assert [stays, 3] == [number for number in (1, 2, 3) if pool.lease(address(number)) is not None]
 
