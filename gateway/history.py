@@ -32,6 +32,7 @@ from cache.orders import Order
 from cache.reason import Reason
 from cache.sweep import Gone
 from gateway.plan import Plan
+from gateway.status import path_of
 from reprise.v1 import common_pb2 as pb
 
 _log = structlog.get_logger(__name__)
@@ -319,8 +320,8 @@ class History:
                     await self._journal.append(name, data, keep=ROWS, ttl=TTL)
             except TierError:
                 self._dropped.inc()
-            except Exception:  # noqa: BLE001 - a bug here must not end the only writer there is
-                _log.exception("history not written")
+            except Exception as error:  # noqa: BLE001 - a bug here must not end the only writer there is
+                _log.error("history not written", error=type(error).__name__, traceback=path_of(error))
                 self._dropped.inc()
             finally:
                 self._waiting.task_done()

@@ -36,6 +36,7 @@ from cache.sweep import Gone
 from gateway.errors import NotFound, Unavailable
 from gateway.plan import Plan
 from gateway.settings import ReplaySection
+from gateway.status import path_of
 from gateway.uploads import Uploads
 from reprise.v1.cache_pb2 import Favourite
 from reprise.v1.common_pb2 import CachePolicy
@@ -199,8 +200,8 @@ class Replays:
                 await self._count(asked)
             except TierError:
                 self._dropped.inc()
-            except Exception:  # noqa: BLE001 - a bug here must not end the only writer there is
-                _log.exception("replay not kept")
+            except Exception as error:  # noqa: BLE001 - a bug here must not end the only writer there is
+                _log.error("replay not kept", error=type(error).__name__, traceback=path_of(error))
                 self._dropped.inc()
             finally:
                 self._waiting_bytes -= asked.bytes

@@ -21,6 +21,7 @@ from cache.objects import ObjectsStore
 from gateway.errors import Overloaded, Refused
 from gateway.request_files import UnusableFile, read_requests
 from gateway.settings import DAY, WarmEntry
+from gateway.status import path_of
 from gateway.warm import Warmer
 from reprise.v1.cache_pb2 import Favourite, WarmRequest, WarmSummary
 
@@ -105,8 +106,8 @@ class Schedule:
                 await self._pause(left)
             try:
                 await self.run(entry, due)
-            except Exception:  # noqa: BLE001 - a bug here must not end the schedule
-                _log.exception("not made ahead")
+            except Exception as error:  # noqa: BLE001 - a bug here must not end the schedule
+                _log.error("not made ahead", error=type(error).__name__, traceback=path_of(error))
 
     async def _is_ours(self, entry: WarmEntry, due: float) -> bool:
         if self._objects is None:

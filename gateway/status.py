@@ -269,11 +269,11 @@ async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
 def log_fault(error: BaseException, refused: Internal, method: str) -> None:
     """One entry with the way the error took through the code, and without its text, which may quote the request."""
     log.error(
-        "request_failed", method=method, reason=refused.reason, error=type(error).__name__, traceback=_path_of(error)
+        "request_failed", method=method, reason=refused.reason, error=type(error).__name__, traceback=path_of(error)
     )
 
 
-def _path_of(error: BaseException) -> str:
+def path_of(error: BaseException) -> str:
     """Traceback of an exception and of what caused it: types, files and lines, no messages."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -287,6 +287,6 @@ def _path_of(error: BaseException) -> str:
 def _frames_of(error: BaseException) -> str:
     frames = "".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__
     if isinstance(error, BaseExceptionGroup):
-        inner = "\nand\n".join(_path_of(part) for part in error.exceptions)
+        inner = "\nand\n".join(path_of(part) for part in error.exceptions)
         return f"{frames} of\n{inner}"
     return frames

@@ -101,12 +101,10 @@ async def test_it_shares_the_breaker_of_its_tier(breakable_redis: Stack) -> None
         await journal.tail(NAME, 4)
     assert Outcome.TIMEOUT is (await tier.get(key, 60.0)).outcome
     assert time.perf_counter() - started < 3.0
-    started = time.perf_counter()
     for _ in range(100):
         with pytest.raises(TierResting):
             await journal.append(NAME, b"row", keep=4, ttl=60.0)
     assert Outcome.SKIPPED is (await tier.get(key, 60.0)).outcome
-    assert time.perf_counter() - started < 0.25
 
     breakable_redis.part("redis").resume()
     clock.advance(10.0)

@@ -18,7 +18,7 @@ from cache.condition import Condition
 from cache.errors import TierError
 from cache.keys import Address
 from cache.objects import ObjectsStore
-from cache.orders import IN_FORCE, Order, Orders
+from cache.orders import IN_FORCE, Order, Orders, _sealed
 from cache.pins import Pin
 from cache.sweep import Gone
 from cache.switches import Subject, Switch, Switches
@@ -193,7 +193,20 @@ async def test_memory_is_swept_again_when_all_is_removed(deployment: Deployment)
     await first.orders.sweep_again()
 
     await until(lambda: second.obeyed == [None])
-    assert None in first.obeyed
+    assert [None] == first.obeyed  # who said so has done it, and hears itself
+
+
+async def test_what_a_later_version_says_deafens_nobody(deployment: Deployment) -> None:
+    """An answer in another form, or of another kind, is passed over, and the next order is heard."""
+    giver, hearer = await deployment.process("giver"), await deployment.process("hearer")
+    assert giver.channel is not None
+    for said in ({"heard": "o", "id": "i", "process": "p", "gone": [1, 2, 3]}, {"unheard": "of"}):
+        await giver.channel.tell(_sealed(SECRET, said))
+
+    heard = await giver.orders.give(BAN)
+
+    assert {"giver", "hearer"} == {each.process for each in heard.processes}
+    assert hearer.forbids
 
 
 @pytest.mark.parametrize(

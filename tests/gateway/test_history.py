@@ -207,6 +207,24 @@ async def test_a_full_queue_drops_rows_and_says_so(redis_url: str) -> None:
     await guarded.aclose()
 
 
+async def test_a_row_that_cannot_be_written_costs_no_other(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever went wrong with it."""
+    append, broken = Journal.append, [True]
+
+    async def append_or_break(journal: Journal, *arguments: Any, **options: Any) -> None:
+        if broken:
+            broken.pop()
+            raise RuntimeError
+        await append(journal, *arguments, **options)
+
+    monkeypatch.setattr(Journal, "append", append_or_break)
+    async with gateway(redis_url) as history:
+        history.hit(plan("a cat"))
+        history.hit(plan("a dog"))
+    async with gateway(redis_url) as other:
+        assert ["prompt"] == differing(await recalled(other, plan("a fish")))
+
+
 async def test_leaving_writes_what_waits(redis_url: str) -> None:
     """A row noted just before the end is there afterwards."""
     async with gateway(redis_url) as history:

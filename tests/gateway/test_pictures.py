@@ -430,7 +430,7 @@ def test_messages_quote_nothing() -> None:
 @settings(max_examples=300)
 def test_random_bytes_only_ever_meet_our_errors(junk: bytes, start: bytes) -> None:
     """Whatever follows the beginning of a format, the answer is a picture or an error of ours."""
-    _decode_or_refuse(start + junk)
+    decode_or_refuse(start + junk)
 
 
 @given(st.sampled_from(sorted(WHOLE_FILES)), st.data())
@@ -442,7 +442,7 @@ def test_damaged_files_only_ever_meet_our_errors(name: str, data: st.DataObject)
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(places)] = data.draw(st.integers(0, 255))
 
-    _decode_or_refuse(bytes(damaged))
+    decode_or_refuse(bytes(damaged))
 
 
 @given(st.sampled_from(sorted(WHOLE_FILES)), st.data())
@@ -453,10 +453,10 @@ def test_rearranged_files_only_ever_meet_our_errors(name: str, data: st.DataObje
     start = data.draw(st.integers(0, len(whole)))
     piece = other[data.draw(st.integers(0, len(other))) :][: data.draw(st.integers(0, 64))]
 
-    _decode_or_refuse(whole[:start] + piece + whole[start:])
+    decode_or_refuse(whole[:start] + piece + whole[start:])
 
 
-def _decode_or_refuse(data: bytes) -> None:
+def decode_or_refuse(data: bytes) -> None:
     with suppress(InvalidField):
         picture = decode(data)
         assert picture.width * picture.height * 3 == len(picture.rgb)

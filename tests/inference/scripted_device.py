@@ -30,6 +30,11 @@ class Clock:
         return self.now
 
 
+def out_of_memory() -> None:
+    """Trouble on cue, for a device or a stage."""
+    raise torch.OutOfMemoryError("on cue")
+
+
 @dataclass(eq=False)
 class ScriptedDevice:
     """`capacity` in bytes; copies run at `bytes_per_second` by `clock`, and are noted in `moves`."""

@@ -16,7 +16,6 @@ from inference.handover import Notes
 from tests.inference.worker_fixtures import STEPS, Bench, Following, Pixels, open_bench, until
 
 ONE, TWO = "one:1", "two:2"
-HANDED_OVER = "reprise_worker_handed_over_total"
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import structlog
-import torch
 from anyio import wait_all_tasks_blocked
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +23,7 @@ from cache.keys import Address, Principal, namespace
 from cache.pins import Pin
 from inference.errors import DeviceMemory
 from inference.favourites import Favourites
-from tests.inference.scripted_device import ScriptedDevice, WideModel
+from tests.inference.scripted_device import ScriptedDevice, WideModel, out_of_memory
 from tests.inference.worker_fixtures import SECRET, Bench, Heard, Pixels, ask, open_bench, until
 
 KIB = 1024
@@ -197,7 +196,7 @@ async def test_out_of_memory_moves_the_pool_to_host_memory(opened: tuple[Bench, 
     """One failed computation costs copies, and nothing is made again: the next run finds what left."""
     bench, _ = opened
     await bench.run(picture=Pixels(1), prompt="a dog")
-    bench.model.trouble["denoise"] = [_out_of_memory]
+    bench.model.trouble["denoise"] = [out_of_memory]
     assert (await bench.run(picture=Pixels(2), prompt="a cat")).stored == "DURABLE"
     bench.tiers.memory.entries.clear()
 
@@ -211,8 +210,8 @@ async def test_a_demotion_that_fails_does_not_fail_the_run(opened: tuple[Bench, 
     """The pool is emptied all the same."""
     bench, device = opened
     await bench.run(picture=Pixels(1), prompt="a dog")
-    device.trouble["out"] = [_out_of_memory, _out_of_memory]
-    bench.model.trouble["denoise"] = [_out_of_memory]
+    device.trouble["out"] = [out_of_memory, out_of_memory]
+    bench.model.trouble["denoise"] = [out_of_memory]
     assert (await bench.run(picture=Pixels(2), prompt="a cat")).stored == "DURABLE"
     assert bench.shop.pool.bytes == 0
 
@@ -225,7 +224,7 @@ async def test_inputs_on_their_way_are_turned_back_for_a_run_that_needs_all(tmp_
         bench.shop.stock.host.clear()
         gate = bench.model.gates["denoise"]
         gate.close()
-        bench.model.trouble["denoise"] = [_out_of_memory, lambda: seen.append(bench.shop.pool.bytes)]
+        bench.model.trouble["denoise"] = [out_of_memory, lambda: seen.append(bench.shop.pool.bytes)]
         seen: list[int] = []
         running = bench.begin(picture=Pixels(2), prompt="a dog", with_pixels=True)
         await gate.reached()
@@ -357,7 +356,7 @@ async def test_favourites_come_back_when_the_device_rests(opened: tuple[Bench, S
     keeping = asyncio.create_task(favourites(bench, at(bench, "moments", picture=Pixels(1))).keep())
     await until(lambda: bench.shop.pool.pinned == 1)
     gate = bench.model.gates["video"]
-    bench.model.trouble["denoise"] = [_out_of_memory]
+    bench.model.trouble["denoise"] = [out_of_memory]
     gate.close()
     running = bench.begin(picture=Pixels(2), prompt="a dog", with_pixels=True)
     await gate.reached()
@@ -445,7 +444,3 @@ async def test_a_favourite_that_is_dropped_can_leave(opened: tuple[Bench, Script
     assert bench.shop.pool.pinned == 1
     wanted.drop(two)
     assert bench.shop.pool.pinned == 0
-
-
-def _out_of_memory() -> None:
-    raise torch.OutOfMemoryError("on cue")

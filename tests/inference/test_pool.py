@@ -11,14 +11,7 @@ from cache.record import Output, Record
 from inference.pool import Hot, Pool, compact
 from inference.settings import WorkerSection
 from inference.worker import pool_of
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.inference.scripted_device import Clock
 
 
 def address(number: int) -> Address:

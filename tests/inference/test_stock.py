@@ -24,7 +24,7 @@ from inference.device import DeviceThread
 from inference.models.base import Tensors
 from inference.pool import Hot, Pool
 from inference.stock import Stock
-from tests.inference.scripted_device import Clock, ScriptedDevice
+from tests.inference.scripted_device import Clock, ScriptedDevice, out_of_memory
 from tests.inference.worker_fixtures import PATIENCE, until
 
 KIB = 1024
@@ -369,10 +369,6 @@ _STEPS = st.lists(
 )
 
 
-def _out_of_memory() -> None:
-    raise torch.OutOfMemoryError("on cue")
-
-
 @settings(max_examples=150, deadline=None)
 @given(steps=_STEPS, host=st.integers(0, 4), capacity=st.integers(4, 12))
 def test_bytes_are_reserved_before_use_and_given_back_once(
@@ -430,7 +426,7 @@ def test_bytes_are_reserved_before_use_and_given_back_once(
             case "unpin":
                 held.pool.unpin(address(number))
             case "fail":
-                held.device.trouble["in" if number % 2 else "out"].append(_out_of_memory)
+                held.device.trouble["in" if number % 2 else "out"].append(out_of_memory)
             case "time":
                 held.device.clock.now += number * 15.0
             case _:

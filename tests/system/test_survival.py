@@ -290,8 +290,11 @@ async def test_a_killed_caller_is_missed_by_nobody(stack: Stack, photo: bytes, c
     try:
         assert dying.stdout is not None
         async with asyncio.timeout(PATIENCE):
-            while b"denoise" not in await dying.stdout.readline():
-                pass
+            async for line in dying.stdout:
+                if b"denoise" in line:
+                    break
+            else:
+                raise AssertionError("it ended before its first step")
         wanted: dict[str, Any] = {"image": photo, "seed": 70, "num_inference_steps": 2 * STEPS}
         others = [Caller(stack, gateway, **wanted) for gateway in (ONE, TWO)]
         await asyncio.gather(*(other.until(early) for other in others))

@@ -235,12 +235,15 @@ async def test_workers_that_are_away_for_a_moment_are_waited_for(
     """Within its deadline the client asks again as often as the gateway says; without time to wait it is told."""
     for worker in ("worker-1", "worker-2"):
         stack.part(worker).kill()
-    with javascript(node, edge, *animate(photo, seed=8), "--timeout", "90000") as told:
-        told.until("resumed")
-        hurried = whole(node, edge, *animate(photo, seed=9), "--timeout", "1000")
-        stack.start("worker-1")
-        told.until("sha256")
-    stack.start("worker-2")
+    try:
+        with javascript(node, edge, *animate(photo, seed=8), "--timeout", "90000") as told:
+            told.until("resumed")
+            hurried = whole(node, edge, *animate(photo, seed=9), "--timeout", "1000")
+            stack.start("worker-1")
+            told.until("sha256")
+    finally:
+        for worker in ("worker-1", "worker-2"):
+            stack.start(worker)
 
     assert "NO_WORKER" == hurried[-1]["error"]["reason"]
     assert 1 == len(told.all("result"))
