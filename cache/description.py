@@ -44,11 +44,21 @@ class Parameter(_Data):
     min_length: int = 0  # characters, for text
     max_length: int | None = None
     choices: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()  # what a text must not have in it: what its model would take for a command
+    spoken: bool = False  # a text to be read out: it must have something to say, and nothing invisible
     # Device time grows with it in proportion: of the stages that declare it, or, as with sizes, of all after them too.
     proportional: Literal["stage", "onward"] | None = None
     extra: bool = False  # travels in the request's `extra` map, because only some families have it
     unit: str = ""
     help: str = ""
+
+
+class Recording(_Data):
+    """What a recording must be like for its model. What is not is refused before anything is looked up."""
+
+    min_seconds: float = Field(gt=0)
+    max_seconds: float = Field(gt=0)
+    min_sample_rate: int = Field(gt=0)  # samples per second
 
 
 class When(_Data):
@@ -71,6 +81,11 @@ class Stage(_Data):
     media: tuple[str, ...] = ()  # inputs known by content, e.g. ("image",)
     upstream: Mapping[str, str] = Field(default_factory=dict)  # role in the stage -> name of an earlier stage
     when: When | None = None
+    # Runs once for every part of what this canonicalising stage gives: for every sentence of a text. See cache.parts.
+    each: str = ""
+    # It can take the output of this upstream stage in pieces, as they are made, and gives its own in pieces.
+    follows: str = ""
+    live: bool = False  # its pieces are told to callers as they are made
     scope: Scope
     ttl: float  # seconds without access after which an entry is gone
     # Seconds after which an entry is never served again, accessed or not.
@@ -91,6 +106,9 @@ class Description(_Data):
     random_weights: bool = False  # made locally for trying things out; said wherever a result shows
     parameters: tuple[Parameter, ...]
     stages: tuple[Stage, ...]
+    recordings: Mapping[str, Recording] = Field(
+        default_factory=dict
+    )  # media that are sound, by name; others are pictures
     affinity: str  # the stage whose output is worth having hot; requests that share it go to one worker
 
     @model_validator(mode="after")
@@ -105,13 +123,17 @@ class Description(_Data):
                 raise ValueError(f"stage {stage.name} declares unknown parameters: {sorted(missing)}")
             if stage.when is not None and stage.when.parameter not in numbers:
                 raise ValueError(f"stage {stage.name} is conditional on what is no number: {stage.when.parameter}")
+            if stage.each and not (stage.each in known and self.stage(stage.each).canonicalises):
+                raise ValueError(f"stage {stage.name} runs for parts of what does not canonicalise: {stage.each}")
+            if stage.follows and stage.follows not in stage.upstream.values():
+                raise ValueError(f"stage {stage.name} follows what it does not read: {stage.follows}")
             known.add(stage.name)
         if len(known) != len(self.stages) or len(names) != len(self.parameters):
             raise ValueError("names of stages and of parameters must be unique")
         if self.affinity not in known:
             raise ValueError(f"no stage named {self.affinity}")
-        if self.final.when is not None or self.stage(self.affinity).when is not None:
-            raise ValueError("every request has a result and an affinity; their stages cannot be conditional")
+        if any(stage.when is not None or stage.each for stage in (self.final, self.stage(self.affinity))):
+            raise ValueError("every request has one result and one affinity; their stages cannot be conditional")
         return self
 
     @property

@@ -6,8 +6,8 @@ declaration names and nothing else, so that a declaration that forgets one canno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import torch
@@ -16,6 +16,14 @@ from PIL import Image
 from cache.description import Description, Scalar
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A recording as its identity knows it."""
+
+    pcm: torch.Tensor  # int16 [samples], on the host
+    sample_rate: int  # samples per second
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,22 @@ class Call:
     upstream: Mapping[str, Tensors]  # on the model's device
     step: Callable[[int, int], None] = lambda done, of: None  # progress, after every step; raises Cancelled
     preview: Callable[[Image.Image], None] | None = None  # a small picture of the work so far; None: nobody looks
+    sounds: Mapping[str, Sound] = field(default_factory=dict)
+    piece: Callable[[Tensors], None] = lambda piece: None  # told of output as it is made, by a stage that is followed
+
+
+class Following(Protocol):
+    """A stage that takes another one's output in pieces. Its own output is its pieces, one after the other: they depend
+    on what it was fed altogether, and not on how that was cut.
+    """
+
+    def feed(self, piece: Tensors) -> Iterator[Tensors]:
+        """What it makes of all that it has by now, as far as it was not given before."""
+        ...
+
+    def end(self) -> Iterator[Tensors]:
+        """What it makes of the rest."""
+        ...
 
 
 class Model(Protocol):
@@ -57,6 +81,16 @@ class Model(Protocol):
 
     def run(self, stage: str, call: Call) -> Output:
         """The stage's output, its tensors contiguous and on `device`. Raises Cancelled from within `call.step`."""
+        ...
+
+
+class Streamed(Model, Protocol):
+    """A model some of whose stages follow others."""
+
+    def follow(self, stage: str, call: Call) -> Following:
+        """Begins a stage that declares `follows`, whose upstream of that name is not in `call` but will be fed. Tensors
+        and pieces join along their first dimension.
+        """
         ...
 
 

@@ -319,14 +319,16 @@ class RecordInfo(_message.Message):
     def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., stage: _Optional[str] = ..., fingerprint: _Optional[str] = ..., artifact: _Optional[_Union[_common_pb2.Digest, _Mapping]] = ..., media_type: _Optional[str] = ..., inlined: _Optional[bool] = ..., device_seconds: _Optional[float] = ..., total_device_seconds: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., touched_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., upstream: _Optional[_Mapping[str, str]] = ..., tags: _Optional[_Iterable[str]] = ..., execution: _Optional[_Mapping[str, str]] = ..., canonical: _Optional[str] = ...) -> None: ...
 
 class Favourite(_message.Message):
-    __slots__ = ("animate_image", "tenant", "user")
+    __slots__ = ("animate_image", "synthesize_speech", "tenant", "user")
     ANIMATE_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    SYNTHESIZE_SPEECH_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
     animate_image: _media_pb2.AnimateImageRequest
+    synthesize_speech: _media_pb2.SynthesizeSpeechRequest
     tenant: str
     user: str
-    def __init__(self, animate_image: _Optional[_Union[_media_pb2.AnimateImageRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., user: _Optional[str] = ...) -> None: ...
+    def __init__(self, animate_image: _Optional[_Union[_media_pb2.AnimateImageRequest, _Mapping]] = ..., synthesize_speech: _Optional[_Union[_media_pb2.SynthesizeSpeechRequest, _Mapping]] = ..., tenant: _Optional[str] = ..., user: _Optional[str] = ...) -> None: ...
 
 class WarmRequest(_message.Message):
     __slots__ = ("favourites", "frequent", "budget_device_seconds", "most", "tenant")

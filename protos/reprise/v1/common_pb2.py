@@ -26,23 +26,23 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17reprise/v1/common.proto\x12\nreprise.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"#\n\x06\x44igest\x12\x0b\n\x03hex\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"[\n\x0eParameterValue\x12\x13\n\tint_value\x18\x01 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x02 \x01(\x01H\x00\x12\x14\n\ntext_value\x18\x03 \x01(\tH\x00\x42\x07\n\x05value\"i\n\nTierLookup\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.reprise.v1.LookupOutcome\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xe3\x01\n\x0bStageReport\x12\r\n\x05stage\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.reprise.v1.StageOutcome\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x16\n\x0e\x64\x65vice_seconds\x18\x04 \x01(\x01\x12&\n\x06reason\x18\x05 \x01(\x0e\x32\x16.reprise.v1.MissReason\x12\x11\n\testimated\x18\x06 \x01(\x08\x12\'\n\x07lookups\x18\x0c \x03(\x0b\x32\x16.reprise.v1.TierLookup\"[\n\x07Nearest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12,\n\x08\x61sked_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdiffering\x18\x03 \x03(\t\"\x9a\x03\n\x0b\x43\x61\x63heReport\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.reprise.v1.Outcome\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\'\n\x07lookups\x18\x03 \x03(\x0b\x32\x16.reprise.v1.TierLookup\x12\'\n\x06stages\x18\x04 \x03(\x0b\x32\x17.reprise.v1.StageReport\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x05 \x01(\x01\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x06 \x01(\x01\x12+\n\x07made_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12&\n\x06reason\x18\t \x01(\x0e\x32\x16.reprise.v1.MissReason\x12$\n\x07nearest\x18\n \x01(\x0b\x32\x13.reprise.v1.Nearest\x12+\n\x07similar\x18\x0b \x03(\x0b\x32\x1a.reprise.v1.SimilarPicture\"4\n\nSimilarity\x12\x10\n\x08pictures\x18\x01 \x01(\x08\x12\x14\n\x0cmax_distance\x18\x02 \x01(\r\"a\n\x0eSimilarPicture\x12\r\n\x05media\x18\x01 \x01(\t\x12\x10\n\x08\x64istance\x18\x02 \x01(\r\x12\x1c\n\x14thumbnail_difference\x18\x03 \x01(\x01\x12\x10\n\x08identity\x18\x04 \x01(\t\"\xbe\x02\n\x0b\x43\x61\x63hePolicy\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.reprise.v1.CachePolicy.Mode\x12\x10\n\x08no_store\x18\x02 \x01(\x08\x12*\n\x07max_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66resh\x18\x04 \x01(\x08\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12*\n\nsimilarity\x18\x06 \x01(\x0b\x32\x16.reprise.v1.Similarity\x12\x12\n\nreplayable\x18\x07 \x01(\x08\"f\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_USE\x10\x01\x12\x10\n\x0cMODE_REFRESH\x10\x02\x12\x0f\n\x0bMODE_BYPASS\x10\x03\x12\x17\n\x13MODE_ONLY_IF_CACHED\x10\x04*R\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0b\n\x07TIER_L1\x10\x01\x12\x0b\n\x07TIER_L2\x10\x02\x12\x0b\n\x07TIER_L3\x10\x03\x12\r\n\tTIER_POOL\x10\x04*\xa2\x02\n\rLookupOutcome\x12\x1e\n\x1aLOOKUP_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12LOOKUP_OUTCOME_HIT\x10\x01\x12\x17\n\x13LOOKUP_OUTCOME_MISS\x10\x02\x12\x1a\n\x16LOOKUP_OUTCOME_EXPIRED\x10\x03\x12\x1a\n\x16LOOKUP_OUTCOME_CORRUPT\x10\x04\x12\x18\n\x14LOOKUP_OUTCOME_ERROR\x10\x05\x12\x1a\n\x16LOOKUP_OUTCOME_TIMEOUT\x10\x06\x12\x1a\n\x16LOOKUP_OUTCOME_SKIPPED\x10\x07\x12\x1e\n\x1aLOOKUP_OUTCOME_INVALIDATED\x10\x08\x12\x16\n\x12LOOKUP_OUTCOME_OFF\x10\t*p\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTCOME_HIT\x10\x01\x12\x10\n\x0cOUTCOME_MISS\x10\x02\x12\x15\n\x11OUTCOME_COALESCED\x10\x03\x12\x12\n\x0eOUTCOME_BYPASS\x10\x04*|\n\x0cStageOutcome\x12\x1d\n\x19STAGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGE_OUTCOME_REUSED\x10\x01\x12\x15\n\x11STAGE_OUTCOME_RUN\x10\x02\x12\x1c\n\x18STAGE_OUTCOME_NOT_NEEDED\x10\x03*\xf7\x01\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fMISS_REASON_NEW\x10\x01\x12\x17\n\x13MISS_REASON_EXPIRED\x10\x02\x12\x17\n\x13MISS_REASON_EVICTED\x10\x03\x12\x1b\n\x17MISS_REASON_INVALIDATED\x10\x04\x12\x16\n\x12MISS_REASON_POLICY\x10\x05\x12\x1b\n\x17MISS_REASON_TIER_FAILED\x10\x06\x12\x17\n\x13MISS_REASON_DAMAGED\x10\x07\x12\x1a\n\x16MISS_REASON_NEVER_KEPT\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17reprise/v1/common.proto\x12\nreprise.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"#\n\x06\x44igest\x12\x0b\n\x03hex\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"[\n\x0eParameterValue\x12\x13\n\tint_value\x18\x01 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x02 \x01(\x01H\x00\x12\x14\n\ntext_value\x18\x03 \x01(\tH\x00\x42\x07\n\x05value\"i\n\nTierLookup\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.reprise.v1.Tier\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.reprise.v1.LookupOutcome\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x8a\x02\n\x0bStageReport\x12\r\n\x05stage\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.reprise.v1.StageOutcome\x12\x1e\n\x04tier\x18\x03 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x16\n\x0e\x64\x65vice_seconds\x18\x04 \x01(\x01\x12&\n\x06reason\x18\x05 \x01(\x0e\x32\x16.reprise.v1.MissReason\x12\x11\n\testimated\x18\x06 \x01(\x08\x12%\n\x05parts\x18\x07 \x03(\x0b\x32\x16.reprise.v1.PartReport\x12\'\n\x07lookups\x18\x0c \x03(\x0b\x32\x16.reprise.v1.TierLookup\"\x97\x01\n\nPartReport\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.reprise.v1.StageOutcome\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\x16\n\x0e\x64\x65vice_seconds\x18\x03 \x01(\x01\x12&\n\x06reason\x18\x04 \x01(\x0e\x32\x16.reprise.v1.MissReason\"[\n\x07Nearest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12,\n\x08\x61sked_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdiffering\x18\x03 \x03(\t\"\xaa\x03\n\x0b\x43\x61\x63heReport\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.reprise.v1.Outcome\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.reprise.v1.Tier\x12\'\n\x07lookups\x18\x03 \x03(\x0b\x32\x16.reprise.v1.TierLookup\x12\'\n\x06stages\x18\x04 \x03(\x0b\x32\x17.reprise.v1.StageReport\x12\x1c\n\x14\x64\x65vice_seconds_spent\x18\x05 \x01(\x01\x12\x1c\n\x14\x64\x65vice_seconds_saved\x18\x06 \x01(\x01\x12+\n\x07made_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12&\n\x06reason\x18\t \x01(\x0e\x32\x16.reprise.v1.MissReason\x12$\n\x07nearest\x18\n \x01(\x0b\x32\x13.reprise.v1.Nearest\x12+\n\x07similar\x18\x0b \x03(\x0b\x32\x1a.reprise.v1.SimilarPicture\x12\x0e\n\x06\x66olded\x18\x0c \x03(\t\"C\n\nSimilarity\x12\x10\n\x08pictures\x18\x01 \x01(\x08\x12\x14\n\x0cmax_distance\x18\x02 \x01(\r\x12\r\n\x05lines\x18\x03 \x01(\x08\"a\n\x0eSimilarPicture\x12\r\n\x05media\x18\x01 \x01(\t\x12\x10\n\x08\x64istance\x18\x02 \x01(\r\x12\x1c\n\x14thumbnail_difference\x18\x03 \x01(\x01\x12\x10\n\x08identity\x18\x04 \x01(\t\"\xbe\x02\n\x0b\x43\x61\x63hePolicy\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.reprise.v1.CachePolicy.Mode\x12\x10\n\x08no_store\x18\x02 \x01(\x08\x12*\n\x07max_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66resh\x18\x04 \x01(\x08\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12*\n\nsimilarity\x18\x06 \x01(\x0b\x32\x16.reprise.v1.Similarity\x12\x12\n\nreplayable\x18\x07 \x01(\x08\"f\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_USE\x10\x01\x12\x10\n\x0cMODE_REFRESH\x10\x02\x12\x0f\n\x0bMODE_BYPASS\x10\x03\x12\x17\n\x13MODE_ONLY_IF_CACHED\x10\x04*R\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0b\n\x07TIER_L1\x10\x01\x12\x0b\n\x07TIER_L2\x10\x02\x12\x0b\n\x07TIER_L3\x10\x03\x12\r\n\tTIER_POOL\x10\x04*\xa2\x02\n\rLookupOutcome\x12\x1e\n\x1aLOOKUP_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12LOOKUP_OUTCOME_HIT\x10\x01\x12\x17\n\x13LOOKUP_OUTCOME_MISS\x10\x02\x12\x1a\n\x16LOOKUP_OUTCOME_EXPIRED\x10\x03\x12\x1a\n\x16LOOKUP_OUTCOME_CORRUPT\x10\x04\x12\x18\n\x14LOOKUP_OUTCOME_ERROR\x10\x05\x12\x1a\n\x16LOOKUP_OUTCOME_TIMEOUT\x10\x06\x12\x1a\n\x16LOOKUP_OUTCOME_SKIPPED\x10\x07\x12\x1e\n\x1aLOOKUP_OUTCOME_INVALIDATED\x10\x08\x12\x16\n\x12LOOKUP_OUTCOME_OFF\x10\t*p\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTCOME_HIT\x10\x01\x12\x10\n\x0cOUTCOME_MISS\x10\x02\x12\x15\n\x11OUTCOME_COALESCED\x10\x03\x12\x12\n\x0eOUTCOME_BYPASS\x10\x04*|\n\x0cStageOutcome\x12\x1d\n\x19STAGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGE_OUTCOME_REUSED\x10\x01\x12\x15\n\x11STAGE_OUTCOME_RUN\x10\x02\x12\x1c\n\x18STAGE_OUTCOME_NOT_NEEDED\x10\x03*\xf7\x01\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fMISS_REASON_NEW\x10\x01\x12\x17\n\x13MISS_REASON_EXPIRED\x10\x02\x12\x17\n\x13MISS_REASON_EVICTED\x10\x03\x12\x1b\n\x17MISS_REASON_INVALIDATED\x10\x04\x12\x16\n\x12MISS_REASON_POLICY\x10\x05\x12\x1b\n\x17MISS_REASON_TIER_FAILED\x10\x06\x12\x17\n\x13MISS_REASON_DAMAGED\x10\x07\x12\x1a\n\x16MISS_REASON_NEVER_KEPT\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reprise.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=1551
-  _globals['_TIER']._serialized_end=1633
-  _globals['_LOOKUPOUTCOME']._serialized_start=1636
-  _globals['_LOOKUPOUTCOME']._serialized_end=1926
-  _globals['_OUTCOME']._serialized_start=1928
-  _globals['_OUTCOME']._serialized_end=2040
-  _globals['_STAGEOUTCOME']._serialized_start=2042
-  _globals['_STAGEOUTCOME']._serialized_end=2166
-  _globals['_MISSREASON']._serialized_start=2169
-  _globals['_MISSREASON']._serialized_end=2416
+  _globals['_TIER']._serialized_start=1775
+  _globals['_TIER']._serialized_end=1857
+  _globals['_LOOKUPOUTCOME']._serialized_start=1860
+  _globals['_LOOKUPOUTCOME']._serialized_end=2150
+  _globals['_OUTCOME']._serialized_start=2152
+  _globals['_OUTCOME']._serialized_end=2264
+  _globals['_STAGEOUTCOME']._serialized_start=2266
+  _globals['_STAGEOUTCOME']._serialized_end=2390
+  _globals['_MISSREASON']._serialized_start=2393
+  _globals['_MISSREASON']._serialized_end=2640
   _globals['_DIGEST']._serialized_start=104
   _globals['_DIGEST']._serialized_end=139
   _globals['_PARAMETERVALUE']._serialized_start=141
@@ -50,17 +50,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIERLOOKUP']._serialized_start=234
   _globals['_TIERLOOKUP']._serialized_end=339
   _globals['_STAGEREPORT']._serialized_start=342
-  _globals['_STAGEREPORT']._serialized_end=569
-  _globals['_NEAREST']._serialized_start=571
-  _globals['_NEAREST']._serialized_end=662
-  _globals['_CACHEREPORT']._serialized_start=665
-  _globals['_CACHEREPORT']._serialized_end=1075
-  _globals['_SIMILARITY']._serialized_start=1077
-  _globals['_SIMILARITY']._serialized_end=1129
-  _globals['_SIMILARPICTURE']._serialized_start=1131
-  _globals['_SIMILARPICTURE']._serialized_end=1228
-  _globals['_CACHEPOLICY']._serialized_start=1231
-  _globals['_CACHEPOLICY']._serialized_end=1549
-  _globals['_CACHEPOLICY_MODE']._serialized_start=1447
-  _globals['_CACHEPOLICY_MODE']._serialized_end=1549
+  _globals['_STAGEREPORT']._serialized_end=608
+  _globals['_PARTREPORT']._serialized_start=611
+  _globals['_PARTREPORT']._serialized_end=762
+  _globals['_NEAREST']._serialized_start=764
+  _globals['_NEAREST']._serialized_end=855
+  _globals['_CACHEREPORT']._serialized_start=858
+  _globals['_CACHEREPORT']._serialized_end=1284
+  _globals['_SIMILARITY']._serialized_start=1286
+  _globals['_SIMILARITY']._serialized_end=1353
+  _globals['_SIMILARPICTURE']._serialized_start=1355
+  _globals['_SIMILARPICTURE']._serialized_end=1452
+  _globals['_CACHEPOLICY']._serialized_start=1455
+  _globals['_CACHEPOLICY']._serialized_end=1773
+  _globals['_CACHEPOLICY_MODE']._serialized_start=1671
+  _globals['_CACHEPOLICY_MODE']._serialized_end=1773
 # @@protoc_insertion_point(module_scope)

@@ -121,13 +121,14 @@ class TierLookup(_message.Message):
     def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., outcome: _Optional[_Union[LookupOutcome, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("stage", "outcome", "tier", "device_seconds", "reason", "estimated", "lookups")
+    __slots__ = ("stage", "outcome", "tier", "device_seconds", "reason", "estimated", "parts", "lookups")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     LOOKUPS_FIELD_NUMBER: _ClassVar[int]
     stage: str
     outcome: StageOutcome
@@ -135,8 +136,21 @@ class StageReport(_message.Message):
     device_seconds: float
     reason: MissReason
     estimated: bool
+    parts: _containers.RepeatedCompositeFieldContainer[PartReport]
     lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
-    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ..., estimated: _Optional[bool] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ...) -> None: ...
+    def __init__(self, stage: _Optional[str] = ..., outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ..., estimated: _Optional[bool] = ..., parts: _Optional[_Iterable[_Union[PartReport, _Mapping]]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ...) -> None: ...
+
+class PartReport(_message.Message):
+    __slots__ = ("outcome", "tier", "device_seconds", "reason")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    outcome: StageOutcome
+    tier: Tier
+    device_seconds: float
+    reason: MissReason
+    def __init__(self, outcome: _Optional[_Union[StageOutcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., device_seconds: _Optional[float] = ..., reason: _Optional[_Union[MissReason, str]] = ...) -> None: ...
 
 class Nearest(_message.Message):
     __slots__ = ("address", "asked_at", "differing")
@@ -149,7 +163,7 @@ class Nearest(_message.Message):
     def __init__(self, address: _Optional[str] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., differing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CacheReport(_message.Message):
-    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address", "reason", "nearest", "similar")
+    __slots__ = ("outcome", "tier", "lookups", "stages", "device_seconds_spent", "device_seconds_saved", "made_at", "address", "reason", "nearest", "similar", "folded")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     LOOKUPS_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +175,7 @@ class CacheReport(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     NEAREST_FIELD_NUMBER: _ClassVar[int]
     SIMILAR_FIELD_NUMBER: _ClassVar[int]
+    FOLDED_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     tier: Tier
     lookups: _containers.RepeatedCompositeFieldContainer[TierLookup]
@@ -172,15 +187,18 @@ class CacheReport(_message.Message):
     reason: MissReason
     nearest: Nearest
     similar: _containers.RepeatedCompositeFieldContainer[SimilarPicture]
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ..., reason: _Optional[_Union[MissReason, str]] = ..., nearest: _Optional[_Union[Nearest, _Mapping]] = ..., similar: _Optional[_Iterable[_Union[SimilarPicture, _Mapping]]] = ...) -> None: ...
+    folded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., tier: _Optional[_Union[Tier, str]] = ..., lookups: _Optional[_Iterable[_Union[TierLookup, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., device_seconds_spent: _Optional[float] = ..., device_seconds_saved: _Optional[float] = ..., made_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., address: _Optional[str] = ..., reason: _Optional[_Union[MissReason, str]] = ..., nearest: _Optional[_Union[Nearest, _Mapping]] = ..., similar: _Optional[_Iterable[_Union[SimilarPicture, _Mapping]]] = ..., folded: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Similarity(_message.Message):
-    __slots__ = ("pictures", "max_distance")
+    __slots__ = ("pictures", "max_distance", "lines")
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     MAX_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
     pictures: bool
     max_distance: int
-    def __init__(self, pictures: _Optional[bool] = ..., max_distance: _Optional[int] = ...) -> None: ...
+    lines: bool
+    def __init__(self, pictures: _Optional[bool] = ..., max_distance: _Optional[int] = ..., lines: _Optional[bool] = ...) -> None: ...
 
 class SimilarPicture(_message.Message):
     __slots__ = ("media", "distance", "thumbnail_difference", "identity")

@@ -24,7 +24,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "revision", "parameters", "pictures", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority")
+    __slots__ = ("model", "revision", "parameters", "pictures", "sounds", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,13 @@ class RunRequest(_message.Message):
         key: str
         value: Picture
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Picture, _Mapping]] = ...) -> None: ...
+    class SoundsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Sound
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Sound, _Mapping]] = ...) -> None: ...
     class NamespacesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +71,7 @@ class RunRequest(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     PICTURES_FIELD_NUMBER: _ClassVar[int]
+    SOUNDS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACES_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +88,7 @@ class RunRequest(_message.Message):
     revision: str
     parameters: _containers.MessageMap[str, _common_pb2.ParameterValue]
     pictures: _containers.MessageMap[str, Picture]
+    sounds: _containers.MessageMap[str, Sound]
     namespaces: _containers.ScalarMap[str, str]
     addresses: _containers.ScalarMap[str, str]
     records: _containers.ScalarMap[str, bytes]
@@ -92,7 +101,7 @@ class RunRequest(_message.Message):
     must_run: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
     idle_priority: bool
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., idle_priority: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., sounds: _Optional[_Mapping[str, Sound]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., idle_priority: _Optional[bool] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("identity", "width", "height", "rgb", "near_identity", "part_of")
@@ -109,6 +118,18 @@ class Picture(_message.Message):
     near_identity: str
     part_of: str
     def __init__(self, identity: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., rgb: _Optional[bytes] = ..., near_identity: _Optional[str] = ..., part_of: _Optional[str] = ...) -> None: ...
+
+class Sound(_message.Message):
+    __slots__ = ("identity", "sample_rate", "samples", "pcm")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PCM_FIELD_NUMBER: _ClassVar[int]
+    identity: str
+    sample_rate: int
+    samples: int
+    pcm: bytes
+    def __init__(self, identity: _Optional[str] = ..., sample_rate: _Optional[int] = ..., samples: _Optional[int] = ..., pcm: _Optional[bytes] = ...) -> None: ...
 
 class RunResponse(_message.Message):
     __slots__ = ("event", "finished", "stored", "elsewhere")

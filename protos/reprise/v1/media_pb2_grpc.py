@@ -39,6 +39,11 @@ class MediaServiceStub:
                 request_serializer=reprise_dot_v1_dot_media__pb2.AnimateImageRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_media__pb2.AnimateImageResponse.FromString,
                 _registered_method=True)
+        self.SynthesizeSpeech = channel.unary_stream(
+                '/reprise.v1.MediaService/SynthesizeSpeech',
+                request_serializer=reprise_dot_v1_dot_media__pb2.SynthesizeSpeechRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_media__pb2.SynthesizeSpeechResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/reprise.v1.MediaService/Watch',
                 request_serializer=reprise_dot_v1_dot_media__pb2.WatchRequest.SerializeToString,
@@ -89,6 +94,22 @@ class MediaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SynthesizeSpeech(self, request, context):
+        """Speaks a text in the voice of a recording.
+
+        As AnimateImage: the first event names the generation, the last one holds the result, and a hit has no name. With
+        `live` the sound comes as it is made: what it is made of first, then its samples, which are those of the file, the
+        same ones at every time and for everybody.
+
+        Errors:
+        - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it; there is nothing
+        to say in the text; or the recording is too short, too long, silent, clipped or damaged. Change it.
+        - otherwise as AnimateImage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Follows a generation that is under way or just finished, from any event on, to its very last one: after the
         result comes `stored`, once the artifact is durable.
@@ -113,11 +134,11 @@ class MediaServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request, context):
-        """Takes a picture once, so that requests can name it by its digest. It is kept for its uploader only, and for two
+        """Takes a picture or a recording once, so that requests can name it by its digest. It is kept for its uploader only, and for two
         hours after the last use.
 
         Errors:
-        - INVALID_ARGUMENT: not a picture in a supported format, truncated, or with too many pixels. Change it.
+        - INVALID_ARGUMENT: neither a picture nor a recording in a supported format, truncated, or too large. Change it.
         - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
         - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
         """
@@ -156,6 +177,11 @@ def add_MediaServiceServicer_to_server(servicer, server):
                     servicer.AnimateImage,
                     request_deserializer=reprise_dot_v1_dot_media__pb2.AnimateImageRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_media__pb2.AnimateImageResponse.SerializeToString,
+            ),
+            'SynthesizeSpeech': grpc.unary_stream_rpc_method_handler(
+                    servicer.SynthesizeSpeech,
+                    request_deserializer=reprise_dot_v1_dot_media__pb2.SynthesizeSpeechRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_media__pb2.SynthesizeSpeechResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -210,6 +236,33 @@ class MediaService:
             '/reprise.v1.MediaService/AnimateImage',
             reprise_dot_v1_dot_media__pb2.AnimateImageRequest.SerializeToString,
             reprise_dot_v1_dot_media__pb2.AnimateImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SynthesizeSpeech(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reprise.v1.MediaService/SynthesizeSpeech',
+            reprise_dot_v1_dot_media__pb2.SynthesizeSpeechRequest.SerializeToString,
+            reprise_dot_v1_dot_media__pb2.SynthesizeSpeechResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,18 @@ class MediaServiceStub:
     - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again.
     - INTERNAL: a fault of ours. Retry once; report the trace id.
     """
+    SynthesizeSpeech: _aio.UnaryStreamMultiCallable[_media_pb2.SynthesizeSpeechRequest, _media_pb2.SynthesizeSpeechResponse]
+    """Speaks a text in the voice of a recording.
+
+    As AnimateImage: the first event names the generation, the last one holds the result, and a hit has no name. With
+    `live` the sound comes as it is made: what it is made of first, then its samples, which are those of the file, the
+    same ones at every time and for everybody.
+
+    Errors:
+    - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it; there is nothing
+      to say in the text; or the recording is too short, too long, silent, clipped or damaged. Change it.
+    - otherwise as AnimateImage.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_media_pb2.WatchRequest, _media_pb2.WatchResponse]
     """Follows a generation that is under way or just finished, from any event on, to its very last one: after the
     result comes `stored`, once the artifact is durable.
@@ -52,11 +64,11 @@ class MediaServiceStub:
     - NOT_FOUND: no such generation, or not the caller's. Nothing to do.
     """
     Upload: _aio.UnaryUnaryMultiCallable[_media_pb2.UploadRequest, _media_pb2.UploadResponse]
-    """Takes a picture once, so that requests can name it by its digest. It is kept for its uploader only, and for two
+    """Takes a picture or a recording once, so that requests can name it by its digest. It is kept for its uploader only, and for two
     hours after the last use.
 
     Errors:
-    - INVALID_ARGUMENT: not a picture in a supported format, truncated, or with too many pixels. Change it.
+    - INVALID_ARGUMENT: neither a picture nor a recording in a supported format, truncated, or too large. Change it.
     - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
     - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
     """
@@ -101,6 +113,24 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def SynthesizeSpeech(
+        self,
+        request: _media_pb2.SynthesizeSpeechRequest,
+        context: _aio.ServicerContext[_media_pb2.SynthesizeSpeechRequest, _abc.AsyncIterator[_media_pb2.SynthesizeSpeechResponse]],
+    ) -> _abc.AsyncIterator[_media_pb2.SynthesizeSpeechResponse]:
+        """Speaks a text in the voice of a recording.
+
+        As AnimateImage: the first event names the generation, the last one holds the result, and a hit has no name. With
+        `live` the sound comes as it is made: what it is made of first, then its samples, which are those of the file, the
+        same ones at every time and for everybody.
+
+        Errors:
+        - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it; there is nothing
+          to say in the text; or the recording is too short, too long, silent, clipped or damaged. Change it.
+        - otherwise as AnimateImage.
+        """
+
+    @_abc_1.abstractmethod
     def Watch(
         self,
         request: _media_pb2.WatchRequest,
@@ -133,11 +163,11 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_pb2.UploadRequest,
         context: _aio.ServicerContext[_media_pb2.UploadRequest, _abc.Awaitable[_media_pb2.UploadResponse]],
     ) -> _abc.Awaitable[_media_pb2.UploadResponse]:
-        """Takes a picture once, so that requests can name it by its digest. It is kept for its uploader only, and for two
+        """Takes a picture or a recording once, so that requests can name it by its digest. It is kept for its uploader only, and for two
         hours after the last use.
 
         Errors:
-        - INVALID_ARGUMENT: not a picture in a supported format, truncated, or with too many pixels. Change it.
+        - INVALID_ARGUMENT: neither a picture nor a recording in a supported format, truncated, or too large. Change it.
         - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
         - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
         """
