@@ -29,7 +29,8 @@ from cache.description import Description, Parameter, Stage
 from inference import fingerprint, rendition
 from inference.models import describing
 from inference.models.base import Artifact, Call, Model, Output, Tensors
-from inference.models.describing import GUIDED
+from inference.models.describing import pictures
+from inference.models.describing.pictures import GUIDED
 from inference.models.loading import compute_type, has_random_weights, modules_of, open_pipeline
 from inference.models.previews import fit_colours, is_worth_a_look, picture_of
 
@@ -176,7 +177,13 @@ def describe(pipeline: I2VGenXLPipeline, name: str, *, random_weights: bool = Fa
     """What this pipeline's requests may say, and what its stages depend on."""
     parameters = _parameters(pipeline, small=random_weights)
     return describing.described(
-        name, "i2vgen-xl", parameters, _stages(pipeline), affinity="moments", random_weights=random_weights
+        name,
+        "i2vgen-xl",
+        "animate_image",
+        parameters,
+        _stages(pipeline),
+        affinity="moments",
+        random_weights=random_weights,
     )
 
 
@@ -204,16 +211,16 @@ def _parameters(pipeline: I2VGenXLPipeline, *, small: bool) -> tuple[Parameter, 
         help="Fresh noise per step: 0 is deterministic sampling (DDIM), 1 as much as in training (DDPM).",
     )
     return (
-        describing.prompt("Words beyond the model's 77 tokens do not exist for it."),
-        describing.negative_prompt(),
-        describing.side("width", width, unit, fits),
-        describing.side("height", height, unit, fits),
-        describing.num_frames(16, maximum=32),
-        describing.num_inference_steps(steps),
-        describing.guidance_scale(9.0, "How strictly to follow the prompt; at 1 there is no guidance at all."),
-        describing.motion_fps(16),
-        *describing.file(fps=8),
-        describing.seed(),
+        pictures.prompt("Words beyond the model's 77 tokens do not exist for it."),
+        pictures.negative_prompt(),
+        pictures.side("width", width, unit, fits),
+        pictures.side("height", height, unit, fits),
+        pictures.num_frames(16, maximum=32),
+        pictures.num_inference_steps(steps),
+        pictures.guidance_scale(9.0, "How strictly to follow the prompt; at 1 there is no guidance at all."),
+        pictures.motion_fps(16),
+        *pictures.file(fps=8),
+        describing.seed("videos"),
         clip_skip,
         *([eta] if _takes_eta(pipeline) else []),
     )
@@ -227,10 +234,10 @@ def _stages(pipeline: I2VGenXLPipeline) -> tuple[Stage, ...]:
         describing.canonical(
             prints, "tokens", name="negative_tokens", parameters={"text": "negative_prompt"}, when=GUIDED
         ),
-        describing.text(prints, "text", "tokens", "clip_skip"),
-        describing.text(prints, "negative_text", "negative_tokens", "clip_skip", when=GUIDED),
-        describing.picture(prints, "vision", "width"),
-        describing.picture(prints, "moments", "width", "height"),
+        pictures.text(prints, "text", "tokens", "clip_skip"),
+        pictures.text(prints, "negative_text", "negative_tokens", "clip_skip", when=GUIDED),
+        pictures.picture(prints, "vision", "width"),
+        pictures.picture(prints, "moments", "width", "height"),
         describing.result(
             prints,
             "denoise",

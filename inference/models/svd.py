@@ -23,6 +23,7 @@ from cache.description import Description, Parameter, Stage
 from inference import fingerprint, rendition
 from inference.models import describing
 from inference.models.base import Artifact, Call, Model, Output, Tensors
+from inference.models.describing import pictures
 from inference.models.loading import compute_type, has_random_weights, modules_of, open_pipeline
 from inference.models.previews import fit_colours, is_worth_a_look, picture_of
 
@@ -159,7 +160,7 @@ def describe(pipeline: StableVideoDiffusionPipeline, name: str, *, random_weight
     """What this pipeline's requests may say, and what its stages depend on."""
     parameters = _parameters(pipeline, small=random_weights)
     return describing.described(
-        name, "svd", parameters, _stages(pipeline), affinity="vision", random_weights=random_weights
+        name, "svd", "animate_image", parameters, _stages(pipeline), affinity="vision", random_weights=random_weights
     )
 
 
@@ -167,12 +168,12 @@ def _parameters(pipeline: StableVideoDiffusionPipeline, *, small: bool) -> tuple
     unit = math.lcm(8, pipeline.vae_scale_factor)
     width, height, steps = (256, 256, 8) if small else (1024, 576, 25)
     return (
-        describing.side("width", width, unit, "stretched to it"),
-        describing.side("height", height, unit, "stretched to it"),
+        pictures.side("width", width, unit, "stretched to it"),
+        pictures.side("height", height, unit, "stretched to it"),
         # Of a single frame, guidance would have no end to go to; the library fails on it.
-        describing.num_frames(pipeline.unet.config.num_frames, minimum=2, maximum=32),
-        describing.num_inference_steps(steps),
-        describing.guidance_scale(3.0, "How strictly to follow the picture at the video's end; at 1 not at all."),
+        pictures.num_frames(pipeline.unet.config.num_frames, minimum=2, maximum=32),
+        pictures.num_inference_steps(steps),
+        pictures.guidance_scale(3.0, "How strictly to follow the picture at the video's end; at 1 not at all."),
         Parameter(
             name="min_guidance_scale",
             kind="float",
@@ -182,7 +183,7 @@ def _parameters(pipeline: StableVideoDiffusionPipeline, *, small: bool) -> tuple
             extra=True,
             help="How strictly to follow the picture at the video's beginning.",
         ),
-        describing.motion_fps(7),
+        pictures.motion_fps(7),
         Parameter(
             name="motion_bucket_id",
             kind="int",
@@ -201,16 +202,16 @@ def _parameters(pipeline: StableVideoDiffusionPipeline, *, small: bool) -> tuple
             extra=True,
             help="Noise laid over the picture: with more, the video keeps less of it and moves more.",
         ),
-        *describing.file(fps=7),
-        describing.seed(),
+        *pictures.file(fps=7),
+        describing.seed("videos"),
     )
 
 
 def _stages(pipeline: StableVideoDiffusionPipeline) -> tuple[Stage, ...]:
     prints = _fingerprints(pipeline)
     return (
-        describing.picture(prints, "vision"),
-        describing.picture(prints, "condition", "width", "height", "noise_aug_strength", "seed"),
+        pictures.picture(prints, "vision"),
+        pictures.picture(prints, "condition", "width", "height", "noise_aug_strength", "seed"),
         describing.result(
             prints,
             "denoise",

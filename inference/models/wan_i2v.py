@@ -31,7 +31,8 @@ from cache.encoding import Value
 from inference import fingerprint, rendition
 from inference.models import describing
 from inference.models.base import Artifact, Call, Model, Output, Tensors
-from inference.models.describing import GUIDED
+from inference.models.describing import pictures
+from inference.models.describing.pictures import GUIDED
 from inference.models.loading import compute_type, has_random_weights, modules_of, open_pipeline
 from inference.models.previews import fit_colours, is_worth_a_look, picture_of
 
@@ -212,6 +213,7 @@ def describe(pipeline: WanImageToVideoPipeline, name: str, *, random_weights: bo
     return describing.described(
         name,
         "wan-i2v",
+        "animate_image",
         _parameters(pipeline, small=random_weights),
         _stages(pipeline),
         affinity="vision" if _sees(pipeline) else "condition",
@@ -234,19 +236,19 @@ def _parameters(pipeline: WanImageToVideoPipeline, *, small: bool) -> tuple[Para
     )
     step = pipeline.vae_scale_factor_temporal
     return (
-        describing.prompt(f"Words beyond {TEXT_LENGTH} tokens do not exist for the model."),
-        describing.negative_prompt(),
-        describing.side("width", width, unit, "stretched to it"),
-        describing.side("height", height, unit, "stretched to it"),
-        describing.num_frames(
+        pictures.prompt(f"Words beyond {TEXT_LENGTH} tokens do not exist for the model."),
+        pictures.negative_prompt(),
+        pictures.side("width", width, unit, "stretched to it"),
+        pictures.side("height", height, unit, "stretched to it"),
+        pictures.num_frames(
             frames,
             maximum=SPANS[-1],
             note=f" The model makes 1, {step + 1}, {2 * step + 1}... of them: others are rounded.",
         ),
-        describing.num_inference_steps(steps),
-        describing.guidance_scale(5.0, "How strictly to follow the prompt; at 1 there is no guidance at all."),
-        *describing.file(fps=16),
-        describing.seed(),
+        pictures.num_inference_steps(steps),
+        pictures.guidance_scale(5.0, "How strictly to follow the prompt; at 1 there is no guidance at all."),
+        *pictures.file(fps=16),
+        describing.seed("videos"),
         *([second] if pipeline.transformer_2 is not None else []),
     )
 
@@ -262,10 +264,10 @@ def _stages(pipeline: WanImageToVideoPipeline) -> tuple[Stage, ...]:
         ),
         describing.canonical(prints, "length", parameters={"num_frames": "num_frames"}),
         describing.canonical(prints, "span", upstream={"length": "length"}),
-        describing.text(prints, "text", "tokens"),
-        describing.text(prints, "negative_text", "negative_tokens", when=GUIDED),
-        *([describing.picture(prints, "vision")] if _sees(pipeline) else []),
-        describing.picture(prints, "condition", "width", "height", upstream={"span": "span"}),
+        pictures.text(prints, "text", "tokens"),
+        pictures.text(prints, "negative_text", "negative_tokens", when=GUIDED),
+        *([pictures.picture(prints, "vision")] if _sees(pipeline) else []),
+        pictures.picture(prints, "condition", "width", "height", upstream={"span": "span"}),
         describing.result(
             prints,
             "denoise",

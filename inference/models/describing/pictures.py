@@ -1,40 +1,16 @@
-"""Describing: the parameters and stages that families of moving pictures have in common, so that each family's file
-says only what is its own.
-"""
+"""Pictures: the parameters and stages that families of moving pictures have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from cache.description import HOUR, Description, Parameter, Scope, Stage, When
+from cache.description import HOUR, Parameter, Scope, Stage, When
 from inference import rendition
+from inference.models.describing import TEXT_TTL
 
-_TEXT_TTL, _PICTURE_TTL, _RESULT_TTL = HOUR / 6, HOUR / 2, 2 * HOUR
+_PICTURE_TTL = HOUR / 2
 
 GUIDED = When(parameter="guidance_scale", above=1.0)
-
-
-def described(
-    name: str,
-    family: str,
-    parameters: Sequence[Parameter],
-    stages: Sequence[Stage],
-    *,
-    affinity: str,
-    random_weights: bool,
-) -> Description:
-    """A description whose revision is a hash of all that it says."""
-    description = Description(
-        model=name,
-        revision="",
-        family=family,
-        task="animate_image",
-        random_weights=random_weights,
-        parameters=tuple(parameters),
-        stages=tuple(stages),
-        affinity=affinity,
-    )
-    return description.model_copy(update={"revision": description.digest.hex[:16]})
 
 
 # Parameters.
@@ -142,42 +118,7 @@ def file(fps: int) -> tuple[Parameter, Parameter]:
     return rate, container
 
 
-def seed() -> Parameter:
-    return Parameter(
-        name="seed",
-        kind="int",
-        default=42,
-        minimum=0,
-        maximum=2**53 - 1,
-        help="Which of all possible videos: the same seed and request give the same one.",
-    )
-
-
 # Stages. `prints` are the fingerprints by kind.
-
-
-def canonical(
-    prints: Mapping[str, str],
-    kind: str,
-    *,
-    name: str = "",
-    parameters: Mapping[str, str] | None = None,
-    upstream: Mapping[str, str] | None = None,
-    when: When | None = None,
-) -> Stage:
-    """Says what a request means, for next to nothing: its output names what follows, and is not kept."""
-    return Stage(
-        name=name or kind,
-        kind=kind,
-        fingerprint=prints[kind],
-        parameters=parameters or {},
-        upstream=upstream or {},
-        when=when,
-        scope=Scope.USER,
-        ttl=_TEXT_TTL,
-        canonicalises=True,
-        cached=False,
-    )
 
 
 def text(
@@ -192,7 +133,7 @@ def text(
         upstream={"tokens": tokens},
         when=when,
         scope=Scope.USER,
-        ttl=_TEXT_TTL,
+        ttl=TEXT_TTL,
         pooled=True,
     )
 
@@ -209,17 +150,4 @@ def picture(prints: Mapping[str, str], kind: str, *parameters: str, upstream: Ma
         scope=Scope.SHARED,
         ttl=_PICTURE_TTL,
         pooled=True,
-    )
-
-
-def result(prints: Mapping[str, str], kind: str, upstream: Mapping[str, str], *parameters: str) -> Stage:
-    """Final latents, or the file made of them."""
-    return Stage(
-        name=kind,
-        kind=kind,
-        fingerprint=prints[kind],
-        parameters={parameter: parameter for parameter in parameters},
-        upstream=upstream,
-        scope=Scope.TENANT,
-        ttl=_RESULT_TTL,
     )
