@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from inference.models.base import Model
 
-# The pipeline class a model names in its model_index.json -> the module of its family, which has a `load` of its own.
+# The class a model names in its model_index.json or config.json -> the module of its family, with a `load` of its own.
 FAMILIES = {
     "I2VGenXLPipeline": "inference.models.i2vgen_xl",
+    "PocketTTSForConditionalGeneration": "inference.models.pocket_tts",
     "StableVideoDiffusionPipeline": "inference.models.svd",
     "WanImageToVideoPipeline": "inference.models.wan_i2v",
 }

@@ -1,9 +1,10 @@
-"""Loading: from a folder or hub id to a pipeline of diffusers in the right type, from safetensors and nothing else."""
+"""Loading: from a folder or hub id to a pipeline in the right type, from safetensors and nothing else."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-MARKER = "reprise.json"  # beside model_index.json in folders that `inference.models.small` made
+MARKER = "reprise.json"  # in folders that `inference.models.small` made
 
 
 def open_pipeline(kind: Any, source: str, dtype: torch.dtype | Mapping[str, torch.dtype]) -> Any:
@@ -21,12 +22,19 @@ def open_pipeline(kind: Any, source: str, dtype: torch.dtype | Mapping[str, torc
 
     Raises ValueError for what cannot be loaded in this way.
     """
+    with opening(source, kind.__name__):
+        return kind.from_pretrained(source, dtype=dtype, use_safetensors=True)
+
+
+@contextmanager
+def opening(source: str, kind: str) -> Iterator[None]:
+    """In which the parts of a model are loaded. Raises ValueError for those that are not there."""
     for library_logging in (diffusers_logging, transformers_logging):
         library_logging.disable_progress_bar()  # a server has no terminal
     try:
-        return kind.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        yield
     except OSError as error:
-        raise ValueError(f"{source} lacks a part of a {kind.__name__}, or has it in no safetensors file") from error
+        raise ValueError(f"{source} lacks a part of a {kind}, or has it in no safetensors file") from error
 
 
 def compute_type(device: str, dtype: str | None, *, accelerator: str = "float16") -> torch.dtype:

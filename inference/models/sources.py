@@ -18,13 +18,18 @@ from typing import Any
 
 import yaml
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from inference.models.loading import has_random_weights
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NO_MODEL = "{} is neither a folder nor a hub id of a model with a model_index.json and safetensors files"
+_NO_MODEL = (
+    "{} is neither a folder nor a hub id of a model with a model_index.json or config.json and safetensors files"
+)
+_PIPELINE, _MODEL, _PROCESSOR = "model_index.json", "config.json", "processor_config.json"
+# Of a repository without a pipeline, what there is to load; never the voices that some bring along.
+_FETCHED, _LEFT = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"], ["voices/*"]
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
@@ -64,16 +69,32 @@ def folder_of(source: str) -> Path:
         return folder
     name, _, revision = source.partition("@")
     try:
-        return Path(DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True))
+        if _is_pipeline(name, revision):
+            return Path(DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FETCHED, ignore_patterns=_LEFT))
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise ValueError(f"{_NO_MODEL.format(source)}, or the hub cannot be reached from here") from error
 
 
+def codec_folder(folder: Path) -> Path:
+    """The folder of the codec that a model of speech is for: within its own, or wherever it says, fetched from the hub
+    if need be. Raises ValueError for a model that names none, or one that is not there.
+    """
+    named = _codec_of(folder)
+    if not named:
+        raise ValueError(f"{folder} names no codec")
+    return folder / named if (folder / named).is_dir() else folder_of(named)
+
+
 def pipeline_class(folder: Path) -> str:
-    """The pipeline class that a model's folder names. Raises ValueError for a folder that holds no model."""
+    """The class that a model's folder names: of its pipeline, or, if it has none, of its model. Raises ValueError for
+    a folder that holds no model.
+    """
     try:
-        return str(_index(folder)["_class_name"])
-    except (OSError, KeyError, ValueError) as error:
+        if (folder / _PIPELINE).is_file():
+            return str(_read(folder / _PIPELINE)["_class_name"])
+        return str(_read(folder / _MODEL)["architectures"][0])
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise ValueError(_NO_MODEL.format(folder)) from error
 
 
@@ -94,14 +115,39 @@ def examine(source: str) -> Examined:
     )
 
 
+def _is_pipeline(name: str, revision: str) -> bool:
+    try:
+        hf_hub_download(name, _PIPELINE, revision=revision or None)
+    except EntryNotFoundError:
+        return False
+    return True
+
+
 def _parts(folder: Path) -> Iterator[Part]:
-    for name, value in sorted(_index(folder).items()):
+    if not (folder / _PIPELINE).is_file():
+        yield _part("model", folder)
+        if _codec_of(folder):
+            yield _part("codec", codec_folder(folder))
+        return
+    for name, value in sorted(_read(folder / _PIPELINE).items()):
         if name.startswith("_") or not isinstance(value, list) or None in value:
             continue
         library, kind = value
         has_config = (folder / name / "config.json").is_file()  # schedulers, tokenizers and processors have others
         if has_config and library in ("diffusers", "transformers"):
             yield Part(name, str(kind), sum(map(_numbers_in, _weights(folder / name))))
+
+
+def _part(name: str, folder: Path) -> Part:
+    """Of a model in a folder of its own."""
+    return Part(name, pipeline_class(folder), sum(map(_numbers_in, _weights(folder))))
+
+
+def _codec_of(folder: Path) -> str:
+    """The path or hub id of the codec that a model of speech names; empty: it names none."""
+    if not (folder / _PROCESSOR).is_file():
+        return ""
+    return str(_read(folder / _PROCESSOR).get("audio_tokenizer", {}).get("audio_tokenizer_name_or_path", ""))
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -141,6 +187,6 @@ def _licence(folder: Path, card: Path | None = None) -> str:
     return next((f"see {name}" for name in _LICENCES if (folder / name).is_file()), "")
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
-    return index
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content

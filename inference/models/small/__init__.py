@@ -24,6 +24,7 @@ from inference.models.loading import MARKER
 # What a family is called in descriptions -> the module of its small model, with a `pipeline` and a `CODE_VERSION`.
 FAMILIES = {
     "i2vgen-xl": "inference.models.small.i2vgen_xl",
+    "pocket-tts": "inference.models.small.pocket_tts",
     "svd": "inference.models.small.svd",
     "wan-i2v": "inference.models.small.wan_i2v",
 }

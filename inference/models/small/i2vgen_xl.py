@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from itertools import pairwise
-
 from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
@@ -20,7 +16,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from inference.models.small.parts import WORDS, add_blur, scale
+from inference.models.small.parts import WORDS, add_blur, learn_merges, scale
 
 CODE_VERSION = 1  # of everything that shapes this model
 
@@ -46,34 +42,11 @@ def pipeline() -> I2VGenXLPipeline:
 def _tokenizer() -> CLIPTokenizer:
     """Byte-level pair encoding with two sorts of every byte, as CLIP's: inside a word, and at its end."""
     alphabet = sorted(ByteLevel.alphabet())
-    merges = _learn_merges(WORDS.split(), _MERGES)
+    merges = learn_merges(([*word[:-1], word[-1] + "</w>"] for word in WORDS.split()), _MERGES)
     pieces = [*alphabet, *(byte + "</w>" for byte in alphabet), *(left + right for left, right in merges)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
-
-
-def _learn_merges(words: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """The `count` most frequent pairs, each found after the earlier ones were joined; ties go by alphabet."""
-    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
-    merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs = Counter(pair for word in spelled for pair in pairwise(word))
-        if not pairs:
-            break
-        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
-        spelled = [_joined(word, merges[-1]) for word in spelled]
-    return merges
-
-
-def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
-    joined: list[str] = []
-    for piece in word:
-        if joined and (joined[-1], piece) == pair:
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
 
 
 def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -24,6 +27,31 @@ WORDS = (
     "camera zoom pan shot close view wide angle cinematic realistic detailed high low quality resolution film style "
     "painting photo video frame motion motionless static distorted disfigured incomplete discontinuous worst best"
 )
+
+
+def learn_merges(words: Iterable[Sequence[str]], count: int) -> list[tuple[str, str]]:
+    """The `count` most frequent pairs in words that are spelled out, each found after the earlier ones were joined;
+    ties go by alphabet.
+    """
+    spelled = [list(word) for word in words]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs = Counter(pair for word in spelled for pair in pairwise(word))
+        if not pairs:
+            break
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        spelled = [_joined(word, merges[-1]) for word in spelled]
+    return merges
+
+
+def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
+    joined: list[str] = []
+    for piece in word:
+        if joined and (joined[-1], piece) == pair:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
 
 
 def scale(layer: nn.Module, factor: float) -> None:

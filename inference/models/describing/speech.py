@@ -1,0 +1,107 @@
+"""Speech: the parameters and stages that families of speech in a recorded voice have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cache.description import Parameter, Recording, Scope, Stage
+from inference import sound_files
+from inference.models.describing import RESULT_TTL
+
+MEDIUM = "voice"  # what the recording is called in requests
+
+# Parameters.
+
+
+def recordings(*, min_seconds: float, max_seconds: float, min_sample_rate: int) -> dict[str, Recording]:
+    return {
+        MEDIUM: Recording(min_seconds=min_seconds, max_seconds=max_seconds, min_sample_rate=min_sample_rate),
+    }
+
+
+def text(refuses: Sequence[str], *, max_length: int, note: str) -> Parameter:
+    """`refuses` is what the model would take for a command, `note` how it reads."""
+    return Parameter(
+        name="text",
+        kind="text",
+        min_length=1,
+        max_length=max_length,
+        refuses=tuple(refuses),
+        spoken=True,
+        help=f"What to say. {note}",
+    )
+
+
+def speed() -> Parameter:
+    return Parameter(
+        name="speed",
+        kind="float",
+        default=1.0,
+        minimum=0.5,
+        maximum=2.0,
+        help="How fast: 2 is twice as fast, at the same pitch. Changing it never runs the model again.",
+    )
+
+
+def sample_rate(native: int) -> Parameter:
+    return Parameter(
+        name="sample_rate",
+        kind="int",
+        default=native,
+        minimum=8000,
+        maximum=48000,
+        unit="samples/s",
+        help="Of the file. Changing it never runs the model again.",
+    )
+
+
+def file_format() -> Parameter:
+    return Parameter(
+        name="format",
+        kind="choice",
+        default="wav",
+        choices=tuple(sound_files.CONTAINERS),
+        help='Container of the file; "ogg" is Opus. Changing it never runs the model again.',
+    )
+
+
+# Stages. `prints` are the fingerprints by kind.
+
+
+def voice(prints: Mapping[str, str], kind: str, upstream: Mapping[str, str] | None = None) -> Stage:
+    """What is made of the recording alone: of the recording itself where it has no upstream."""
+    return Stage(
+        name=kind,
+        kind=kind,
+        fingerprint=prints[kind],
+        media=() if upstream else (MEDIUM,),
+        upstream=upstream or {},
+        scope=Scope.TENANT,
+        ttl=RESULT_TTL,
+        pooled=True,
+    )
+
+
+def each(
+    prints: Mapping[str, str],
+    kind: str,
+    upstream: Mapping[str, str],
+    *parameters: str,
+    follows: str = "",
+    live: bool = False,
+    cached: bool = True,
+) -> Stage:
+    """One sentence of what the stage `tokens` makes of the text."""
+    return Stage(
+        name=kind,
+        kind=kind,
+        fingerprint=prints[kind],
+        parameters={parameter: parameter for parameter in parameters},
+        upstream=upstream,
+        each="tokens",
+        follows=follows,
+        live=live,
+        scope=Scope.TENANT,
+        ttl=RESULT_TTL,
+        cached=cached,
+    )
