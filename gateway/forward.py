@@ -32,7 +32,7 @@ from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, chunk_event, event_response
 from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.inference_pb2 import Elsewhere, Finished, ForeseeResponse, Picture, RunRequest, RunResponse
+from reprise.v1.inference_pb2 import Elsewhere, Finished, ForeseeResponse, RunRequest, RunResponse
 from reprise.v1.media_pb2 import Stored
 
 _NO_WORKER_RETRY = 2.0  # seconds
@@ -61,10 +61,10 @@ class _Run:
     records: Mapping[str, tuple[Record, TierName]]
     span: Span
     fill: Callable[[Completed], None]
-    with_pixels: bool
+    with_media: bool
 
     async def request(self, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
-        return await _run_request(self.plan, self.records, with_pixels=self.with_pixels, idle=idle, must_run=must_run)
+        return await _run_request(self.plan, self.records, with_media=self.with_media, idle=idle, must_run=must_run)
 
 
 class Forwarder:
@@ -77,15 +77,15 @@ class Forwarder:
         tracing: Tracing,
         *,
         patience: float,
-        max_pixels: int,
+        max_media_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._hierarchy = hierarchy
         self._fleet = fleet
         self._tracing = tracing
         self._patience = patience
-        self._max_pixels = max_pixels
-        self._pixels = 0  # bytes of decoded pictures on their way to workers
+        self._max_media_bytes = max_media_bytes
+        self._media_bytes = 0  # of decoded media on their way to workers
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
 
@@ -107,13 +107,13 @@ class Forwarder:
         try:
             records, reasons, lookups = await known_encodings(self._hierarchy, plan, self._clock())
             flight.publish(Planned(expected_stages(plan, records), reasons, lookups))
-            run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
+            run = _Run(flight, plan, records, span, completed, with_media=_reads_media(plan, records))
             try:
                 artifact = await self._run_somewhere(run)
             except _NearGone:
                 plan = plan.with_stand_ins({})
                 records, *_ = await known_encodings(self._hierarchy, plan, self._clock())
-                run = _Run(flight, plan, records, span, completed, with_pixels=_reads_media(plan, records))
+                run = _Run(flight, plan, records, span, completed, with_media=_reads_media(plan, records))
                 artifact = await self._run_somewhere(run)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
@@ -151,15 +151,15 @@ class Forwarder:
             if home is None:
                 raise Unavailable("NO_WORKER", retry_after=_NO_WORKER_RETRY)
             try:
-                with self._room_for_pixels(run):
+                with self._room_for_media(run):
                     return await self._run_at(home, run, failed)
             except WorkerSilent:
                 _log.warning("worker silent, trying another", worker=home.address)
                 failed.append(home)
             except grpc.aio.AioRpcError as error:
                 reason = explain_error(error).reason
-                if reason == "MEDIA_NEEDED" and not run.with_pixels:
-                    run.with_pixels = True
+                if reason == "MEDIA_NEEDED" and not run.with_media:
+                    run.with_media = True
                 elif reason == "NEAR_GONE" and run.plan.stand_ins:
                     raise _NearGone from None
                 elif error.code() is grpc.StatusCode.UNAVAILABLE:
@@ -195,18 +195,18 @@ class Forwarder:
             return told
 
     @contextmanager
-    def _room_for_pixels(self, run: _Run) -> Iterator[None]:
-        """A run's request lives as long as the run, and its pictures are most of it. Raises Overloaded."""
+    def _room_for_media(self, run: _Run) -> Iterator[None]:
+        """A run's request lives as long as the run, and its media are most of it. Raises Overloaded."""
         plan = run.plan
-        sources = [source for name, source in plan.media.items() if run.with_pixels and name not in plan.stand_ins]
-        size = sum(source.width * source.height * 3 for source in sources)
-        if size and self._pixels and self._pixels + size > self._max_pixels:
+        sent = [medium for name, medium in plan.media.items() if run.with_media and name not in plan.stand_ins]
+        size = sum(medium.weight for medium in sent)
+        if size and self._media_bytes and self._media_bytes + size > self._max_media_bytes:
             raise Overloaded("GATEWAY_BUSY")
-        self._pixels += size
+        self._media_bytes += size
         try:
             yield
         finally:
-            self._pixels -= size
+            self._media_bytes -= size
 
     @asynccontextmanager
     async def _sent(
@@ -223,7 +223,8 @@ class Forwarder:
             told = await asyncio.shield(reading)
             if isinstance(told, Elsewhere):
                 span.set_attribute("reprise.worker.elsewhere", told.worker)
-                request.ClearField("pictures")  # the call lives on, and has no use for them
+                request.ClearField("pictures")  # the call lives on, and has no use for media
+                request.ClearField("sounds")
             yield told
         except asyncio.CancelledError:
             if run.flight in self._abandoned and not reading.done():
@@ -351,15 +352,14 @@ async def _run_request(
     plan: Plan,
     records: Mapping[str, tuple[Record, TierName]],
     *,
-    with_pixels: bool = False,
+    with_media: bool = False,
     idle: Sequence[str] = (),
     must_run: bool = False,
 ) -> RunRequest:
-    return RunRequest(
+    request = RunRequest(
         model=plan.description.model,
         revision=plan.description.revision,
         parameters={name: _parameter(value) for name, value in plan.parameters.items()},
-        pictures={name: await _picture(plan, name, with_pixels) for name in plan.media},
         namespaces={scope.value: namespace for scope, namespace in plan.namespaces.items()},
         addresses={stage: str(address) for stage, address in plan.addresses.items()},
         records={stage: record.to_bytes() for stage, (record, _) in records.items()},
@@ -373,6 +373,12 @@ async def _run_request(
         must_run=must_run,
         idle_priority=plan.idle,
     )
+    for name, medium in plan.media.items():
+        stand_in = plan.stand_ins.get(name)  # without pixels in any case: none are to be encoded under another's name
+        await medium.put_into(request, name, whole=with_media and stand_in is None)
+        if stand_in is not None:
+            request.pictures[name].near_identity = stand_in.identity
+    return request
 
 
 def _parameter(value: Scalar) -> pb.ParameterValue:
@@ -383,17 +389,6 @@ def _parameter(value: Scalar) -> pb.ParameterValue:
             return pb.ParameterValue(float_value=value)
         case _:
             return pb.ParameterValue(int_value=value)
-
-
-async def _picture(plan: Plan, name: str, with_pixels: bool) -> Picture:
-    source, stand_in = plan.media[name], plan.stand_ins.get(name)
-    picture = Picture(identity=source.identity, width=source.width, height=source.height, part_of=source.part_of)
-    if stand_in is not None:  # without pixels in any case: none are to be encoded under another's name
-        picture.near_identity = stand_in.identity
-    elif with_pixels:
-        picture.rgb = (await source.pixels()).rgb
-        source.release()
-    return picture
 
 
 async def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:

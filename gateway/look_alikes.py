@@ -49,7 +49,7 @@ class LookAlikes:
             return
         self.used(plan)
         tenant = plan.namespaces[Scope.TENANT]
-        for name, source in plan.media.items():
+        for name, source in _pictures(plan):
             place, marks = (tenant, source.identity), frozenset((tags.of_tenant(tenant), *plan.media_tags[name]))
             if place not in self._kept and (look := source.look) is not None:
                 weight = look.weight + _OVERHEAD
@@ -78,7 +78,7 @@ class LookAlikes:
         most, tenant = plan.policy.similarity, plan.namespaces[Scope.TENANT]
         if most is None or not plan.policy.reuse or tenant not in self._by_tenant:
             return None
-        for name, source in plan.media.items():
+        for name, source in _pictures(plan):
             if await self._complete(plan, name):
                 continue
             self._kept.expire(self._clock())
@@ -105,6 +105,10 @@ class LookAlikes:
         del looks[identity]
         if not looks:
             del self._by_tenant[tenant]
+
+
+def _pictures(plan: Plan) -> list[tuple[str, Source]]:
+    return [(name, medium) for name, medium in plan.media.items() if isinstance(medium, Source)]
 
 
 def _nearest(look: Look, known: Mapping[str, Look], most: int) -> list[StandIn]:

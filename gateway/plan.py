@@ -16,8 +16,8 @@ from cache.near import MOST_DISTANCE, USUAL_DISTANCE, Likeness
 from cache.record import Record
 from cache.settings import Section
 from cache.tags import WARMED, of_media
-from gateway.darkroom import Source
 from gateway.errors import InvalidField
+from gateway.reception import Medium
 from reprise.v1.common_pb2 import CachePolicy, Similarity
 
 _MAX_SEED = 2**53
@@ -136,7 +136,7 @@ class Plan:
 
     description: Description
     parameters: Mapping[str, Scalar]
-    media: Mapping[str, Source]
+    media: Mapping[str, Medium]
     namespaces: Mapping[Scope, str]
     addresses: Mapping[str, Address]  # by stage
     policy: Policy
@@ -188,7 +188,7 @@ class Plan:
         return replace(self, idle=True, tags=(*self.tags, WARMED))
 
     def without_media(self) -> Plan:
-        """The same plan, for those who must not keep pictures alive."""
+        """The same plan, for those who must not keep media alive."""
         return replace(self, media={})
 
     def with_stand_ins(self, stand_ins: Mapping[str, StandIn]) -> Plan:
@@ -215,7 +215,7 @@ def choose_seed(given: Mapping[str, Scalar], policy: Policy) -> dict[str, Scalar
 def make_plan(
     description: Description,
     parameters: Mapping[str, Scalar],
-    media: Mapping[str, Source],
+    media: Mapping[str, Medium],
     namespaces: Mapping[Scope, str],
     policy: Policy,
     *,
@@ -223,8 +223,8 @@ def make_plan(
     by_url: bool = False,
 ) -> Plan:
     """`parameters` are complete and validated."""
-    identities = {name: source.identity for name, source in media.items()}
-    wholes = {name: source.part_of for name, source in media.items() if source.part_of}
+    identities = {name: medium.identity for name, medium in media.items()}
+    wholes = {name: medium.part_of for name, medium in media.items() if medium.part_of}
     where = _addresses(description, parameters, identities, namespaces, {})
     return Plan(
         description,

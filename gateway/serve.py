@@ -150,7 +150,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             fleet,
             telemetry.tracing,
             patience=section.longest_generation,
-            max_pixels=section.max_pixel_bytes,
+            max_media_bytes=section.max_pixel_bytes,
         )
         http = await HttpServer.bind(section.host, section.http_port) if section.http_port is not None else None
         if http is not None:

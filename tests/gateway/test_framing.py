@@ -89,7 +89,7 @@ async def test_framings_of_one_file_are_remembered_apart() -> None:
         await asyncio.gather(*[darkroom.identify("ns", WHOLE_FILES["png"], framing) for framing in framings[:2] * 9])
 
         assert 4 == len({source.identity for source in sources})
-        assert 6 == darkroom.developed
+        assert 6 == darkroom.decoded
         again = await darkroom.identify("ns", FILE, framings[2])
         assert (10, 10, again.identity) == (again.width, again.height, (await again.pixels()).identity)
 

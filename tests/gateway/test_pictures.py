@@ -479,7 +479,7 @@ async def test_a_source_names_file_and_pixels(darkroom: Darkroom) -> None:
 
     assert (Digest.of(data), picture.identity, 24, 16) == (source.file, source.identity, source.width, source.height)
     assert picture == await source.pixels()
-    assert 1 == darkroom.developed
+    assert 1 == darkroom.decoded
 
 
 async def test_a_file_seen_before_is_not_decoded_again(darkroom: Darkroom) -> None:
@@ -489,9 +489,9 @@ async def test_a_file_seen_before_is_not_decoded_again(darkroom: Darkroom) -> No
     again = await darkroom.identify("ns", data)
 
     assert (first.identity, first.width, first.height) == (again.identity, again.width, again.height)
-    assert 1 == darkroom.developed
+    assert 1 == darkroom.decoded
     assert await first.pixels() == await again.pixels()
-    assert 2 == darkroom.developed
+    assert 2 == darkroom.decoded
 
 
 async def test_equal_files_at_the_same_time_are_decoded_once(darkroom: Darkroom) -> None:
@@ -499,7 +499,7 @@ async def test_equal_files_at_the_same_time_are_decoded_once(darkroom: Darkroom)
     sources = await asyncio.gather(*[darkroom.identify("ns", WHOLE_FILES["png"]) for _ in range(50)])
 
     assert 1 == len({source.identity for source in sources})
-    assert 1 == darkroom.developed
+    assert 1 == darkroom.decoded
 
 
 async def test_nobody_can_tell_what_others_have_uploaded(darkroom: Darkroom) -> None:
@@ -507,7 +507,7 @@ async def test_nobody_can_tell_what_others_have_uploaded(darkroom: Darkroom) -> 
     await darkroom.identify("acme", WHOLE_FILES["png"])
     await darkroom.identify("globex", WHOLE_FILES["png"])
 
-    assert 2 == darkroom.developed
+    assert 2 == darkroom.decoded
 
 
 async def test_large_files_are_identified_alike(darkroom: Darkroom) -> None:
@@ -573,7 +573,7 @@ async def test_a_file_over_the_bound_is_refused_unread(darkroom: Darkroom) -> No
     """Nothing is hashed that will not be decoded."""
     with pytest.raises(TooLarge):
         await darkroom.identify("ns", bytes(16 * 1024 * 1024 + 1))
-    assert 0 == darkroom.developed
+    assert 0 == darkroom.decoded
 
 
 async def test_memory_of_pictures_is_bounded() -> None:
@@ -582,11 +582,11 @@ async def test_memory_of_pictures_is_bounded() -> None:
     with Darkroom(most_remembered=2) as darkroom:
         for index in (0, 1, 0, 2):  # 1 has not been seen for longest when 2 comes
             await darkroom.identify("ns", files[index])
-        assert 3 == darkroom.developed
+        assert 3 == darkroom.decoded
         await darkroom.identify("ns", files[0])
-        assert 3 == darkroom.developed
+        assert 3 == darkroom.decoded
         await darkroom.identify("ns", files[1])
-        assert 4 == darkroom.developed
+        assert 4 == darkroom.decoded
 
 
 @pytest.fixture
@@ -614,7 +614,7 @@ async def test_no_more_wait_than_there_is_room_for(gate: threading.Event) -> Non
         await asyncio.gather(*waiting)
 
     assert ("GATEWAY_BUSY", 1.0) == (caught.value.reason, caught.value.retry_after)
-    assert 3 == darkroom.developed
+    assert 3 == darkroom.decoded
 
 
 async def test_those_who_leave_do_not_disturb_those_who_stay(gate: threading.Event) -> None:
@@ -629,7 +629,7 @@ async def test_those_who_leave_do_not_disturb_those_who_stay(gate: threading.Eve
         gate.set()
 
         assert decode(WHOLE_FILES["png"]).identity == (await stayer).identity
-        assert 1 == darkroom.developed
+        assert 1 == darkroom.decoded
 
 
 async def test_asking_and_leaving_makes_no_more_threads(gate: threading.Event) -> None:
@@ -643,10 +643,10 @@ async def test_asking_and_leaving_makes_no_more_threads(gate: threading.Event) -
 
         assert 2 >= sum(thread.name.startswith("darkroom") for thread in threading.enumerate())
         gate.set()
-        await asyncio.gather(*darkroom._developing.values())
+        await asyncio.gather(*darkroom._decoding.values())
         await darkroom.identify("ns", file_of(noise(seed=9)))
 
-    assert 10 == darkroom.developed
+    assert 10 == darkroom.decoded
 
 
 async def test_closing_forgets_who_waits(gate: threading.Event) -> None:
