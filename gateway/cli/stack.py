@@ -1,6 +1,6 @@
 """`reprise up` and `reprise down`: everything real, on this machine, in one command."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gateway.stack import Running, Stack, StackError
 from gateway.stack.envoy import playground
-from gateway.stack.local import FAMILIES, compose, refuse_missing
+from gateway.stack.local import FAMILIES, USUAL, compose, refuse_missing
 
 _REMIND_EVERY = 10.0  # seconds between two lines about the same wait, where no spinner can turn
 
@@ -39,20 +39,22 @@ data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 )
 @click.option(
     "--model",
-    "family",
-    type=click.Choice(FAMILIES),
-    default=FAMILIES[0],
-    show_default=True,
-    help="Which small model, of the true architecture and with random weights, the inference servers have.",
+    "chosen",
+    type=click.Choice([family for families in FAMILIES.values() for family in families]),
+    multiple=True,
+    help="Which small models, of the true architecture and with random weights, the inference servers have: one for "
+    f"pictures, one for speech. [default: {', '.join(USUAL.values())}]",
 )
-def up(data: Path, gateways: int, workers: int, port: int, web_port: int, family: str) -> None:
+def up(data: Path, gateways: int, workers: int, port: int, web_port: int, chosen: tuple[str, ...]) -> None:
     """Start Redis, an S3 server, workers, gateways and Envoy."""
     console = Console(highlight=False)
     with shown(console) as watch, _said():
         stack = Stack(data, watch)
         stack.refuse_twice()
         refuse_missing(workers=workers, web_port=web_port or None)
-        parts = compose(data, port=port, gateways=gateways, workers=workers, web_port=web_port or None, family=family)
+        parts = compose(
+            data, port=port, gateways=gateways, workers=workers, web_port=web_port or None, families=_by_task(chosen)
+        )
         running = stack.up(parts)
     console.print(_table(running, data.absolute()))
     console.print(f"\nEverything it keeps is in {data.absolute()}", soft_wrap=True)
@@ -102,6 +104,15 @@ def _said() -> Iterator[None]:
         yield
     except StackError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _by_task(chosen: Sequence[str]) -> Mapping[str, str]:
+    """One family for each task. Raises click.UsageError for two of one."""
+    named = {task: [family for family in chosen if family in families] for task, families in FAMILIES.items()}
+    for families in named.values():
+        if len(families) > 1:
+            raise click.UsageError(f"choose one of {', '.join(families)}")
+    return {task: families[0] if families else USUAL[task] for task, families in named.items()}
 
 
 def _table(running: Sequence[Running], data: Path) -> Table:

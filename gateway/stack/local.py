@@ -9,7 +9,7 @@ import importlib.util
 import os
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from gateway.stack.parts import Part, StackError
 from gateway.stack.ports import LOOPBACK, free_port, is_free
 from gateway.stack.redis import redis
 
-FAMILIES = ("i2vgen-xl", "svd", "wan-i2v")  # that `inference.models.small` builds; the first is the usual one
+# What `inference.models.small` builds for each task; the first of each is the usual one.
+FAMILIES = {"animate_image": ("i2vgen-xl", "svd", "wan-i2v"), "synthesize_speech": ("pocket-tts",)}
+USUAL = {task: families[0] for task, families in FAMILIES.items()}
 _GRACE = 75.0  # more than the processes' own `drain`: what runs may finish before anything is killed
 # glibc gives freed pages back late and keeps an arena per thread: fixed thresholds let big tensors and media return
 # to the system at once, while buffers of a usual size are reused.
@@ -41,13 +43,13 @@ def compose(
     workers: int = 1,
     gateways: int = 1,
     web_port: int | None = None,
-    family: str = FAMILIES[0],
+    families: Mapping[str, str] = USUAL,
 ) -> list[Part]:
     """The parts of the local stack in the order of their start; writes their settings and draws their keys.
 
     The first gateway listens on `port`, the others on free ones; Envoy stands before all of them where `web_port` is
-    given. Workers serve the small model of `family`. Raises StackError when a server program is missing or a port is
-    taken.
+    given. Workers serve the small model of the family that `families` names for each task. Raises StackError when a
+    server program is missing or a port is taken.
     """
     _refuse_taken(port, "--port")
     if web_port is not None:
@@ -75,10 +77,10 @@ def compose(
         gateway=doors[0],
         workers=homes,
         public_url="" if web_port is None else f"http://localhost:{web_port}",
-        family=family,
+        families=families,
     )
     file = _write(data / "reprise.yaml", yaml.safe_dump(settings, sort_keys=False))
-    serving = [_worker(data, file, number, home, family) for number, home in enumerate(homes, start=1)]
+    serving = [_worker(data, file, number, home, families.values()) for number, home in enumerate(homes, start=1)]
     answering = [
         _gateway(data, file, number, door, window)
         for number, (door, window) in enumerate(zip(doors, http, strict=True), start=1)
@@ -114,11 +116,11 @@ def configuration(
     gateway: str,
     workers: Sequence[str],
     public_url: str = "",
-    family: str = FAMILIES[0],
+    families: Mapping[str, str] = USUAL,
 ) -> dict[str, Any]:
     """The settings that all processes of the stack share, as `reprise.yaml` holds them."""
     host, _, port = gateway.rpartition(":")
-    model = _model(data, family)
+    models = {small_model(family): str(_model(data, family)) for family in families.values()}
     return {
         "cache": {
             "secret": _secret(data),
@@ -136,9 +138,9 @@ def configuration(
             "port": int(port),
             "public_url": public_url,
             "workers": list(workers),
-            "default_models": {"animate_image": model.name},
+            "default_models": {task: small_model(family) for task, family in families.items()},
         },
-        "worker": {"host": LOOPBACK, "models": {model.name: str(model)}},
+        "worker": {"host": LOOPBACK, "models": models},
         "telemetry": {
             "spans_folder": str(data / "spans"),
             "accesses_folder": str(data / "accesses"),
@@ -147,9 +149,11 @@ def configuration(
     }
 
 
-def _worker(data: Path, file: Path, number: int, address: str, family: str) -> Part:
+def _worker(data: Path, file: Path, number: int, address: str, families: Collection[str]) -> Part:
     name = f"worker-{number}"
-    build = (sys.executable, "-P", "-m", "inference.models.small", str(_model(data, family)), "--family", family)
+    folders = [str(_model(data, family)) for family in families]
+    chosen = [word for family in families for word in ("--family", family)]
+    build = (sys.executable, "-P", "-m", "inference.models.small", *folders, *chosen)
     return Part(
         name,
         (sys.executable, "-P", "-m", "inference", "--config", str(file)),

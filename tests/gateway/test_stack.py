@@ -25,7 +25,7 @@ from gateway.cli import main
 from gateway.settings import OTHERS, GatewaySettings
 from gateway.stack import AlreadyRunning, Bucket, Part, PartFailed, Stack, StackError, UnknownPart
 from gateway.stack import redis as redis_part_module
-from gateway.stack.local import FAMILIES, compose
+from gateway.stack.local import FAMILIES, USUAL, compose
 from gateway.stack.parts import NotReady, end, launch, wait_until
 from gateway.stack.ports import COMPANION, free_port, is_free
 from gateway.stack.ready import serves_grpc
@@ -331,20 +331,30 @@ def test_the_composed_stack_can_be_configured(tmp_path: Path, monkeypatch: pytes
     assert again.cache.l3.secret_key == settings.cache.l3.secret_key
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_any_family_can_be_chosen(tmp_path: Path, family: str) -> None:
-    """The worker builds that family's small model and serves it, and it is what a request gets that names none."""
-    parts = {part.name: part for part in compose(tmp_path, port=free_port(), family=family)}
+@pytest.mark.parametrize(("task", "family"), [(task, family) for task in FAMILIES for family in FAMILIES[task]])
+def test_any_family_can_be_chosen(tmp_path: Path, task: str, family: str) -> None:
+    """The worker builds the small models of the families and serves them, and each is what a request of its task gets
+    that names none."""
+    chosen = {**USUAL, task: family}
+    parts = {part.name: part for part in compose(tmp_path, port=free_port(), families=chosen)}
     settings = load(WorkerSettings, tmp_path / "reprise.yaml", others=WORKERS_OTHERS)
-    (model,) = settings.worker.models
-    assert parts["worker-1"].prepare[-3:] == (model.source, "--family", family)
+    sources = {model.name: model.source for model in settings.worker.models}
+    assert sources.keys() == {f"{each}-small" for each in chosen.values()}
+    families = [word for each in chosen.values() for word in ("--family", each)]
+    assert parts["worker-1"].prepare[-6:] == (*sources.values(), *families)
     defaults = load(GatewaySettings, tmp_path / "reprise.yaml", others=OTHERS).gateway.default_models
-    assert defaults == {"animate_image": model.name} == {"animate_image": f"{family}-small"}
+    assert defaults == {each: f"{chosen[each]}-small" for each in chosen}
 
 
 def test_the_families_are_those_there_are_small_models_of() -> None:
     """A gateway cannot look, because it has no torch: this is what keeps its list true."""
-    assert sorted(FAMILIES) == sorted(small.FAMILIES)
+    assert sorted(family for families in FAMILIES.values() for family in families) == sorted(small.FAMILIES)
+
+
+def test_two_families_for_one_task_are_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["up", "--data", str(tmp_path), "--model", "svd", "--model", "wan-i2v"])
+    assert result.exit_code == 2
+    assert "choose one of svd, wan-i2v" in result.output
 
 
 def test_up_refuses_a_port_that_is_taken(redis_server: Stack, tmp_path: Path) -> None:
