@@ -156,7 +156,7 @@ class Demo:
         stack.restart("gateway")
         await self._row("after-gateway-restart", [base], tier="l2")
         stack.stop("gateway")
-        flush(stack.part("redis").part.port)
+        flush(stack.part("redis").part.port, stack.part("redis").part.folder)
         stack.start("gateway")
         await self._row("after-redis-flush", [base], tier="l3")
         await self._explained(base | {"prompt": "snow falls"})

@@ -21,7 +21,7 @@ from gateway.stack.objects import Bucket, bucket_of, objects
 from gateway.stack.objects import find_server as find_objects
 from gateway.stack.parts import Part, StackError
 from gateway.stack.ports import LOOPBACK, free_port, is_free
-from gateway.stack.redis import redis
+from gateway.stack.redis import USER, password_file, redis
 
 FAMILIES = ("i2vgen-xl", "svd", "wan-i2v")  # that `inference.models.small` builds; the first is the usual one
 _GRACE = 75.0  # more than the processes' own `drain`: what runs may finish before anything is killed
@@ -57,7 +57,7 @@ def compose(
     data = data.absolute()
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     storage = [
-        redis(free_port(), data / "redis", _log(data, "redis")),
+        redis(free_port(), data / "redis", _log(data, "redis"), users=True),
         objects(free_port(), data / "objects", _log(data, "objects")),
     ]
     homes = [f"{LOOPBACK}:{free_port()}" for _ in range(workers)]
@@ -122,7 +122,11 @@ def configuration(
     return {
         "cache": {
             "secret": _secret(data),
-            "l2": {"url": f"redis://{redis}/0"},
+            "l2": {
+                "url": f"redis://{redis}/0",
+                "username": USER,
+                "password_file": str(password_file(data / "redis")),
+            },
             "l3": {
                 "url": f"s3://{bucket.bucket}",
                 "endpoint": bucket.endpoint,

@@ -28,9 +28,12 @@ from tests.gateway.world import World
 
 
 def states(findings: list[Finding]) -> dict[str, str]:
-    """What is not well, but for the disk of the machine that runs this."""
-    wrong = [finding for finding in findings if finding.state is not State.OK and finding.name != "objects space"]
-    return {finding.name: finding.state.value for finding in wrong}
+    """What is not well, but for the Redis of these tests, which lets everybody in."""
+    return {
+        finding.name: finding.state.value
+        for finding in findings
+        if finding.state is not State.OK and finding.name != "redis user"
+    }
 
 
 def only(findings: list[Finding], name: str) -> Finding:
