@@ -19,6 +19,7 @@ from cache.metered import CacheMetrics, MeteredTier, Tally
 from cache.objects import ObjectsStore
 from cache.orders import Orders
 from cache.redis import MAX_PAYLOAD, RedisStore
+from cache.redis_client import Door
 from cache.settings import CacheSettings
 from cache.store import Store, StoredTier
 from cache.switched import SwitchedTier
@@ -67,7 +68,7 @@ class Tiers:
 
 def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process: str = "") -> Tiers:
     """`process` is this process's name in its deployment, whose operators' orders it then obeys; none for one that is
-    part of no deployment.
+    part of no deployment. Reads files with passwords and certificates. Raises SettingsError.
     """
     bans, switches = Bans(), Switches()
     metrics = CacheMetrics(registry)
@@ -82,7 +83,8 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
         return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
 
     memory = _memory(settings, switches)
-    redis = _redis(settings)
+    door = Door.of(settings.l2) if settings.l2.enabled else None
+    redis = _redis(settings, door)
     objects = _objects(settings)
     shared = []
     journal = frequency = None
@@ -103,7 +105,7 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
     memory_tally = Tally(TierName.L1, metrics)
     metrics.watch_memory(memory)
     metrics.watch_writer(writer)
-    channel = _channel(settings) if process else None
+    channel = _channel(settings, door) if process else None
     orders = Orders(
         objects if process else None,
         channel,
@@ -143,18 +145,17 @@ def _memory(settings: CacheSettings, switches: Switches) -> MemoryTier:
     )
 
 
-def _channel(settings: CacheSettings) -> RedisChannel | None:
-    if not settings.l2.enabled:
+def _channel(settings: CacheSettings, door: Door | None) -> RedisChannel | None:
+    if door is None:
         return None
     name = keyed_hash_of(settings.secret_bytes, "channel", "orders")[:32]
-    return RedisChannel.connect(settings.l2.url.get_secret_value(), name, budget=settings.l2.budget)
+    return RedisChannel.connect(door, name, budget=settings.l2.budget)
 
 
-def _redis(settings: CacheSettings) -> RedisStore | None:
-    l2 = settings.l2
-    if not l2.enabled:
+def _redis(settings: CacheSettings, door: Door | None) -> RedisStore | None:
+    if door is None:
         return None
-    return RedisStore.connect(l2.url.get_secret_value(), budget=l2.budget, connections=l2.connections)
+    return RedisStore.connect(door, budget=settings.l2.budget, connections=settings.l2.connections)
 
 
 def _objects(settings: CacheSettings) -> ObjectsStore | None:

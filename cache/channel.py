@@ -7,13 +7,13 @@ whenever it may have missed something; whoever must not miss anything keeps it w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
 
 from cache.errors import TierError
-from cache.redis import client_of, translated
+from cache.redis_client import Door, client_of, translated
 
 _BEAT = 2.0  # seconds without a message after which a sign of life is asked for
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between tries to connect
@@ -24,17 +24,18 @@ _log = structlog.get_logger(__name__)
 class RedisChannel:
     """`connected`: what is told from now on is heard here."""
 
-    def __init__(self, client: Any, name: str, *, budget: float) -> None:
+    def __init__(self, client: Any, name: str, *, budget: float, guides: Sequence[Any] = ()) -> None:
         self.connected = False
         self._client = client
+        self._guides = guides  # clients of sentinels, which nobody else closes
         self._name = f"reprise:{name}"
         self._budget = budget
 
     @classmethod
-    def connect(cls, url: str, name: str, *, budget: float) -> RedisChannel:
-        """`url` as in `cache.redis`; `budget` in seconds is for telling."""
-        client, _ = client_of(url, budget, _CONNECTIONS)
-        return cls(client, name, budget=budget)
+    def connect(cls, door: Door | str, name: str, *, budget: float) -> RedisChannel:
+        """`budget` in seconds is for telling; a string is a URL, as doors have them."""
+        client, guides = client_of(Door(door) if isinstance(door, str) else door, budget, _CONNECTIONS)
+        return cls(client, name, budget=budget, guides=guides)
 
     async def tell(self, message: bytes) -> int:
         """How many processes were told, this one included if it listens. Raises TierError."""
@@ -61,7 +62,8 @@ class RedisChannel:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        for client in (self._client, *self._guides):
+            await client.aclose()
 
     async def _follow(
         self, subscription: Any, hear: Callable[[bytes], Awaitable[None]], heal: Callable[[], Awaitable[None]]

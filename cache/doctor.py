@@ -18,18 +18,24 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from cache.errors import TierError
 from cache.keys import Key
 from cache.objects import ObjectsStore
 from cache.redis import RedisStore
-from cache.settings import MIB, L2Settings, L3Settings
+from cache.redis_client import Door
+from cache.remedies import remedy_for
+from cache.rights import rights
+from cache.settings import MIB, L2Settings, L3Settings, SettingsError
 
 _PATIENCE = 5.0  # seconds for one command: enough to tell a slow server from none
 _TRIES = 10  # reads whose times are compared with the budget
 _GIB = 1024 * MIB
 _PROBES = "doctor/"
 _TTL = 60.0  # seconds; what is left behind in Redis if we are killed goes by itself
+_RARELY = 900  # seconds between two snapshots, at most
+_NEAR = ("127.0.0.1", "localhost", "::1")
 _CLOCKS_APART, _CLOCKS_FAR_APART = 2.0, 60.0  # seconds
 
 _T = TypeVar("_T")
@@ -72,7 +78,10 @@ async def examine_redis(settings: L2Settings, *, clock: Clock = time.time) -> li
     if not settings.enabled:
         return [ok("redis", "switched off by cache.l2.enabled")]
     try:
-        store = RedisStore.connect(settings.url.get_secret_value(), budget=_PATIENCE, connections=1)
+        door = await asyncio.to_thread(Door.of, settings)
+        store = RedisStore.connect(door, budget=_PATIENCE, connections=1)
+    except SettingsError as error:
+        return [fail("redis", str(error), "correct the setting, or the file it names")]
     except (ValueError, KeyError, TypeError, IndexError):
         return [fail("redis", "its address cannot be read", "write cache.l2.url as deploy/reprise.yaml shows")]
     try:
@@ -85,16 +94,18 @@ async def _examine_redis(store: RedisStore, settings: L2Settings, clock: Clock) 
     findings = await _try_commands(store, settings)
     if findings[0].state is State.FAIL:
         return findings
-    if settings.url.get_secret_value().startswith("redis+cluster:"):
+    findings.append(line(settings))
+    if settings.scheme.endswith("+cluster"):
         return [*findings, ok("redis server", "a cluster: name each of its nodes in cache.l2.url to have it looked at")]
     try:
         info = await store.info()
     except TierError as error:
         unseen = warn("redis server", f"does not tell of itself: {error}", "allow it: ACL SETUSER <user> +info")
         return [*findings, unseen]
-    save = await _or_none(store.setting("save"))
+    save, compresses = await _or_none(store.setting("save")), await _or_none(store.setting("rdbcompression"))
     before, theirs, after = clock(), await _or_none(store.time()), clock()
-    findings += [version(info), memory(info), policy(info), pressure(info), snapshots(info, save)]
+    findings += [version(info), memory(info), policy(info), pressure(info), snapshots(info, save, compresses)]
+    findings.append(user(await _or_none(store.user()), await _or_none(store.entries())))
     if theirs is not None:
         findings.append(clocks("redis clock", theirs - (before + after) / 2))
     return findings
@@ -112,13 +123,17 @@ async def _try_commands(store: RedisStore, settings: L2Settings) -> list[Finding
         "UNLINK": lambda: asyncio.gather(store.delete(name), store.delete(rows)),
     }
     refused: dict[str, str] = {}
+    remedy = None
     for command, say in commands.items():
         try:
             await say()
         except TierError as error:
             refused[command] = str(error)
+            remedy = remedy or remedy_for(error, encrypted=settings.encrypted)
     if len(set(refused.values())) == 1 and len(refused) == len(commands):
         (kind,) = set(refused.values())
+        if remedy is not None and kind != "NoPermissionError":
+            return [fail("redis", remedy.what, f"{remedy.setting}: {remedy.change}")]
         return [fail("redis", f"cannot be used: {kind}", _redis_cure(kind))]
     if refused:
         said = ", ".join(f"{command}: {kind}" for command, kind in refused.items())
@@ -130,9 +145,7 @@ async def _try_commands(store: RedisStore, settings: L2Settings) -> list[Finding
 
 
 _REDIS_CURES = {
-    "NoPermissionError": "allow them: ACL SETUSER <user> ~r/* ~b/* ~h/* &reprise:* +set +getex +unlink +lpush +ltrim "
-    "+lrange +pexpire +publish +subscribe +unsubscribe +ping +info +time +config|get",
-    "AuthenticationError": "put the right user and password into cache.l2.url",
+    "NoPermissionError": f"allow them: ACL SETUSER <user> {rights()}, as deploy/redis/users.acl does",
     "OutOfMemoryError": "set maxmemory-policy allkeys-lfu, or give it more maxmemory",
     "ReadOnlyError": "this is a replica: name the primary in cache.l2.url, or use redis+sentinel://",
     "ResponseError": "use Redis 6.2 or newer, or Valkey",
@@ -177,8 +190,31 @@ def pressure(info: Mapping[str, Any]) -> Finding:
     return ok("redis pressure", said)
 
 
-def snapshots(info: Mapping[str, Any], save: str | None) -> Finding:
-    """`save` is the setting; None where it cannot be asked for."""
+def line(settings: L2Settings) -> Finding:
+    """Whether others can read what travels."""
+    if settings.encrypted:
+        return ok("redis line", "encrypted")
+    host = urlsplit(settings.url.get_secret_value()).hostname or ""
+    if settings.scheme == "unix" or host in _NEAR:
+        return ok("redis line", "stays on this machine")
+    cure = (
+        "give Redis a tls-port, and write rediss:// in cache.l2.url; cache.l2.tls.ca names who signed its certificate"
+    )
+    return warn("redis line", "is not encrypted: whoever is on the way reads passwords and media", cure)
+
+
+def user(name: str | None, entries: int | None) -> Finding:
+    """As whom we come, and whether that user may do more than it must: `entries` is what nobody needs to be told."""
+    cure = f"ACL SETUSER reprise on >PASSWORD {rights()}; then cache.l2.username and password_file"
+    if name == "default":
+        return warn("redis user", "we come as `default`, who may do everything, scripts and FLUSHALL included", cure)
+    if entries is not None:
+        return warn("redis user", f"{name or 'it'} may do more than is needed", cure)
+    return ok("redis user", f"{name or 'it'} may do what is needed and no more")
+
+
+def snapshots(info: Mapping[str, Any], save: str | None, compresses: str | None) -> Finding:
+    """`save` and `compresses` are settings; None where they cannot be asked for."""
     if info.get("rdb_last_bgsave_status", "ok") != "ok":
         cure = "look into its log: usually the disk is full or not writable; then BGSAVE"
         return fail("redis snapshots", "the last one failed, and writes may be refused for it", cure)
@@ -188,6 +224,13 @@ def snapshots(info: Mapping[str, Any], save: str | None) -> Finding:
     if not save.strip():
         cure = "CONFIG SET save '900 1', and `save 900 1` in redis.conf"
         return warn("redis snapshots", "it takes none: after a restart it is cold", cure)
+    often = min(map(int, save.split()[::2]))
+    if often > _RARELY:
+        cure = "CONFIG SET save '900 1', and `save 900 1` in redis.conf"
+        return warn("redis snapshots", f"every {often:,} s at best: a restart loses what came since", cure)
+    if compresses == "yes":
+        cure = "CONFIG SET rdbcompression no, and `rdbcompression no` in redis.conf"
+        return warn("redis snapshots", "are compressed, which costs time and saves nothing: media are compressed", cure)
     return ok("redis snapshots", f"save {save}")
 
 

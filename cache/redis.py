@@ -1,26 +1,15 @@
 """L2's driver: Redis, standalone, Sentinel or Cluster. Nothing newer than the commands of Redis 6.2.
 
-The library's defaults are not used: they wait for seconds and retry for a minute. Time is bounded by `guard.py` in all
-and by socket time-outs underneath; there are no library retries, save one in a cluster; callers wait for connections.
+Which commands, on which names, `rights.py` lists: an access list grants these and no others.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, cast
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from typing import Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.maint_notifications import MaintNotificationsConfig
-
-from cache.errors import TierError, TierTimeout
+from cache.redis_client import Door, client_of, translated
 
 MAX_PAYLOAD = 1024 * 1024 - 4096  # a value just under a power of two wastes no allocator class
 _T = TypeVar("_T")
@@ -35,11 +24,9 @@ class RedisStore:
         self._slots = asyncio.Semaphore(connections)  # callers wait here; clusters and sentinels would turn them away
 
     @classmethod
-    def connect(cls, url: str, *, budget: float, connections: int) -> RedisStore:
-        """`redis://`, `rediss://` and `unix://` as redis-py has them; `redis+cluster://host:port`;
-        `redis+sentinel://host:port,host:port/0?service=NAME`. `budget` is in seconds.
-        """
-        client, guides = client_of(url, budget, connections)
+    def connect(cls, door: Door | str, *, budget: float, connections: int) -> RedisStore:
+        """`budget` is in seconds; a string is a URL, as doors have them."""
+        client, guides = client_of(Door(door) if isinstance(door, str) else door, budget, connections)
         return cls(client, connections=connections, guides=guides)
 
     async def get(self, name: str, ttl: float | None) -> bytes | None:
@@ -121,6 +108,15 @@ class RedisStore:
         found: dict[str, str] = await self._ask(lambda client: client.config_get(name))
         return str(found.get(name, ""))
 
+    async def user(self) -> str:
+        """As whom we came; "default" for whoever gave no name."""
+        name: bytes | str = await self._ask(lambda client: client.acl_whoami())
+        return name.decode() if isinstance(name, bytes) else name
+
+    async def entries(self) -> int:
+        """Of the whole server. Nobody needs it but who wants to know whether we may do more than we must."""
+        return int(await self._ask(lambda client: client.dbsize()))
+
     async def time(self) -> float:
         """Seconds since the epoch, by the server's clock."""
         seconds, microseconds = await self._ask(lambda client: client.time())
@@ -133,55 +129,6 @@ class RedisStore:
     async def _ask(self, command: Callable[[Any], Awaitable[_T]]) -> _T:
         async with self._slots:
             return await translated(command(self._client))
-
-
-def client_of(url: str, budget: float, connections: int) -> tuple[Any, Sequence[Any]]:
-    options: dict[str, Any] = {
-        "socket_timeout": budget,
-        "socket_connect_timeout": budget,
-        "retry": Retry(NoBackoff(), 0),
-        # With these on, redis-py 8.1 does not replace sockets that the server closed: after a restart, every one fails.
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-        "driver_info": None,  # else each new connection reads files for a command that Redis 6.2 does not know
-    }
-    parts = urlsplit(url)
-    match parts.scheme:
-        case "redis+cluster":
-            cluster = RedisCluster(
-                host=parts.hostname or "localhost",
-                port=parts.port or 6379,
-                password=parts.password,
-                max_connections=connections,
-                **options
-                | {"retry": Retry(NoBackoff(), 1)},  # it learns only by failing that a node went and came back
-            )
-            return cluster, ()
-        case "redis+sentinel":
-            nodes = [(host, int(port)) for host, _, port in (node.rpartition(":") for node in _hosts(parts.netloc))]
-            service = parse_qs(parts.query)["service"][0]
-            sentinel: Any = cast("Any", Sentinel)(nodes, sentinel_kwargs=options, password=parts.password, **options)
-            master = sentinel.master_for(service, db=int(parts.path.strip("/") or 0), max_connections=connections)
-            return master, sentinel.sentinels
-    pool = BlockingConnectionPool.from_url(
-        urlunsplit(parts),
-        max_connections=connections,
-        timeout=budget,
-        **options,
-    )
-    return Redis.from_pool(pool), ()
-
-
-def _hosts(netloc: str) -> list[str]:
-    return netloc.rpartition("@")[2].split(",")
-
-
-async def translated(command: Awaitable[_T]) -> _T:
-    try:
-        return await command
-    except (TimeoutError, RedisTimeoutError) as error:
-        raise TierTimeout("redis") from error
-    except (RedisError, RedisClusterException, OSError) as error:
-        raise TierError(type(error).__name__) from error
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -1,19 +1,22 @@
 """Settings: one YAML file and the environment, read once, typed, loud and frozen.
 
 Every process reads the same file and takes the sections it knows; a key that nobody knows is refused with its name.
-`REPRISE_CACHE__L2__URL=...` overrides `cache.l2.url`. Durations are seconds, sizes are bytes.
+`REPRISE_CACHE__L2__URL=...` overrides `cache.l2.url`. Durations are seconds, sizes are bytes. Files that settings name
+(passwords, certificates) are looked into here, so that a process with a wrong one says so at its start.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from cache.tls import introduce, trusting
 from cache.value import PolicyName
 
 MIB = 1024 * 1024
@@ -32,11 +35,110 @@ class L1Settings(Section):
     policy: PolicyName = "value"  # who leaves when there is no room: cache/value.py
 
 
-class L2Settings(Section):
+class LoginSettings(Section):
+    """As whom to come to a server."""
+
+    username: str = ""  # empty: the server's `default`
+    password: SecretStr = SecretStr("")
+    password_file: Path | None = None  # with the password and nothing else
+
+    @property
+    def given(self) -> bool:
+        return bool(self.username or self.password.get_secret_value() or self.password_file)
+
+    def read_password(self) -> str:
+        """Raises ValueError, which says what is wrong with the file."""
+        if self.password_file is None:
+            return self.password.get_secret_value()
+        try:
+            password = self.password_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot be read: {getattr(error, 'strerror', 'it is no text')}") from None
+        if not password:
+            raise ValueError("is empty")
+        return password
+
+
+class TlsSettings(Section):
+    enabled: bool = False  # `rediss` in the URL means the same
+    ca: Path | None = None  # whose certificates are believed; None: those that the system believes
+    certificate: Path | None = None  # ours, for a server that wants to see one
+    key: Path | None = None  # None: it stands in the same file
+
+    @field_validator("ca")
+    @classmethod
+    def _holds_certificates(cls, ca: Path | None) -> Path | None:
+        if ca is not None:
+            trusting(ca)
+        return ca
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.certificate is not None:
+            try:
+                introduce(trusting(self.ca), self.certificate, self.key)
+            except ValueError as error:
+                raise ValueError(f"certificate, key: {error}") from None
+        elif self.key is not None:
+            raise ValueError("key: is of no use without `certificate`")
+        return self
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(file for file in (self.ca, self.certificate, self.key) if file is not None)
+
+
+class L2Settings(LoginSettings):
     enabled: bool = True
-    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")  # may hold a password
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")  # may hold user and password
+    tls: TlsSettings = TlsSettings()
     budget: float = Field(0.05, gt=0)  # for one call, waiting for a connection included
     connections: int = Field(32, gt=0)
+
+    @field_validator("password_file")
+    @classmethod
+    def _can_be_read(cls, file: Path | None) -> Path | None:
+        LoginSettings(password_file=file).read_password()
+        return file
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: SecretStr) -> SecretStr:
+        try:
+            query = parse_qs(urlsplit(url.get_secret_value()).query)
+        except ValueError:  # whose words may quote a password
+            raise ValueError("cannot be read as a URL") from None
+        if any(name.startswith("ssl_") for name in query):
+            raise ValueError("says how TLS is done: say it in `tls`")
+        return url
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        password = self.password.get_secret_value()
+        if password and self.password_file:
+            raise ValueError("password: is given, and so is `password_file`: leave one of them out")
+        if self.given and _holds_a_login(self.url.get_secret_value()):
+            raise ValueError("url: holds a user or a password, and so do `username` and `password`: leave one out")
+        if self.username and not (password or self.password_file):
+            raise ValueError("username: has no password: give `password`, or better `password_file`")
+        if self.encrypted and self.scheme == "unix":
+            raise ValueError("tls: there is none on a unix:// socket")
+        if self.tls.files and not self.encrypted:
+            raise ValueError("tls: files are named, and the line is not encrypted: write rediss:// in `url`")
+        return self
+
+    @property
+    def scheme(self) -> str:
+        return urlsplit(self.url.get_secret_value()).scheme
+
+    @property
+    def encrypted(self) -> bool:
+        return self.tls.enabled or self.scheme.partition("+")[0] == "rediss"
+
+
+def _holds_a_login(url: str) -> bool:
+    parts = urlsplit(url)
+    return "@" in parts.netloc or not {"username", "password"}.isdisjoint(parse_qs(parts.query))
 
 
 class L3Settings(Section):

@@ -50,7 +50,7 @@ class Pictures(Scene[AnimateImageRequest]):
         stack.restart("gateway")
         await self.row("after-gateway-restart", [base], tier="l2")
         stack.stop("gateway")
-        flush(stack.part("redis").part.port)
+        flush(stack.part("redis").part.port, stack.part("redis").part.folder)
         stack.start("gateway")
         await self.row("after-redis-flush", [base], tier="l3")
         await self._explained(base | {"prompt": "snow falls"})

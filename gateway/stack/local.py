@@ -21,7 +21,7 @@ from gateway.stack.objects import Bucket, bucket_of, objects
 from gateway.stack.objects import find_server as find_objects
 from gateway.stack.parts import Part, StackError
 from gateway.stack.ports import LOOPBACK, free_port, is_free
-from gateway.stack.redis import redis
+from gateway.stack.redis import USER, password_file, redis
 
 # What `inference.models.small` builds for each task; the first of each is the usual one.
 FAMILIES = {"animate_image": ("i2vgen-xl", "svd", "wan-i2v"), "synthesize_speech": ("pocket-tts",)}
@@ -59,7 +59,7 @@ def compose(
     data = data.absolute()
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     storage = [
-        redis(free_port(), data / "redis", _log(data, "redis")),
+        redis(free_port(), data / "redis", _log(data, "redis"), users=True),
         objects(free_port(), data / "objects", _log(data, "objects")),
     ]
     homes = [f"{LOOPBACK}:{free_port()}" for _ in range(workers)]
@@ -124,7 +124,11 @@ def configuration(
     return {
         "cache": {
             "secret": _secret(data),
-            "l2": {"url": f"redis://{redis}/0"},
+            "l2": {
+                "url": f"redis://{redis}/0",
+                "username": USER,
+                "password_file": str(password_file(data / "redis")),
+            },
             "l3": {
                 "url": f"s3://{bucket.bucket}",
                 "endpoint": bucket.endpoint,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,34 @@ def standing(data: Path, *, step_seconds: float) -> Iterator[Rig]:
             redis_url(storage),
             bucket(storage),
         )
+
+
+@dataclass(frozen=True)
+class Servers:
+    """A deployment whose parts may be stopped and started."""
+
+    storage: Stack
+    gateways: Stack
+    addresses: list[str]  # of the gateways
+
+
+@contextmanager
+def serving(data: Path, *, gateways: Sequence[str], step_seconds: float) -> Iterator[Servers]:
+    """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens."""
+    with (
+        leashed(data / "storage") as storage,
+        leashed(data / "worker") as worker,
+        leashed(data / "gateways") as standing,
+    ):
+        storage.up([redis_part(storage.data), objects_part(storage.data)])
+        settings = _settings(storage, home := f"{LOOPBACK}:{free_port()}")
+        file = data / "reprise.yaml"
+        file.touch(mode=0o600)
+        file.write_text(yaml.safe_dump(settings))
+        arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds))
+        worker.up([_program(worker.data, "worker", home, *arguments)])
+        started = standing.up([_gateway(standing.data, name, file, {}) for name in gateways])
+        yield Servers(storage, standing, [each.part.address for each in started])
 
 
 @contextmanager

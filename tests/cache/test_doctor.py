@@ -37,6 +37,9 @@ def only(findings: list[Finding], name: str) -> Finding:
     return finding
 
 
+ANYBODY = {"redis user": "warn"}  # these servers let everybody in; see test_rights.py for those that do not
+
+
 def redis_at(url: str, *, budget: float = 2.0) -> L2Settings:
     return L2Settings(url=SecretStr(url), budget=budget)
 
@@ -47,9 +50,11 @@ def redis_at(url: str, *, budget: float = 2.0) -> L2Settings:
 async def test_a_redis_as_the_stack_sets_it_up_is_sound(redis_url: str) -> None:
     """Every check is made and says ok; nothing is left there."""
     findings = await examine_redis(redis_at(redis_url))
-    assert {} == states(findings)
+    assert ANYBODY == states(findings)
     assert {
         "redis",
+        "redis line",
+        "redis user",
         "redis commands",
         "redis latency",
         "redis version",
@@ -59,7 +64,7 @@ async def test_a_redis_as_the_stack_sets_it_up_is_sound(redis_url: str) -> None:
         "redis snapshots",
         "redis clock",
     } == {finding.name for finding in findings}
-    assert not any(finding.fix for finding in findings)
+    assert not any(finding.fix for finding in findings if finding.state is State.OK)
     assert ":0" == await asyncio.to_thread(command, int(redis_url.rsplit(":")[-1].partition("/")[0]), "DBSIZE")
 
 
@@ -92,7 +97,7 @@ async def test_a_redis_that_is_set_up_wrong_is_told_apart(breakable_redis: Stack
     for words in says:
         assert "+OK" == await asyncio.to_thread(command, breakable_redis.part("redis").part.port, *words)
     findings = await examine_redis(redis_at(servers.redis_url(breakable_redis)))
-    assert expected == states(findings)
+    assert expected | ANYBODY == states(findings) | ANYBODY
     assert cure in only(findings, next(iter(expected))).fix
 
 
@@ -109,7 +114,7 @@ async def test_a_snapshot_that_failed_is_found(breakable_redis: Stack) -> None:
 
     assert await asyncio.to_thread(fail_a_snapshot)
     findings = await examine_redis(redis_at(servers.redis_url(breakable_redis)))
-    assert {"redis snapshots": "fail"} == states(findings)
+    assert {"redis snapshots": "fail"} | ANYBODY == states(findings)
     assert "disk" in only(findings, "redis snapshots").fix
 
 
@@ -180,8 +185,10 @@ def test_what_is_switched_off_is_left_alone() -> None:
         (doctor.pressure({"maxmemory": 100, "used_memory": 50, "evicted_keys": 1}), "ok"),
         (doctor.pressure({"maxmemory": 100, "used_memory": 95, "evicted_keys": 0}), "ok"),
         (doctor.policy({"maxmemory_policy": "volatile-lru"}), "warn"),
-        (doctor.snapshots({}, "3600 1 300 100"), "ok"),
-        (doctor.snapshots({}, None), "warn"),
+        (doctor.snapshots({}, "3600 1 300 100", "no"), "ok"),
+        (doctor.snapshots({}, None, None), "warn"),
+        (doctor.snapshots({}, "3600 1", "no"), "warn"),
+        (doctor.snapshots({}, "900 1", "yes"), "warn"),
         (doctor.space(100 * GIB, 50 * GIB), "ok"),
         (doctor.space(100 * GIB, 9 * GIB), "warn"),
         (doctor.space(5 * GIB, GIB // 2), "fail"),

@@ -28,8 +28,9 @@ from tests.gateway.world import World
 
 
 def states(findings: list[Finding]) -> dict[str, str]:
-    """What is not well, but for the disk of the machine that runs this."""
-    wrong = [finding for finding in findings if finding.state is not State.OK and finding.name != "objects space"]
+    """What is not well, but for the disk of the machine that runs this, and a Redis that lets everybody in."""
+    here = ("objects space", "redis user")
+    wrong = [finding for finding in findings if finding.state is not State.OK and finding.name not in here]
     return {finding.name: finding.state.value for finding in wrong}
 
 

@@ -85,7 +85,7 @@ async def test_the_same_request_is_answered_from_l1_then_l2_then_l3(stack: Stack
     async with Client(address) as client:
         answers.append(await client.animate(request(photo)))
     await asyncio.to_thread(stack.stop, "gateway")
-    flush(stack.part("redis").part.port)
+    flush(stack.part("redis").part.port, stack.part("redis").part.folder)
     await asyncio.to_thread(stack.start, "gateway")
     async with Client(address) as client:
         answers.append(await client.animate(request(photo)))
