@@ -6,7 +6,7 @@ name: which parameter touches which stage, what may be shared with whom and for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Literal, Self, TypeAlias
 
@@ -85,7 +85,8 @@ class Stage(_Data):
     each: str = ""
     # It can take the output of this upstream stage in pieces, as they are made, and gives its own in pieces.
     follows: str = ""
-    live: bool = False  # its pieces are told to callers as they are made
+    # Its pieces are told to callers as they are made: sound, of the rate that is its parameter "sample_rate".
+    live: bool = False
     scope: Scope
     ttl: float  # seconds without access after which an entry is gone
     # Seconds after which an entry is never served again, accessed or not.
@@ -115,26 +116,33 @@ class Description(_Data):
     def _is_a_graph(self) -> Self:
         names = {parameter.name for parameter in self.parameters}
         numbers = {parameter.name for parameter in self.parameters if parameter.kind in ("int", "float")}
-        known: set[str] = set()
+        known: dict[str, Stage] = {}
         for stage in self.stages:
-            if missing := set(stage.upstream.values()) - known:
+            if missing := set(stage.upstream.values()) - known.keys():
                 raise ValueError(f"stage {stage.name} comes before what it needs: {sorted(missing)}")
             if missing := set(stage.parameters.values()) - names:
                 raise ValueError(f"stage {stage.name} declares unknown parameters: {sorted(missing)}")
             if stage.when is not None and stage.when.parameter not in numbers:
                 raise ValueError(f"stage {stage.name} is conditional on what is no number: {stage.when.parameter}")
-            if stage.each and not (stage.each in known and self.stage(stage.each).canonicalises):
-                raise ValueError(f"stage {stage.name} runs for parts of what does not canonicalise: {stage.each}")
-            if stage.follows and stage.follows not in stage.upstream.values():
-                raise ValueError(f"stage {stage.name} follows what it does not read: {stage.follows}")
-            known.add(stage.name)
+            _check_parts(stage, known)
+            _check_pieces(stage, known)
+            known[stage.name] = stage
         if len(known) != len(self.stages) or len(names) != len(self.parameters):
             raise ValueError("names of stages and of parameters must be unique")
         if self.affinity not in known:
             raise ValueError(f"no stage named {self.affinity}")
         if any(stage.when is not None or stage.each for stage in (self.final, self.stage(self.affinity))):
             raise ValueError("every request has one result and one affinity; their stages cannot be conditional")
+        self._check_live()
         return self
+
+    def _check_live(self) -> None:
+        whole = {parameter.name for parameter in self.parameters if parameter.kind == "int"}
+        live = [stage for stage in self.stages if stage.live]
+        if len(live) > 1 or self.final.live or self.final.follows:
+            raise ValueError("the result is a file: one stage before it, at most, can be heard live")
+        if any(stage.parameters.get("sample_rate") not in whole for stage in live):
+            raise ValueError(f"stage {live[0].name} is heard live, and declares no sample_rate")
 
     @property
     def final(self) -> Stage:
@@ -158,3 +166,46 @@ class Description(_Data):
     @property
     def digest(self) -> Digest:
         return Digest.of(self.to_bytes())
+
+
+def canonical_first(stages: Iterable[Stage]) -> tuple[Stage, ...]:
+    """The stages that can run before anything else, to say what a request means: those that canonicalise and read
+    nothing but parameters and each other.
+    """
+    first: dict[str, Stage] = {}
+    stages = tuple(stages)
+    there = {stage.name for stage in stages}
+    for stage in stages:
+        if stage.canonicalises and not stage.media and there.intersection(stage.upstream.values()) <= first.keys():
+            first[stage.name] = stage
+    return tuple(first.values())
+
+
+def _check_parts(stage: Stage, earlier: Mapping[str, Stage]) -> None:
+    if any("[" in name for name in (stage.name, *stage.upstream)):
+        raise ValueError(f"stage {stage.name} has a bracket in a name, which is for its parts")
+    if not stage.each:
+        return
+    if stage.canonicalises or stage.each not in {first.name for first in canonical_first(earlier.values())}:
+        raise ValueError(f"stage {stage.name} runs for parts of what does not say first what a request means")
+    _check_there(stage, earlier[stage.each])
+    read = [earlier[name] for name in stage.upstream.values()]
+    if stage.each not in {name for each in read for name in (each.name, each.each)}:
+        raise ValueError(f"stage {stage.name} runs for parts, and reads none of {stage.each}")
+    if any(each.each not in ("", stage.each) for each in read):
+        raise ValueError(f"stage {stage.name} reads parts of another text than its own")
+
+
+def _check_pieces(stage: Stage, earlier: Mapping[str, Stage]) -> None:
+    if not stage.follows:
+        return
+    if stage.canonicalises or stage.follows not in stage.upstream.values():
+        raise ValueError(f"stage {stage.name} follows what it does not read: {stage.follows}")
+    if stage.each != earlier[stage.follows].each:
+        raise ValueError(f"stage {stage.name} follows what runs for other parts: {stage.follows}")
+    _check_there(stage, earlier[stage.follows])
+
+
+def _check_there(stage: Stage, other: Stage) -> None:
+    if other.when not in (None, stage.when):
+        raise ValueError(f"stage {stage.name} cannot be without {other.name}, which is conditional")

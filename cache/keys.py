@@ -119,11 +119,12 @@ def content_ids(
     the names of what is made of them hold both identities.
     """
     known, instead = canonical or {}, instead or {}
+    stages = _by_name(description)
     seen = {**media, **instead}
     ids: dict[str, str] = {}
 
     def upstream(name: str, reader: Stage) -> Value:
-        if (own := borrowed(description.stage(name), instead)) and not borrowed(reader, instead):
+        if (own := borrowed(stages[name], instead)) and not borrowed(reader, instead):
             return ["near", ids[name], {medium: media[medium] for medium in own}]
         if name in known:
             return ["output", known[name].hex, known[name].size]
@@ -151,9 +152,11 @@ def addresses(
 ) -> dict[str, Address]:
     """Address of every stage, by stage name. What is made of borrowed encodings (see `content_ids`) is never shared."""
     instead, found = instead or {}, {}
+    stages = _by_name(description)
+    reach = _reach(stages) if instead else {}
     for name, content_id in ids.items():
-        stage = description.stage(name)
-        approximate = not borrowed(stage, instead) and not depends_on(description, stage).isdisjoint(instead)
+        stage = stages[name]
+        approximate = not borrowed(stage, instead) and not reach.get(name, frozenset()).isdisjoint(instead)
         scope = Scope.TENANT if approximate and stage.scope is Scope.SHARED else stage.scope
         found[name] = Address(namespaces[scope], content_id)
     return found
@@ -166,18 +169,32 @@ def borrowed(stage: Stage, instead: Mapping[str, str]) -> list[str]:
 
 def depends_on(description: Description, stage: Stage) -> frozenset[str]:
     """Names of the request parameters and media that can change this stage's output, through any upstream."""
-    names = set(stage.parameters.values()) | set(stage.media)
-    for upstream in map(description.stage, stage.upstream.values()):
-        names |= depends_on(description, upstream)
-        if upstream.when is not None:
-            names.add(upstream.when.parameter)  # whether there is an upstream at all matters as much as what it says
-    return frozenset(names)
+    return _reach(_by_name(description))[stage.name]
 
 
 def ancestors(description: Description, name: str) -> frozenset[str]:
     """Names of the stages that a stage needs, at whatever distance."""
-    upstream = description.stage(name).upstream.values()
-    return frozenset(upstream).union(*(ancestors(description, each) for each in upstream))
+    needed = {name}
+    for stage in reversed(description.stages):  # each stands after what it needs
+        if stage.name in needed:
+            needed.update(stage.upstream.values())
+    return frozenset(needed - {name})
+
+
+def _reach(stages: Mapping[str, Stage]) -> dict[str, frozenset[str]]:
+    reach: dict[str, frozenset[str]] = {}
+    for stage in stages.values():
+        names = set(stage.parameters.values()) | set(stage.media)
+        for upstream in stage.upstream.values():
+            names |= reach[upstream]
+            if (when := stages[upstream].when) is not None:
+                names.add(when.parameter)  # whether there is an upstream at all matters as much as what it says
+        reach[stage.name] = frozenset(names)
+    return reach
+
+
+def _by_name(description: Description) -> dict[str, Stage]:
+    return {stage.name: stage for stage in description.stages}
 
 
 def _is_hex(text: str, length: int) -> bool:

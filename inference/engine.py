@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,24 +24,25 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from cache.bans import Ban
-from cache.description import Stage
+from cache.description import canonical_first
 from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.keys import Address
 from cache.orders import Order
+from cache.parts import part_name
 from cache.pins import Pin
 from cache.sweep import Gone
 from cache.switches import Switch
 from cache.telemetry import bind
-from inference import tensors
 from inference.device import DeviceThread
 from inference.errors import Abandoned, Fault, NoSuchRun, NotReady, Refused
 from inference.events import Event, Outcome
 from inference.foresight import foresee
 from inference.handover import Note, Notes
 from inference.job import Job
-from inference.models.base import Artifact, Model, Tensors, weight_of
-from inference.plan import Meaning, Plan, call_for, canonical_first, meaning_of, read_plan
+from inference.meaning import Meaning, meaning_of, understand
+from inference.models.base import Model, Tensors, weight_of
+from inference.plan import Plan, read_plan
 from inference.status import report_fault
 from inference.workshop import Workshop
 from reprise.v1.inference_pb2 import Elsewhere, ForeseeResponse, RunRequest, RunResponse, StatusResponse
@@ -107,12 +108,15 @@ class Engine:
             span.end()
 
     async def foresee(self, plan: Plan) -> ForeseeResponse:
-        """What a run of this plan would reuse and compute, without running it. Raises Fault."""
+        """What a run of this plan would reuse and compute, without running it. Raises Refused."""
         meaning = await self._understand(plan)
         reports = await foresee(self.shop, plan, meaning)
-        return ForeseeResponse(
-            stages=reports, addresses={stage: str(address) for stage, address in meaning.addresses.items()}
-        )
+        named = {
+            part_name(stage.name, place) if stage.each else stage.name: meaning.addresses[name]
+            for stage in plan.stages
+            for place, name in enumerate(meaning.names(stage))
+        }
+        return ForeseeResponse(stages=reports, addresses={name: str(address) for name, address in named.items()})
 
     def abandon(self, follower: str) -> None:
         """End a follower's stream; if nobody else follows its run, end that too. Raises NoSuchRun."""
@@ -175,13 +179,20 @@ class Engine:
         host = self._hosts[plan.description.model]
         outputs: dict[str, Tensors] = {}
         digests: dict[str, Digest] = {}
+        order: dict[str, Sequence[int]] = {}
         for stage in canonical_first(plan.stages):
             try:
-                outputs[stage.name], digests[stage.name] = await host.run(_canonicalise, plan, stage, outputs)
+                understood = await host.run(understand, plan, stage, outputs)
+            except Refused:
+                raise
             except Exception as error:  # noqa: BLE001  # whatever a model raises is its fault, and one sentence
                 report_fault(error, stage=stage.name, model=plan.description.model)
                 raise Fault from None
-        return meaning_of(plan, outputs, digests)
+            outputs |= understood.outputs
+            digests |= understood.digests
+            if understood.order:
+                order[stage.name] = understood.order
+        return await host.run(meaning_of, plan, outputs, digests, order)
 
     async def _follow(self, plan: Plan, meaning: Meaning, span: Span) -> AsyncGenerator[RunResponse]:
         key = self._key(plan, meaning)
@@ -228,7 +239,7 @@ class Engine:
             raise Abandoned
 
     def _key(self, plan: Plan, meaning: Meaning) -> _Key:
-        address = meaning.addresses[plan.description.final.name]
+        address = meaning.addresses[meaning.final.name]
         return address, plan.reuse_nothing, plan.store_nothing, plan.max_age
 
     def _join(self, key: _Key, plan: Plan, meaning: Meaning, span: Span) -> tuple[Flight[Event], bool]:
@@ -315,10 +326,3 @@ class Engine:
     def _stop_all(self) -> None:
         for job in self._jobs.values():
             job.stop.set()
-
-
-def _canonicalise(plan: Plan, stage: Stage, outputs: Mapping[str, Tensors]) -> tuple[Tensors, Digest]:
-    output = plan.model.run(stage.name, call_for(plan, stage, outputs))
-    if isinstance(output, Artifact):
-        raise TypeError("only the last stage makes an artifact")
-    return output, Digest.of(tensors.to_bytes(output))

@@ -3,7 +3,7 @@
     Refused              base: code, reason, message; field, retry_after and metadata where they apply
     ├── InvalidInput     INVALID_ARGUMENT: an input the model cannot take
     ├── PlanDiffers      FAILED_PRECONDITION: planned with another description than this worker's
-    ├── MediaNeeded      FAILED_PRECONDITION: a stage must read pixels that the plan did not bring
+    ├── MediaNeeded      FAILED_PRECONDITION: a stage must read a medium that the plan did not bring
     ├── NearGone         FAILED_PRECONDITION: the encodings of a near-duplicate that were counted on are not there
     ├── QueueFull        RESOURCE_EXHAUSTED: enough waits already; waiting helps
     ├── DeviceMemory     RESOURCE_EXHAUSTED: the device cannot hold this, even with nothing else on it
@@ -69,12 +69,12 @@ class PlanDiffers(Refused):
 
 
 class MediaNeeded(Refused):
-    """A stage must read a picture, and the plan holds its identity alone."""
+    """A stage must read a picture or a sound, and the plan holds its identity alone."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
     def __init__(self) -> None:
-        super().__init__("MEDIA_NEEDED", "a stage must read the picture itself: send the plan again with its pixels")
+        super().__init__("MEDIA_NEEDED", "a stage must read the media themselves: send the plan again with them")
 
 
 class NearGone(Refused):
@@ -103,7 +103,7 @@ class DeviceMemory(Refused):
     def __init__(self, *, free: int, total: int) -> None:
         super().__init__(
             "DEVICE_MEMORY",
-            "more than the device's memory holds: ask for fewer frames or fewer pixels",
+            "more than the device's memory holds: ask for fewer frames, fewer pixels or a shorter text",
             metadata={"device_bytes_free": str(free), "device_bytes_total": str(total)},
         )
 

@@ -14,7 +14,7 @@ from cache.record import Record
 from inference.handover import Note
 from reprise.v1.common_pb2 import StageReport
 from reprise.v1.inference_pb2 import Finished, RunResponse
-from reprise.v1.media_pb2 import Chunk, GenerationEvent, Preview, Progress, Queued, Stored
+from reprise.v1.media_pb2 import Chunk, GenerationEvent, Preview, Progress, Queued, Samples, SoundHeader, Stored
 
 CHUNK_BYTES = 1024 * 1024
 _PREVIEW_PIXELS = 256  # of the longer side
@@ -60,11 +60,20 @@ class EventLog:
     def queued(self, position: int) -> None:
         self._publish(GenerationEvent(queued=Queued(position=position)))
 
-    def progress(self, stage: str, step: int, steps: int) -> None:
-        self._publish(GenerationEvent(progress=Progress(stage=stage, step=step, steps=steps)))
+    def progress(self, stage: str, step: int, steps: int, part: int = 0, parts: int = 0) -> None:
+        """`part` counts from 1; 0 where the stage has no parts."""
+        progress = Progress(stage=stage, step=step, steps=steps, part=part, parts=parts)
+        self._publish(GenerationEvent(progress=progress))
 
     def preview(self, jpeg: bytes, step: int) -> None:
         self._publish(GenerationEvent(preview=Preview(image=jpeg, step=step)))
+
+    def sound(self, sample_rate: int) -> None:
+        self._publish(GenerationEvent(sound=SoundHeader(sample_rate=sample_rate)))
+
+    def samples(self, offset: int, pcm: bytes) -> None:
+        """`offset` counts samples."""
+        self._publish(GenerationEvent(samples=Samples(offset=offset, pcm=pcm)))
 
     def chunks(self, data: bytes) -> None:
         for offset in range(0, len(data), CHUNK_BYTES):

@@ -8,9 +8,10 @@ from cache.description import Stage
 from cache.reason import Reason, reason_of
 from cache.record import Record
 from cache.tier import TierName
-from cache.work import divide, read_by
-from inference.plan import Meaning, Plan
-from inference.reports import not_needed_report, reason_message, reused_report
+from cache.work import divide
+from inference.meaning import Meaning
+from inference.plan import Plan
+from inference.reports import not_needed_report, reports_of, reused_report, run_report
 from inference.workshop import Workshop
 from reprise.v1 import common_pb2 as pb
 
@@ -26,24 +27,19 @@ class _Sight:
 
 async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> list[pb.StageReport]:
     """A report for every stage, as a run of this plan would give it now. Device seconds only of what is reused."""
-    final = plan.description.final
+    final = meaning.final
     sight = _Sight()
     if not plan.reuse_nothing:
-        await _look(shop, plan, meaning, sight, [stage for stage in plan.stages if stage.cached])
+        await _look(shop, plan, meaning, sight, [stage for stage in meaning.stages if stage.cached])
     if final.name in sight.records:
         return [*map(not_needed_report, plan.stages[:-1]), _reused(final, sight)]
-    work = divide(plan.stages, meaning.outputs, sight.records)
-    read = read_by(work)
-    reports = []
-    for stage in plan.stages:
-        if stage in work.run or (stage.name in meaning.outputs and stage.name in read):
-            reason = sight.reasons.get(stage.name) if stage is not final else None  # which a gateway knows better
-            reports.append(
-                pb.StageReport(stage=stage.name, outcome=pb.STAGE_OUTCOME_RUN, reason=reason_message(reason))
-            )
-        else:
-            reports.append(_reused(stage, sight) if stage in work.reuse else not_needed_report(stage))
-    return reports
+
+    def ran(stage: Stage) -> pb.StageReport:
+        # Why there is no result, a gateway knows better.
+        return run_report(stage, sight.reasons.get(stage.name) if stage is not final else None)
+
+    work = divide(meaning.stages, meaning.outputs, sight.records)
+    return reports_of(plan.stages, meaning, work, ran, lambda stage: _reused(stage, sight))
 
 
 async def _look(shop: Workshop, plan: Plan, meaning: Meaning, sight: _Sight, stages: Sequence[Stage]) -> None:

@@ -2,7 +2,7 @@
 run waits for the device, at hand when its turn comes, and let go as soon as nothing that is left to run reads them.
 
 Whatever is found may be gone by the time it is read. Then its stage runs, and what that stage needs is found wanting in
-the same way, up to the pictures themselves. While a run waits it holds nothing but leases in the pool, so that waiting
+the same way, up to the media themselves. While a run waits it holds nothing but leases in the pool, so that waiting
 takes no memory beyond the pool's and L1's bounds.
 """
 
@@ -17,14 +17,16 @@ from typing import Self
 from opentelemetry.trace import Span
 
 from cache.description import Stage
+from cache.parts import whole_name
 from cache.reason import Reason, reason_of
 from cache.record import Record
 from cache.shares import shares
 from cache.tier import Lookup, TierName, proves_absence
 from cache.work import Work, divide
 from inference.errors import MediaNeeded, NearGone
+from inference.meaning import Meaning
 from inference.models.base import Tensors
-from inference.plan import Meaning, Plan, lacks_loan, lacks_media
+from inference.plan import Plan, lacks_loan, lacks_media
 from inference.pool import Hot
 from inference.stock import load
 from inference.workshop import Workshop
@@ -64,8 +66,8 @@ class Inputs:
     async def find(self) -> None:
         """Learn which outputs there are; called again later, which have been made since.
 
-        Raises MediaNeeded if what is left to run needs pixels that are not there, NearGone if it needs encodings of a
-        near-duplicate that are not.
+        Raises MediaNeeded if what is left to run needs pixels or samples that are not there, NearGone if it needs
+        encodings of a near-duplicate that are not.
         """
         if not self._plan.reuse_nothing:
             self._find_in_pool(self._unknown())
@@ -76,10 +78,10 @@ class Inputs:
 
     def work(self) -> Work:
         """What there is to do, as far as is known. Raises MediaNeeded and NearGone."""
-        work = divide(self._plan.stages, self._meaning.outputs, self.records.keys() - self._lost)
+        work = divide(self._meaning.stages, self._meaning.outputs, self.records.keys() - self._lost)
         if lacks_loan(work, self._plan.instead):
             raise NearGone
-        if lacks_media(work, self._plan.pictures):
+        if lacks_media(work, self._plan.media):
             raise MediaNeeded
         return work
 
@@ -107,7 +109,7 @@ class Inputs:
 
     def _unknown(self) -> list[Stage]:
         known = (self.records.keys() - self._lost) | self._meaning.outputs.keys()
-        return [stage for stage in self._plan.stages[:-1] if stage.cached and stage.name not in known]
+        return [stage for stage in self._meaning.stages[:-1] if stage.cached and stage.name not in known]
 
     def _find_in_pool(self, wanted: Sequence[Stage]) -> None:
         for stage in wanted:
@@ -164,7 +166,7 @@ class Inputs:
     async def _bring(self, stage: Stage) -> None:
         span = self._shop.tracing.child(
             self._span,
-            f"stage.{stage.name}",
+            f"stage.{whole_name(stage.name)}",
             {
                 "reprise.stage.outcome": "reused",
                 "reprise.device_seconds": self.records[stage.name].device_seconds,

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from opentelemetry.trace import Span, StatusCode
-from PIL import Image
 
 from cache import tags
 from cache.description import Stage
@@ -23,34 +21,29 @@ from cache.digest import Digest
 from cache.flight import Flight
 from cache.hierarchy import Found
 from cache.keys import Address
+from cache.parts import whole_name
 from cache.record import INLINE_LIMIT, Record
 from cache.record import Output as Stored
 from cache.tier import Lookup, TierName
 from inference import tensors
+from inference.chain import Go, Made, Watch, chained
+from inference.costs import Costs
 from inference.errors import Abandoned, Fault, Refused
-from inference.events import Event, EventLog, Outcome, jpeg
+from inference.events import Event, EventLog, Outcome
 from inference.inputs import Inputs
+from inference.meaning import Meaning
 from inference.models.base import Artifact, Cancelled, Tensors
-from inference.plan import Meaning, Plan, call_for
-from inference.pool import Hot, compact
-from inference.reports import lookup_message, not_needed_report, reason_message, reused_report
+from inference.plan import Plan
+from inference.pool import Hot
+from inference.reports import lookup_message, not_needed_report, reports_of, reused_report, run_report
 from inference.status import report_fault
+from inference.teller import Teller
 from inference.turns import Ticket
 from inference.workshop import Workshop
 from reprise.v1 import common_pb2 as pb
 
 TENSORS_TYPE = "application/vnd.safetensors"
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What a stage gave, on the device if it is tensors."""
-
-    output: Tensors | Artifact
-    weight: int  # bytes of the device's memory
-    types: tuple[str, ...]  # of the numbers it was computed with and from
-    device_seconds: float
 
 
 class Job:
@@ -73,25 +66,28 @@ class Job:
         self.span = span
         self.encodings = {
             meaning.addresses[stage.name]
-            for stage in plan.stages
+            for stage in meaning.stages
             if stage.media and stage.cached and not plan.store_nothing and stage.name not in plan.records
-        }  # of pictures, that other runs may read and only this one may be about to make
+        }  # of media, that other runs may read and only this one may be about to make
         self._on_shared = on_shared
         self._ticket = Ticket(idle=plan.idle_priority)
         self._shop = shop
         self._plan = plan
         self._meaning = meaning
-        self._final = plan.description.final
+        self._final = meaning.final
         self._address = meaning.addresses[self._final.name]
         self._began = shop.clock()  # when what it makes began to be made
-        # By stage: tags that whatever is made of its output gets.
-        self._lineage = {name: frozenset({tags.of_ancestor(digest.hex)}) for name, digest in meaning.digests.items()}
         self._lookups: Sequence[Lookup] = ()  # for the result
         self._spent: dict[str, float] = {}  # device seconds of the stages that ran
-        self._totals = dict.fromkeys(meaning.outputs, 0.0)  # with everything upstream, by stage
+        self._watch = Watch(shop.device.device)  # of the go that is under way
+        self._costs = Costs(meaning.made_of, meaning.outputs)
+        self._lineage: dict[str, frozenset[str]] = {}  # by stage: tags that whatever is made of its output gets
+        for stage in meaning.stages:
+            if stage.name in meaning.digests:
+                self._lineage[stage.name] = self._ancestry(stage) | {tags.of_ancestor(meaning.digests[stage.name].hex)}
 
     def waits_for(self, other: Job) -> bool:
-        """Whether the other run may be about to encode a picture that this one reads."""
+        """Whether the other run may be about to encode a picture or a voice that this one reads."""
         return not self.encodings.isdisjoint(other.encodings)
 
     @property
@@ -175,80 +171,91 @@ class Job:
         await inputs.find()  # again, for those that had the device meanwhile may have made what was missing
         outputs = await inputs.gather()
         work = inputs.work()
+        self._costs.know(inputs.records, [stage.name for stage in work.reuse])
         for stage in work.reuse:
-            self._totals[stage.name] = inputs.records[stage.name].total_device_seconds
             self._lineage[stage.name] = _inherited(inputs.records[stage.name]) | self._media(stage)
             self._shop.needed(stage, inputs.records[stage.name])
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
-        for position, stage in enumerate(work.run[:-1], start=1):
-            made = await self._run_stage(stage, outputs, log)
-            assert not isinstance(made.output, Artifact)  # noqa: S101  # `_compute` has seen to that
-            outputs[stage.name] = made.output
-            await self._keep(stage, made, inputs)
-            needed = {name for later in work.run[position:] for name in self._upstream(later)}
-            for name in outputs.keys() - needed:
+        teller = Teller(self._plan, self._meaning, log, self.stop)
+        await self._tell_what_is_there(work.reuse, outputs, teller)
+        *chains, last = chained(work.run)
+        read_last = {name: at for at, chain in enumerate(chains) for stage in chain for name in self._upstream(stage)}
+        read_last |= dict.fromkeys(self._upstream(self._final), len(chains))
+        for at, chain in enumerate(chains):
+            for stage, made in zip(chain, await self._run_chain(chain, outputs, teller), strict=True):
+                assert not isinstance(made.output, Artifact)  # noqa: S101  # the go has seen to that
+                outputs[stage.name] = made.output
+                await self._keep(stage, made, inputs)
+            for name in [name for name in outputs if read_last.get(name, -1) <= at]:
                 del outputs[name]
-            inputs.keep_only(needed)
-        made = await self._run_stage(self._final, outputs, log)
+            inputs.keep_only(outputs)
+        (made,) = await self._run_chain(last, outputs, teller)
         assert isinstance(made.output, Artifact)  # noqa: S101  # likewise
         await self._shop.end_generation()
         return await self._deliver(made, made.output, inputs, log)
 
-    async def _run_stage(self, stage: Stage, outputs: dict[str, Tensors], log: EventLog) -> _Made:
+    async def _tell_what_is_there(self, reuse: Iterable[Stage], outputs: Mapping[str, Tensors], teller: Teller) -> None:
+        for stage in reuse:
+            if stage.live:
+                await self._shop.compute(teller.live, stage, outputs[stage.name])
+                teller.end(stage)
+
+    async def _run_chain(
+        self, chain: Sequence[Stage], outputs: Mapping[str, Tensors], teller: Teller
+    ) -> Sequence[Made]:
         if self.stop.is_set():
             raise Abandoned
-        span = self._shop.tracing.child(self.span, f"stage.{stage.name}", {"reprise.stage.outcome": "run"})
-        loop = asyncio.get_running_loop()
+        with ExitStack() as open_spans:
+            spans = {stage.name: open_spans.enter_context(self._span_of(stage)) for stage in chain}
+            try:
+                (all_made, seconds), _ = await self._shop.compute(self._go, chain, outputs, teller)
+            except Cancelled:
+                raise Abandoned from None
+            except Refused as refused:
+                self._failing(spans).set_status(StatusCode.ERROR, refused.reason)
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever a model raises is its fault, and one sentence
+                report_fault(error, stage=whole_name(self._watch.at), model=self._plan.description.model)
+                self._failing(spans).set_status(StatusCode.ERROR)
+                raise Fault from None
+            for stage in chain:
+                self._account(stage, seconds[stage.name], spans[stage.name])
+                teller.end(stage)
+        return all_made
+
+    def _go(
+        self, chain: Sequence[Stage], outputs: Mapping[str, Tensors], teller: Teller
+    ) -> tuple[list[Made], Mapping[str, float]]:
+        """In the device's thread: what the stages gave, and the seconds of each."""
+        self._watch = Watch(self._shop.device.device)
+        teller.begin()
+        return Go(self._plan, chain, outputs, self._watch, teller).run(), self._watch.seconds
+
+    @contextmanager
+    def _span_of(self, stage: Stage) -> Iterator[Span]:
+        part = self._meaning.parts.get(stage.name)
+        span = self._shop.tracing.child(
+            self.span,
+            f"stage.{whole_name(stage.name)}",
+            {"reprise.stage.outcome": "run"} | ({"reprise.stage.part": part.place + 1} if part is not None else {}),
+        )
         try:
-            (output, weight, types), seconds = await self._shop.compute(self._compute, stage, outputs, log, loop)
-        except Cancelled:
-            raise Abandoned from None
-        except Refused as refused:
-            span.set_status(StatusCode.ERROR, refused.reason)
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever a model raises is its fault, and one sentence
-            report_fault(error, stage=stage.name, model=self._plan.description.model)
-            span.set_status(StatusCode.ERROR)
-            raise Fault from None
-        else:
-            span.set_attribute("reprise.device_seconds", seconds)
+            yield span
         finally:
             span.end()
-        self._shop.metrics.stage_seconds.labels(stage.name).observe(seconds)
+
+    def _failing(self, spans: Mapping[str, Span]) -> Span:
+        return spans.get(self._watch.at) or next(iter(spans.values()))
+
+    def _account(self, stage: Stage, seconds: float, span: Span) -> None:
+        span.set_attribute("reprise.device_seconds", seconds)
+        self._shop.metrics.stage_seconds.labels(whole_name(stage.name)).observe(seconds)
         self._spent[stage.name] = seconds
+        self._costs.spend(stage.name, seconds)
         self._lineage[stage.name] = self._ancestry(stage)
-        self._totals[stage.name] = seconds + sum(self._totals[name] for name in self._upstream(stage))
-        return _Made(output, weight, types, seconds)
 
-    def _compute(
-        self, stage: Stage, outputs: dict[str, Tensors], log: EventLog, loop: asyncio.AbstractEventLoop
-    ) -> tuple[Tensors | Artifact, int, tuple[str, ...]]:
-        """In the device's thread: the stage's output, compact, its weight, and the types it was computed in."""
-        done_so_far = 0
-
-        def step(done: int, of: int) -> None:
-            nonlocal done_so_far
-            if self.stop.is_set():
-                raise Cancelled
-            done_so_far = done
-            loop.call_soon_threadsafe(log.progress, stage.name, done, of)
-
-        def preview(image: Image.Image) -> None:
-            if log.read:
-                loop.call_soon_threadsafe(log.preview, jpeg(image), done_so_far)
-
-        call = call_for(self._plan, stage, outputs, step=step, preview=preview)
-        output = self._plan.model.run(stage.name, call)
-        if isinstance(output, Artifact) is not (stage is self._final):
-            raise TypeError("the last stage makes an artifact, and no other does")
-        read = [tensor for upstream in call.upstream.values() for tensor in upstream.values()]
-        if isinstance(output, Artifact):
-            return output, 0, _types(read)
-        own, weight = compact(output)
-        return own, weight, _types([*read, *own.values()])
-
-    async def _keep(self, stage: Stage, made: _Made, inputs: Inputs) -> None:
+    async def _keep(self, stage: Stage, made: Made, inputs: Inputs) -> None:
         """Store a stage's output for other runs: in the pool, and in the tiers behind us."""
         if not stage.cached or self._plan.store_nothing or isinstance(made.output, Artifact):
             return
@@ -263,7 +270,7 @@ class Job:
         if record.address in self.encodings:
             durable.add_done_callback(lambda _: self._on_shared({record.address}))
 
-    async def _deliver(self, made: _Made, artifact: Artifact, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
+    async def _deliver(self, made: Made, artifact: Artifact, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
         log.chunks(artifact.data)
         digest = await self._shop.beside.run(Digest.of, artifact.data)
         # Never inlined: an artifact is also asked for by its digest alone, for a download or by URL.
@@ -280,7 +287,7 @@ class Job:
         log.finished(Outcome(record, artifact.data, self._reports(inputs), aliases))
         return durable
 
-    def _record(self, stage: Stage, made: _Made, output: Stored) -> Record:
+    def _record(self, stage: Stage, made: Made, output: Stored) -> Record:
         now = self._shop.clock()
         description = self._plan.description
         self._lineage[stage.name] |= {tags.of_ancestor(output.digest.hex)}
@@ -288,11 +295,11 @@ class Job:
             address=self._meaning.addresses[stage.name],
             model=description.model,
             revision=description.revision,
-            stage=stage.name,
+            stage=whole_name(stage.name),
             fingerprint=stage.fingerprint,
             output=output,
-            device_seconds=made.device_seconds,
-            total_device_seconds=self._totals[stage.name],
+            device_seconds=self._spent[stage.name],
+            total_device_seconds=self._costs.total(stage.name),
             made_at=self._began,
             touched_at=now,
             ttl=stage.ttl,
@@ -313,17 +320,11 @@ class Job:
         """Tags that say of what a stage's output is made, at whatever distance."""
         made_of = self._upstream(stage)
         names = frozenset(tags.of_ancestor(self._meaning.ids[name]) for name in made_of)
-        stages = frozenset(map(tags.of_stage, made_of))
+        stages = frozenset(tags.of_stage(whole_name(name)) for name in made_of)
         return self._media(stage).union(names, stages, *(self._lineage[name] for name in made_of))
 
     def _media(self, stage: Stage) -> frozenset[str]:
-        pictures = [self._plan.pictures[name] for name in stage.media]
-        return frozenset(
-            tags.of_media(identity)
-            for picture in pictures
-            for identity in (picture.identity, picture.part_of)
-            if identity
-        )
+        return frozenset(tags.of_media(mark) for name in stage.media for mark in self._plan.media[name].marks)
 
     def _upstream_roles(self, stage: Stage) -> list[tuple[str, str]]:
         return [(role, name) for role, name in stage.upstream.items() if name in self._meaning.ids]
@@ -334,20 +335,17 @@ class Job:
     # Reports.
 
     def _reports(self, inputs: Inputs) -> tuple[pb.StageReport, ...]:
-        reused = {stage.name for stage in inputs.work().reuse}
-        ran = [stage for stage in self._plan.stages if stage.name in self._spent]
-        read = {name for stage in ran for name in self._upstream(stage)}
-        reports = []
-        for stage in self._plan.stages:
-            report = not_needed_report(stage)
-            if stage.name in self._spent or (stage.name in self._meaning.outputs and stage.name in read):
-                report.outcome = pb.STAGE_OUTCOME_RUN
-                report.device_seconds = self._spent.get(stage.name, 0.0)
-                report.reason = reason_message(inputs.reasons.get(stage.name))
-            elif stage.name in reused:
-                report = reused_report(stage, inputs.records[stage.name], inputs.tiers.get(stage.name))
+        def ran(stage: Stage) -> pb.StageReport:
+            return told(stage, run_report(stage, inputs.reasons.get(stage.name), self._spent.get(stage.name, 0.0)))
+
+        def reused(stage: Stage) -> pb.StageReport:
+            return told(stage, reused_report(stage, inputs.records[stage.name], inputs.tiers.get(stage.name)))
+
+        def told(stage: Stage, report: pb.StageReport) -> pb.StageReport:
             report.lookups.extend(map(lookup_message, inputs.lookups.get(stage.name, ())))
-            reports.append(report)
+            return report
+
+        reports = reports_of(self._plan.stages, self._meaning, inputs.work(), ran, reused)
         reports[-1].lookups.extend(map(lookup_message, self._lookups))
         return tuple(reports)
 
@@ -392,7 +390,3 @@ def _pack(output: Tensors) -> tuple[bytes, Digest]:
 
 def _inline(data: bytes) -> bytes | None:
     return data if len(data) <= INLINE_LIMIT else None
-
-
-def _types(numbers: list[Any]) -> tuple[str, ...]:
-    return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in numbers if tensor.is_floating_point()}))

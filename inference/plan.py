@@ -1,13 +1,12 @@
 """Plan: what a run may be answered with, checked against this worker's own description before anything happens.
 
 The gateway names every stage's output from the request as it was written. Here the same pure functions compute those
-names again, and a plan that says otherwise is refused. Once the canonicalising stages have run, the outputs after them
-have another name, which all spellings of one meaning share: the canonical one. Work is done under canonical names.
+names again, and a plan that says otherwise is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
@@ -15,12 +14,13 @@ from PIL import Image
 
 from cache import tags
 from cache.description import Description, Parameter, Scalar, Scope, Stage
-from cache.digest import Digest
 from cache.keys import Address, addresses, borrowed, content_ids
-from cache.picture import picture_identity
+from cache.parts import whole_name
 from cache.record import NotARecord, Record
 from cache.work import Work
 from inference.errors import InvalidInput, PlanDiffers
+from inference.media import Medium, Picture, Sound, identities, read_media, stand_ins
+from inference.models import base
 from inference.models.base import Call, Model, Tensors
 from reprise.v1 import inference_pb2
 from reprise.v1.common_pb2 import ParameterValue
@@ -29,24 +29,12 @@ _KINDS = {"int": "int_value", "float": "float_value", "text": "text_value", "cho
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """8-bit RGB rows, `width * height * 3` bytes; no bytes where only the identity is known."""
-
-    identity: str
-    width: int
-    height: int
-    rgb: bytes = field(repr=False)
-    near_identity: str = ""  # of the near-duplicate whose encodings are read in its place
-    part_of: str = ""  # identity of the whole picture, where this is a part of one
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """One request, understood."""
 
     model: Model = field(repr=False)
     parameters: Mapping[str, Scalar] = field(repr=False)
-    pictures: Mapping[str, Picture]
+    media: Mapping[str, Picture | Sound]
     namespaces: Mapping[Scope, str]
     addresses: Mapping[str, Address]  # by stage, of the request as written
     records: Mapping[str, Record]  # by stage, those the gateway found
@@ -72,7 +60,7 @@ class Plan:
     @property
     def instead(self) -> dict[str, str]:
         """The near-duplicates whose encodings are borrowed, by medium."""
-        return _instead(self.pictures)
+        return stand_ins(self.media)
 
     @property
     def address(self) -> Address:
@@ -90,31 +78,22 @@ class Plan:
         return self.max_age is None or now - record.made_at <= self.max_age
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """A plan in terms of what its canonicalising stages made of it."""
-
-    outputs: Mapping[str, Tensors] = field(repr=False)  # of those stages, on the device
-    digests: Mapping[str, Digest]  # likewise
-    ids: Mapping[str, str]  # canonical content id of every stage
-    addresses: Mapping[str, Address]  # canonical
-
-
 def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], parent: Context | None = None) -> Plan:
-    """The plan in a request. Blocking: it hashes pictures. Raises InvalidInput and PlanDiffers."""
+    """The plan in a request. Blocking: it hashes media. Raises InvalidInput and PlanDiffers."""
     model = models.get(request.model)
     if model is None or model.description.revision != request.revision:
         raise PlanDiffers("this worker does not serve that model in that revision")
     description = model.description
     parameters = _parameters(request, description)
-    pictures = _pictures(request, description.active(parameters))
+    wanted = (name for stage in description.active(parameters) for name in stage.media)
+    media = read_media(request, description, wanted)
     namespaces = _namespaces(request)
     return Plan(
         model=model,
         parameters=parameters,
-        pictures=pictures,
+        media=media,
         namespaces=namespaces,
-        addresses=(own := _addresses(request, description, parameters, pictures, namespaces)),
+        addresses=(own := _addresses(request, description, parameters, media, namespaces)),
         records=_records(request, own),
         reuse_nothing=request.reuse_nothing,
         store_nothing=request.store_nothing,
@@ -129,33 +108,14 @@ def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], pa
     )
 
 
-def canonical_first(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages that can run before anything else, to say what a request means: those that canonicalise and read
-    nothing but parameters and each other.
-    """
-    first: dict[str, Stage] = {}
-    active = {stage.name for stage in stages}
-    for stage in stages:
-        if stage.canonicalises and not stage.media and active.intersection(stage.upstream.values()) <= first.keys():
-            first[stage.name] = stage
-    return tuple(first.values())
-
-
-def meaning_of(plan: Plan, outputs: Mapping[str, Tensors], digests: Mapping[str, Digest]) -> Meaning:
-    """The plan's names once the outputs of `canonical_first` are known."""
-    media = {name: picture.identity for name, picture in plan.pictures.items()}
-    ids = content_ids(plan.description, plan.parameters, media, digests, plan.instead)
-    return Meaning(outputs, digests, ids, addresses(plan.description, ids, plan.namespaces, plan.instead))
-
-
 def lacks_loan(work: Work, instead: Mapping[str, str]) -> bool:
     """Whether a stage must run whose output was to be a near-duplicate's, which this picture's pixels cannot give."""
     return any(borrowed(stage, instead) for stage in work.run)
 
 
-def lacks_media(work: Work, pictures: Mapping[str, Picture]) -> bool:
-    """Whether a stage that must run reads a picture whose pixels are not there."""
-    return any(not pictures[name].rgb for stage in work.run for name in stage.media)
+def lacks_media(work: Work, media: Mapping[str, Medium]) -> bool:
+    """Whether a stage that must run reads a medium whose bytes are not there."""
+    return any(not media[name].there for stage in work.run for name in stage.media)
 
 
 def call_for(
@@ -165,20 +125,27 @@ def call_for(
     *,
     step: Callable[[int, int], None] = lambda done, of: None,
     preview: Callable[[Image.Image], None] | None = None,
+    piece: Callable[[Tensors], None] = lambda piece: None,
+    fed: bool = False,
 ) -> Call:
-    """What a run of this stage is given: what it declares, and nothing else. Copies pixels."""
-    active = {other.name for other in plan.stages}
+    """What a run of this stage is given: what it declares, and nothing else. `fed`: all but the upstream that it
+    follows, which it will be fed. Copies pixels and samples.
+    """
+    there = {other.name for other in plan.stages}
+    opened = {name: plan.media[name].opened() for name in stage.media}
     return Call(
         parameters={role: plan.parameters[name] for role, name in stage.parameters.items()},
-        media={name: _image(plan.pictures[name]) for name in stage.media},
-        upstream={role: outputs[name] for role, name in stage.upstream.items() if name in active},
+        media={name: medium for name, medium in opened.items() if isinstance(medium, Image.Image)},
+        upstream={
+            role: outputs[name]
+            for role, name in stage.upstream.items()
+            if whole_name(name) in there and not (fed and name == stage.follows)
+        },
         step=step,
         preview=preview,
+        sounds={name: medium for name, medium in opened.items() if isinstance(medium, base.Sound)},
+        piece=piece,
     )
-
-
-def _image(picture: Picture) -> Image.Image:
-    return Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
 
 
 def _parameters(request: inference_pb2.RunRequest, description: Description) -> dict[str, Scalar]:
@@ -201,30 +168,6 @@ def _value(request: inference_pb2.RunRequest, parameter: Parameter) -> Scalar:
     return value
 
 
-def _pictures(request: inference_pb2.RunRequest, stages: Sequence[Stage]) -> dict[str, Picture]:
-    wanted = {name for stage in stages for name in stage.media}
-    if missing := sorted(wanted - request.pictures.keys()):
-        raise InvalidInput(missing[0], "must be given")
-    return {name: _picture(name, request.pictures[name]) for name in wanted}
-
-
-def _picture(name: str, message: inference_pb2.Picture) -> Picture:
-    picture = Picture(
-        message.identity, message.width, message.height, message.rgb, message.near_identity, message.part_of
-    )
-    if not picture.rgb:
-        return picture
-    if len(picture.rgb) != picture.width * picture.height * 3:
-        raise InvalidInput(name, "must have width * height * 3 bytes of pixels")
-    if picture_identity(picture.width, picture.height, picture.rgb) != picture.identity:
-        raise InvalidInput(name, "must have the identity of its own pixels")
-    return picture
-
-
-def _instead(pictures: Mapping[str, Picture]) -> dict[str, str]:
-    return {name: picture.near_identity for name, picture in pictures.items() if picture.near_identity}
-
-
 def _namespaces(request: inference_pb2.RunRequest) -> dict[Scope, str]:
     if missing := [scope.value for scope in Scope if scope.value not in request.namespaces]:
         raise InvalidInput("namespaces", f"must have one for the scope {missing[0]}")
@@ -235,12 +178,12 @@ def _addresses(
     request: inference_pb2.RunRequest,
     description: Description,
     parameters: Mapping[str, Scalar],
-    pictures: Mapping[str, Picture],
+    media: Mapping[str, Medium],
     namespaces: Mapping[Scope, str],
 ) -> dict[str, Address]:
-    identities, instead = {name: picture.identity for name, picture in pictures.items()}, _instead(pictures)
+    instead = stand_ins(media)
     try:
-        ids = content_ids(description, parameters, identities, instead=instead)
+        ids = content_ids(description, parameters, identities(media), instead=instead)
     except ValueError as error:  # a text that has no UTF-8
         raise InvalidInput("parameters", "must be text in Unicode") from error
     own = addresses(description, ids, namespaces, instead)

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from cache.description import Description, Parameter, Scope, Stage, When
+from cache.description import Description, Parameter, Recording, Scope, Stage, When
 
 
 def picture_family() -> Description:
@@ -41,6 +41,41 @@ def picture_family() -> Description:
             _stage("render", parameters={"fps": "playback_fps"}, upstream={"latents": "denoise"}),
         ),
         affinity="picture",
+    )
+
+
+def speech_family() -> Description:
+    """A voice is encoded; a text becomes parts; each part is spoken, sounded and paced; all together are the file."""
+    return Description(
+        model="speaker",
+        revision="r1",
+        family="speech",
+        task="synthesize_speech",
+        parameters=(
+            Parameter(name="text", kind="text", max_length=100),
+            Parameter(name="seed", kind="int", default=42),
+            Parameter(name="speed", kind="float", default=1.0),
+            Parameter(name="sample_rate", kind="int", default=24_000),
+            Parameter(name="format", kind="choice", default="wav", choices=("wav", "flac")),
+        ),
+        stages=(
+            _stage("voice", media=("voice",)),
+            _stage("tokens", parameters={"text": "text"}, canonicalises=True, cached=False),
+            _stage("latents", each="tokens", parameters={"seed": "seed"}, upstream={"as": "voice", "tokens": "tokens"}),
+            _stage("waveform", each="tokens", upstream={"latents": "latents"}, follows="latents"),
+            _stage(
+                "pace",
+                each="tokens",
+                parameters={"speed": "speed", "sample_rate": "sample_rate"},
+                upstream={"waveform": "waveform"},
+                follows="waveform",
+                live=True,
+                cached=False,
+            ),
+            _stage("file", parameters={"format": "format", "sample_rate": "sample_rate"}, upstream={"pcm": "pace"}),
+        ),
+        recordings={"voice": Recording(min_seconds=1.0, max_seconds=30.0, min_sample_rate=16_000)},
+        affinity="voice",
     )
 
 

@@ -8,15 +8,15 @@ from hypothesis import given
 
 from cache.description import HOUR, Description, Scope, When
 from cache.digest import Digest
-from tests.cache.families import descriptions, picture_family
+from tests.cache.families import descriptions, picture_family, speech_family
 
 
 def _changed(**changes: Any) -> dict[str, Any]:
     return picture_family().model_dump() | changes
 
 
-def _with_stage(name: str, /, **changes: Any) -> dict[str, Any]:
-    fields = picture_family().model_dump()
+def _with_stage(name: str, /, family: Description | None = None, **changes: Any) -> dict[str, Any]:
+    fields = (family or picture_family()).model_dump()
     fields["stages"] = tuple(stage | changes if stage["name"] == name else stage for stage in fields["stages"])
     return fields
 
@@ -57,6 +57,63 @@ def test_what_no_request_could_be_planned_by_is_refused(fields: dict[str, Any], 
     """A description that is not a graph, names what it lacks, or cannot be written down, says so at once."""
     with pytest.raises(ValueError, match=complaint):
         Description.model_validate(fields)
+
+
+def _speech(name: str, /, **changes: Any) -> dict[str, Any]:
+    return _with_stage(name, speech_family(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        (_speech("voice", name="voice[0]"), "comes before|has a bracket"),
+        (_speech("file", name="file[0]"), "file\\[0\\] has a bracket"),
+        (_speech("file", upstream={"pcm[0]": "pace"}), "file has a bracket"),
+        (_speech("latents", each="voice"), "latents runs for parts of what does not say first"),
+        (_speech("latents", each="words"), "latents runs for parts of what does not say first"),
+        (_speech("latents", each="latents"), "latents runs for parts of what does not say first"),
+        (_speech("tokens", media=("voice",)), "latents runs for parts of what does not say first"),
+        (_speech("tokens", upstream={"as": "voice"}), "latents runs for parts of what does not say first"),
+        (_speech("latents", canonicalises=True), "latents runs for parts of what does not say first"),
+        (_speech("latents", upstream={"as": "voice"}), "latents runs for parts, and reads none of tokens"),
+        (_speech("tokens", when=When(parameter="seed", above=3)), "latents cannot be without tokens"),
+        (_speech("file", each="tokens"), "cannot be conditional"),
+        (speech_family().model_dump() | {"affinity": "latents"}, "cannot be conditional"),
+        (_speech("waveform", follows="voice"), "waveform follows what it does not read: voice"),
+        (_speech("waveform", follows="waveform"), "waveform follows what it does not read: waveform"),
+        (_speech("latents", follows="voice"), "latents follows what runs for other parts: voice"),
+        (_speech("latents", when=When(parameter="seed", above=3)), "waveform cannot be without latents"),
+        (_speech("file", upstream={"pcm": "voice"}, follows="voice"), "the result is a file"),
+        (_speech("file", live=True), "the result is a file"),
+        (_speech("waveform", live=True, parameters={"sample_rate": "sample_rate"}), "one stage before it, at most"),
+        (_speech("pace", parameters={}), "pace is heard live, and declares no sample_rate"),
+        (_speech("pace", parameters={"sample_rate": "speed"}), "pace is heard live, and declares no sample_rate"),
+    ],
+)
+def test_parts_and_pieces_that_could_not_be_had_are_refused(fields: dict[str, Any], complaint: str) -> None:
+    """Parts come of what is known before everything else and go to what reads them; pieces go from a stage to one for
+    the same part; and one stage at most is heard live.
+    """
+    with pytest.raises(ValueError, match=complaint):
+        Description.model_validate(fields)
+
+
+def test_parts_of_two_texts_are_not_mixed() -> None:
+    """A stage that runs for the sentences of one text cannot read one of another's: there is no saying which."""
+    fields = speech_family().model_dump()
+    tokens, latents = (stage for stage in fields["stages"] if stage["name"] in ("tokens", "latents"))
+    notes = tokens | {"name": "notes", "kind": "notes"}
+    song = latents | {"name": "song", "each": "notes", "upstream": {"notes": "notes"}}
+    mixed = latents | {"upstream": {"tokens": "tokens", "song": "song"}}
+    stages = [stage for stage in fields["stages"] if stage["name"] != "latents"]
+
+    with pytest.raises(ValueError, match="latents reads parts of another text than its own"):
+        Description.model_validate(fields | {"stages": (*stages[:2], notes, song, mixed, *stages[2:])})
+
+
+def test_a_description_of_speech_is_one() -> None:
+    """The family whose changes are refused above can itself be planned by."""
+    assert speech_family() == Description.from_bytes(speech_family().to_bytes())
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"[]", b"{}", b"\xff", b'{"schema_version": 2}', b"[" * 100_000])

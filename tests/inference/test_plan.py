@@ -5,17 +5,20 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cache.description import HOUR, Scope, Stage
+from cache.description import HOUR, Scope, Stage, canonical_first
 from cache.digest import Digest
 from cache.keys import Principal
 from cache.record import Output, Record
 from cache.work import Work, divide
 from inference.errors import InvalidInput, PlanDiffers
+from inference.meaning import meaning_of
+from inference.media import Picture
 from inference.models.base import Artifact
 from inference.models.i2vgen_xl import I2VGenXL
-from inference.plan import Plan, call_for, canonical_first, lacks_media, meaning_of, read_plan
+from inference.plan import Plan, call_for, lacks_media, read_plan
 from reprise.v1.common_pb2 import ParameterValue
 from reprise.v1.inference_pb2 import RunRequest
+from tests.inference.speech_fixtures import RATE, Recorded, SpokenModel, ask_speech
 from tests.inference.worker_fixtures import GatedModel, Pixels, ask
 
 MODEL = GatedModel()
@@ -36,7 +39,9 @@ def test_a_plan_holds_what_the_request_says() -> None:
     request = ask_anew(prompt="a dog", seed=7, strength=0.5, replace=True, max_age=60.0, follower="f")
     plan = read(request)
     assert plan.parameters == {"prompt": "a dog", "seed": 7, "strength": 0.5, "fps": 8, "size": 1000}
-    assert (plan.pictures["image"].width, plan.pictures["image"].height) == (8, 4)
+    image = plan.media["image"]
+    assert isinstance(image, Picture)
+    assert (image.width, image.height) == (8, 4)
     assert {name: str(address) for name, address in plan.addresses.items()} == dict(request.addresses)
     assert plan.address == plan.addresses["video"]
     assert (plan.replace, plan.reuse_nothing, plan.store_nothing, plan.max_age, plan.follower) == (
@@ -116,7 +121,7 @@ def test_a_malformed_input_is_named(change: Callable[[RunRequest], object], fiel
 def test_an_identity_is_enough_while_nobody_must_look() -> None:
     """A plan without pixels is a plan; whether it can be run depends on what is cached."""
     plan = read(ask_anew(with_pixels=False))
-    assert plan.pictures["image"].rgb == b""
+    assert not plan.media["image"].there
     assert plan.addresses == read(ask_anew()).addresses
 
 
@@ -195,9 +200,9 @@ def test_only_what_is_missing_runs(readable: set[str], run: list[str], reuse: li
 
 def test_pixels_are_needed_where_a_stage_that_runs_reads_them() -> None:
     """With the picture's encoding cached, its pixels are not."""
-    pictures = read(ask_anew(with_pixels=False)).pictures
-    assert lacks_media(divide(MODEL.description.stages, {"tokens"}, set()), pictures)
-    assert not lacks_media(divide(MODEL.description.stages, {"tokens"}, {"moments"}), pictures)
+    media = read(ask_anew(with_pixels=False)).media
+    assert lacks_media(divide(MODEL.description.stages, {"tokens"}, set()), media)
+    assert not lacks_media(divide(MODEL.description.stages, {"tokens"}, {"moments"}), media)
 
 
 def test_a_stage_sees_what_it_declares_and_nothing_else() -> None:
@@ -248,3 +253,66 @@ def test_the_real_model_is_planned_alike(model: I2VGenXL) -> None:
     assert [stage.name for stage in canonical_first(guided.stages)] == ["tokens", "negative_tokens"]
     assert [stage.name for stage in canonical_first(plain.stages)] == ["tokens"]
     assert "negative_text" not in plain.addresses
+
+
+# Sounds.
+
+SPOKEN = SpokenModel()
+
+
+def read_speech(request: RunRequest) -> Plan:
+    return read_plan(request, {"spoken": SPOKEN})
+
+
+def edit_speech(change: Callable[[RunRequest], object]) -> RunRequest:
+    request = ask_speech(SPOKEN.description)
+    change(request)
+    return request
+
+
+def test_a_recording_is_a_medium_like_a_picture() -> None:
+    """Known by identity, checked by it, and given to its stage as samples on the host; no picture is asked for."""
+    plan = read_speech(ask_speech(SPOKEN.description, voice=Recorded(pitch=3, samples=5)))
+    voice, prefix, *_ = plan.stages
+    call = call_for(plan, voice, {})
+    assert call.media == {}
+    assert call.sounds["voice"].sample_rate == RATE
+    assert call.sounds["voice"].pcm.dtype is torch.int16
+    assert call.sounds["voice"].pcm.tolist() == [-125, -122, -119, -116, -113]
+    assert call_for(plan, prefix, {"voice": {"t": torch.zeros(1)}}).sounds == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda request: request.sounds.pop("voice"),
+        lambda request: setattr(request.sounds["voice"], "pcm", b"123"),
+        lambda request: setattr(request.sounds["voice"], "samples", 12),
+        lambda request: setattr(request.sounds["voice"], "identity", "0" * 64),
+        lambda request: setattr(request.sounds["voice"], "sample_rate", RATE + 1),
+        lambda request: (request.sounds.pop("voice"), request.pictures["voice"].CopyFrom(Pixels().message())),
+    ],
+    ids=["none", "other bytes", "another length", "another identity", "another rate", "a picture"],
+)
+def test_a_malformed_recording_is_named(change: Callable[[RunRequest], object]) -> None:
+    """What is missing, or not what its identity says, is refused by its field."""
+    with pytest.raises(InvalidInput) as refused:
+        read_speech(edit_speech(change))
+    assert refused.value.field == "voice"
+
+
+def test_samples_are_needed_where_a_stage_that_runs_reads_them() -> None:
+    """With what was made of the voice cached, the voice itself is not."""
+    request = ask_speech(SPOKEN.description, with_sound=False)
+    plan = read_speech(request)
+    assert plan.addresses == read_speech(ask_speech(SPOKEN.description)).addresses
+    assert lacks_media(divide(SPOKEN.description.stages, {"tokens"}, set()), plan.media)
+    assert not lacks_media(divide(SPOKEN.description.stages, {"tokens"}, {"prefix"}), plan.media)
+
+
+def test_another_recording_is_another_plan() -> None:
+    """The address says whose voice it is; that of another is refused."""
+    request = ask_speech(SPOKEN.description)
+    request.sounds["voice"].CopyFrom(Recorded(pitch=9).message())
+    with pytest.raises(PlanDiffers):
+        read_speech(request)

@@ -88,6 +88,10 @@ class GatedModel:
         self.previews = 0
         self.modules = [torch.nn.Linear(3, 2)]  # 8 numbers, of no use but to weigh something
 
+    def open_gates(self) -> None:
+        for gate in (*self.gates.values(), self.step_gate):
+            gate.open()
+
     def run(self, stage: str, call: Call) -> Output:
         self.runs[stage] += 1
         self.gates[stage].pass_through()
@@ -210,7 +214,7 @@ def ask(
     return RunRequest(
         model=description.model,
         revision=description.revision,
-        parameters={name: _value(value) for name, value in known.items()},
+        parameters={name: value_message(value) for name, value in known.items()},
         pictures={"image": image},
         namespaces={scope.value: space for scope, space in spaces.items()},
         addresses={name: str(address) for name, address in addresses(description, ids, spaces, instead).items()},
@@ -225,7 +229,7 @@ def ask(
     )
 
 
-def _value(value: Scalar) -> pb.ParameterValue:
+def value_message(value: Scalar) -> pb.ParameterValue:
     match value:
         case str():
             return pb.ParameterValue(text_value=value)
@@ -480,8 +484,7 @@ async def open_bench(
                 yield Bench(engine, tiers, folder, spans, registry)
             finally:
                 if isinstance(used, GatedModel):
-                    for gate in (*used.gates.values(), used.step_gate):
-                        gate.open()
+                    used.open_gates()
                 await engine.drain(PATIENCE)
                 engine.close()
 
