@@ -52,6 +52,7 @@ from gateway.savings import Savings
 from gateway.schedule import Schedule
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.status import ErrorInterceptor
+from gateway.studio import Studio
 from gateway.uploads import Uploads
 from gateway.validate import parse
 from gateway.warm import Warmer
@@ -122,6 +123,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
         peers = await stack.enter_async_context(Peers(secret))
         darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0))
+        studio = stack.enter_context(Studio())
         ledger = Ledger(
             telemetry.registry,
             await stack.enter_async_context(
@@ -196,7 +198,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             similar_by_default=section.similarity.by_default,
         )
         warmer = Warmer(media.plan_animation, explainer, resolver, replays, heartbeat=section.heartbeat)
-        control = Control(tiers, darkroom, secret=secret)
+        control = Control(tiers, darkroom, studio, secret=secret)
         _register(server, _MEDIA, media, unparsed=frozenset({"AnimateImage"}))
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, savings, control, warmer))
         health_servicer = await _add_health(server)

@@ -12,11 +12,16 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from PIL import Image
 
+from cache.digest import Digest
 from gateway.client import Client
+from gateway.errors import NotFound
 from gateway.identity import hash_key
+from gateway.studio import Studio
+from gateway.uploads import Uploads
 from reprise.v1 import common_pb2 as common
 from reprise.v1.cache_pb2 import InvalidateRequest, InvalidateResponse, SwitchRequest
 from reprise.v1.media_pb2 import Framing
+from tests.gateway.recordings import flac, voice, wav
 from tests.gateway.worker import ScriptedWorker
 from tests.gateway.world import PICTURE, Desk, World, outcome, picture, problem_of, stages
 
@@ -120,6 +125,25 @@ async def test_a_picture_is_known_in_any_file(desks: tuple[Desk, Desk], worker: 
     again = stages((await second.animate()).report.stages)
 
     assert ("run", "run", "run", "reused") == (again["picture"], again["denoise"], again["render"], again["text"])
+
+
+async def test_a_voice_is_known_in_any_file(world: World) -> None:
+    """What came from a recording goes by whatever file has its samples, and nobody else's voice goes with it."""
+    desk = await world.desk()
+    tiers = await world.tiers(world.cache)
+    uploads, tenant = Uploads(tiers.below_memory), "7" * 32
+    files = [wav(voice(seed=seed)) for seed in range(2)]
+    with Studio() as studio:
+        for file in files:
+            take = await studio.identify(tenant, file)
+            await uploads.keep(tenant, tenant, take.file, take.identity, file)
+
+    *_, last = await invalidate(desk.client, recording=flac(voice(seed=0), channels=2))
+
+    assert 1 == last.receipt.outputs
+    assert files[1] == await uploads.fetch(tenant, Digest.of(files[1]))
+    with pytest.raises(NotFound):
+        await uploads.fetch(tenant, Digest.of(files[0]))
 
 
 async def test_a_part_of_a_picture_goes_with_it(world: World, worker: ScriptedWorker) -> None:
@@ -281,9 +305,10 @@ async def test_a_tenant_is_switched_off_alone(world: World, worker: ScriptedWork
         ({"digest": "abc"}, "digest"),
         ({"digest": f"{'0' * 32}/{'G' * 64}"}, "digest"),
         ({"picture": b"no picture"}, "image"),
+        ({"recording": PICTURE}, "voice"),
         ({"older_than": Duration(seconds=-1)}, "older_than"),
     ],
-    ids=["nothing", "dry", "user", "short", "no-hex", "picture", "future"],
+    ids=["nothing", "dry", "user", "short", "no-hex", "picture", "recording", "future"],
 )
 async def test_what_cannot_be_meant_is_refused(world: World, said: dict[str, Any], field: str) -> None:
     """Naming the field; nothing is forbidden by it."""

@@ -21,6 +21,7 @@ from gateway.framing import WHOLE, Framing
 from gateway.plan import Plan, Policy, make_plan
 from gateway.replays import STAGE, Replays
 from gateway.settings import ReplaySection
+from gateway.studio import Studio
 from gateway.uploads import Uploads
 from gateway.validate import complete
 from reprise.v1.cache_pb2 import Favourite, InvalidateRequest
@@ -125,8 +126,9 @@ async def test_a_part_of_a_picture_goes_with_the_whole(world: World) -> None:
 
 
 async def purged(tiers: Tiers, darkroom: Darkroom, request: InvalidateRequest) -> None:
-    async for _ in Control(tiers, darkroom, secret=SECRET_BYTES).invalidate(request, ANN):
-        pass
+    with Studio() as studio:
+        async for _ in Control(tiers, darkroom, studio, secret=SECRET_BYTES).invalidate(request, ANN):
+            pass
 
 
 async def test_only_namespaces_of_ours_are_read(world: World) -> None:

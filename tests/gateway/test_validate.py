@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from cache.description import Description, Parameter, Scalar, Scope, Stage
 from cache.encoding import encode
 from gateway.errors import InvalidField
-from gateway.validate import complete, given_fields, normalise
+from gateway.validate import complete, folded, given_fields, normalise
 from reprise.v1.common_pb2 import Digest, ParameterValue
-from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Result
+from reprise.v1.media_pb2 import (
+    DELIVERY_NONE,
+    AnimateImageRequest,
+    GenerationEvent,
+    Pronunciation,
+    Result,
+    SynthesizeSpeechRequest,
+)
 
 BIG = 2**53 - 1
 PARAMETERS = (
@@ -449,3 +456,235 @@ def test_a_field_that_can_be_no_parameter_must_be_ignored_by_name(message: Any) 
     """Media and messages are never taken for parameters by oversight."""
     with pytest.raises(TypeError, match="must be read by name"):
         given_fields(message, ignore=frozenset())
+
+
+# Texts to be spoken
+
+SPEECH = Description(
+    model="voice",
+    revision="1",
+    family="test",
+    task="synthesize_speech",
+    parameters=(
+        Parameter(name="text", kind="text", max_length=40, spoken=True, refuses=("<|", "|>", "[laughter]")),
+        Parameter(name="transcript", kind="text", default="", max_length=100, refuses=("<|",)),
+        Parameter(name="pronunciations", kind="text", default="", max_length=1000),
+        Parameter(name="greeting", kind="text", default="", spoken=True, extra=True),
+        Parameter(name="speed", kind="float", default=1.0, minimum=0.5, maximum=2.0),
+        Parameter(name="format", kind="choice", default="wav", choices=("wav", "flac", "ogg")),
+        Parameter(name="sample_rate", kind="int", default=24_000, minimum=8_000, maximum=48_000),
+        Parameter(name="seed", kind="int", default=0, minimum=0, maximum=BIG),
+    ),
+    stages=(Stage(name="speech", kind="speech", fingerprint="f", scope=Scope.TENANT, ttl=60.0),),
+    affinity="speech",
+)
+
+
+def spoken(text: str, **fields: Any) -> dict[str, Scalar]:
+    return complete(SPEECH, {"text": text, **fields}, {})
+
+
+def unspoken(text: str, **fields: Any) -> InvalidField:
+    with pytest.raises(InvalidField) as caught:
+        spoken(text, **fields)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a", "7", "你", "ก็", "א", "½", "\u2163", "a\ufe0f", "葛\U000e0100", "❤️ 1", "“hm”", "x < y > z", "[laughte]"],
+)
+def test_whatever_has_something_to_say_is_spoken(text: str) -> None:
+    """A letter or a digit in any script is enough, and variants of characters are characters."""
+    assert text == spoken(text)["text"]
+
+
+@pytest.mark.parametrize("text", ["...", "!?", "。。。", "—", "😀", "\u0301", "$", "_ _"])
+def test_a_text_without_a_letter_or_digit_is_refused(text: str) -> None:
+    """There would be nothing to hear, or anything."""
+    refusal = unspoken(text)
+
+    assert ("text", "TEXT_UNSPEAKABLE") == (refusal.field, refusal.reason)
+    assert "a text of 1 to 40 characters with at least one letter or digit" in refusal.message
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        *("\u200b", "\u200c", "\u200d", "\u200e", "\u200f", "\u202a", "\u202e", "\u2060", "\u2066", "\u2069"),
+        *("\ufeff", "\u00ad", "\u061c", "\u180e", "\u3164", "\u115f", "\uffa0", "\ue000", "\uf8ff", "\U000e0041"),
+        *("\U000f0000", "\U00100000", "\u2064", "\u034f"),
+    ],
+)
+def test_what_nobody_sees_is_not_spoken(character: str) -> None:
+    """Two texts that look alike are one text. It is said what to remove, and not what the text was."""
+    refusal = unspoken(f"secret{character} word")
+
+    assert ("text", "TEXT_UNSEEN") == (refusal.field, refusal.reason)
+    assert "no width, of direction and of private use" in refusal.message
+    assert "secret" not in refusal.message
+    assert f"secret{character}" == spoken("a", transcript=f"secret{character}")["transcript"]
+
+
+def test_every_character_that_unicode_calls_ignorable_is_seen_or_refused() -> None:
+    """Those of format, by their category, but for signs that show."""
+    shown = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD, *range(0x13430, 0x13440)}
+    shown |= {0xFFF9, 0xFFFA, 0xFFFB}  # of annotations between lines
+    formats = [code for code in range(0x110000) if unicodedata.category(chr(code)) == "Cf" and code not in shown]
+
+    assert 100 < len(formats)
+    for code in formats:
+        assert "TEXT_UNSEEN" == unspoken(f"a{chr(code)}").reason
+
+
+@pytest.mark.parametrize("text", ["<|endofprompt|>", "so <| so", "|> x", "ha [laughter] ha"])
+def test_what_a_model_would_take_for_a_command_is_refused(text: str) -> None:
+    """The field is named and what it must not hold, which its model declares; the text is not repeated."""
+    refusal = unspoken(text)
+
+    assert ("text", "TEXT_COMMANDS") == (refusal.field, refusal.reason)
+    assert refusal.message.endswith("without what this model takes for commands: <| |> [laughter]")
+
+
+def test_commands_are_found_as_they_are_written() -> None:
+    """In another case they are words; those of another field are no matter of this one."""
+    assert "[Laughter]" == spoken("[Laughter]")["text"]
+    assert "TEXT_COMMANDS" == unspoken("a", transcript="<|x").reason
+    assert "[laughter]" == spoken("a", transcript="[laughter]")["transcript"]
+
+
+def test_a_composed_spelling_hides_no_command() -> None:
+    """What is looked for is looked for in the one spelling of a text."""
+    commands = Parameter(name="text", kind="text", refuses=("[\u01d0]",))
+    description = SPEECH.model_copy(update={"parameters": (commands,)})
+    with pytest.raises(InvalidField):
+        complete(description, {"text": "ha [i\u030c]"}, {})
+
+
+def test_a_text_that_may_be_left_out_may_be_empty() -> None:
+    """Nothing to say is no fault where nothing need be said."""
+    assert "" == complete(SPEECH, {"text": "a"}, {"greeting": " "})["greeting"]
+    with pytest.raises(InvalidField) as caught:
+        complete(SPEECH, {"text": "a"}, {"greeting": "?"})
+    assert "extra.greeting" == caught.value.field
+
+
+# Folded texts
+
+
+def test_only_what_is_spoken_is_folded() -> None:
+    """Of all texts; and numbers stay as they are."""
+    parameters = complete(SPEECH, {"text": "Hold,  please!", "transcript": "Hold,  please!"}, {"greeting": "Ｈｉ"})
+    result, kinds = folded(SPEECH, parameters)
+
+    assert {**parameters, "text": "Hold, please.", "greeting": "Hi."} == result
+    assert ("punctuation", "width", "spacing") == kinds
+
+
+def test_folding_says_nothing_where_nothing_changed() -> None:
+    """A line that is its own folded line is read as it came."""
+    parameters = complete(SPEECH, {"text": "Hold, please."}, {})
+
+    assert (parameters, ()) == folded(SPEECH, parameters)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("＜｜endofprompt｜＞", "TEXT_COMMANDS"), ("a" * 40, "TEXT_TOO_LONG")],
+    ids=["commands", "length"],
+)
+def test_what_folding_makes_is_validated_like_what_comes(text: str, reason: str) -> None:
+    """Wide letters that are harmless as they are become marks of command; and a line may grow."""
+    parameters = spoken(text)
+    with pytest.raises(InvalidField) as caught:
+        folded(SPEECH, parameters)
+
+    assert ("text", reason) == (caught.value.field, caught.value.reason)
+
+
+# Reading a request for speech
+
+
+def test_the_fields_of_a_request_for_speech_are_read_by_descriptor() -> None:
+    """Media, and what is no matter of the result, are not among them."""
+    request = SynthesizeSpeechRequest(
+        model="voice",
+        voice=b"...",
+        transcript="t",
+        text="x",
+        instruction="i",
+        pronunciations=[Pronunciation(word="b", spoken="2"), Pronunciation(word="a", spoken="1")],
+        speed=1.5,
+        format="flac",
+        sample_rate=16_000,
+        seed=0,
+        extra={"greeting": ParameterValue(text_value="hi")},
+        delivery=DELIVERY_NONE,
+        live=True,
+    )
+    request.cache_policy.no_store = True
+
+    expected = {"transcript": "t", "text": "x", "instruction": "i", "pronunciations": "a\t1\nb\t2"}
+    assert (
+        {**expected, "speed": 1.5, "format": "flac", "sample_rate": 16_000, "seed": 0},
+        {"greeting": "hi"},
+    ) == given_fields(request)
+    assert ({}, {}) == given_fields(SynthesizeSpeechRequest(voice_digest=Digest(hex="00")))
+
+
+def pronounced(*pairs: tuple[str, str]) -> str | None:
+    request = SynthesizeSpeechRequest(pronunciations=[Pronunciation(word=w, spoken=s) for w, s in pairs])
+    value = given_fields(request)[0].get("pronunciations")
+    return None if value is None else str(value)
+
+
+@given(st.permutations([("tomato", "t a"), ("Bass", "b eI s"), ("caf\u00e9", "k"), ("行", "xíng")]))
+def test_pronunciations_are_one_text_in_whatever_order_they_come(pairs: list[tuple[str, str]]) -> None:
+    """Spelled in the one way, without white space around, and as they are when they are validated."""
+    text = pronounced(*[(unicodedata.normalize("NFD", f" {word}"), f"{sound}  ") for word, sound in pairs])
+
+    assert "Bass\tb eI s\ncaf\u00e9\tk\ntomato\tt a\n行\txíng" == text
+    assert text == spoken("a", pronunciations=text)["pronunciations"]
+
+
+def test_no_pronunciations_are_no_value() -> None:
+    """Nobody has said anything."""
+    assert pronounced() is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        ([("a", "1"), ("a", "2")], "PRONUNCIATION_TWICE"),
+        ([("caf\u00e9", "1"), ("cafe\u0301 ", "1")], "PRONUNCIATION_TWICE"),
+        ([("", "1")], "VALUE_MISSING"),
+        ([("a", " ")], "VALUE_MISSING"),
+        ([("a\tb", "1")], "TEXT_CHARACTERS"),
+        ([("a", "1\n2")], "TEXT_CHARACTERS"),
+        ([("a", "1\r2")], "TEXT_CHARACTERS"),
+        ([("a" * 101, "1")], "TEXT_TOO_LONG"),
+        ([(str(number), "1") for number in range(101)], "PRONUNCIATIONS_TOO_MANY"),
+    ],
+    ids=["twice", "spelled twice", "no word", "no sound", "tab", "line", "return", "long", "many"],
+)
+def test_pronunciations_that_are_none_are_refused(pairs: list[tuple[str, str]], reason: str) -> None:
+    """The field is named, and what to change; no word is repeated."""
+    with pytest.raises(InvalidField) as caught:
+        pronounced(*pairs)
+
+    assert ("pronunciations", reason) == (caught.value.field, caught.value.reason)
+
+
+def test_one_word_cannot_be_passed_off_as_two() -> None:
+    """What stands between words and between lines stands in no word: different lists are different texts."""
+    assert 3 == len({pronounced(("a", "b c")), pronounced(("a b", "c")), pronounced(("a", "b"), ("c", "d"))})
+
+
+def test_a_model_without_pronunciations_is_told_none() -> None:
+    """The field that must be left out is named."""
+    request = SynthesizeSpeechRequest(text="x", pronunciations=[Pronunciation(word="a", spoken="1")])
+    parameters = tuple(each for each in SPEECH.parameters if each.name != "pronunciations")
+    with pytest.raises(InvalidField) as caught:
+        complete(SPEECH.model_copy(update={"parameters": parameters}), *given_fields(request))
+
+    assert ("pronunciations", "FIELD_UNKNOWN") == (caught.value.field, caught.value.reason)
