@@ -21,6 +21,7 @@ from cache.tier import TierName
 from gateway.answer import tier_message, tier_name
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField, Unavailable
+from gateway.studio import Studio
 from reprise.v1 import cache_pb2 as pb
 
 _TELL_EVERY = 0.2  # seconds between two words about a search
@@ -28,10 +29,11 @@ _TELL_EVERY = 0.2  # seconds between two words about a search
 
 class Control:
     def __init__(
-        self, tiers: Tiers, darkroom: Darkroom, *, secret: bytes, clock: Callable[[], float] = time.time
+        self, tiers: Tiers, darkroom: Darkroom, studio: Studio, *, secret: bytes, clock: Callable[[], float] = time.time
     ) -> None:
         self._tiers = tiers
         self._darkroom = darkroom
+        self._studio = studio
         self._secret = secret
         self._clock = clock
 
@@ -110,11 +112,11 @@ class Control:
     async def _tags(self, request: pb.InvalidateRequest, caller: Principal) -> AsyncGenerator[str]:
         if request.user and not request.tenant:
             raise InvalidField("tenant", "must be given with a user")
+        own = self._namespace(Scope.USER, caller.tenant, caller.user)
         if request.picture:
-            source = await self._darkroom.identify(
-                self._namespace(Scope.USER, caller.tenant, caller.user), request.picture
-            )
-            yield tags.of_media(source.identity)
+            yield tags.of_media((await self._darkroom.identify(own, request.picture)).identity)
+        if request.recording:
+            yield tags.of_media((await self._studio.identify(own, request.recording)).identity)
         if request.label:
             yield tags.of_label(self._secret, request.label)
         if request.user:

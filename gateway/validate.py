@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -18,11 +18,18 @@ from google.protobuf.message import DecodeError, Message
 
 from cache.description import Description, Parameter, Scalar
 from gateway.errors import InvalidField
+from gateway.folding import KINDS, fold
+from reprise.v1.media_pb2 import AnimateImageRequest, Pronunciation, SynthesizeSpeechRequest
 
+_MOST_NAMED = 8  # of what a text must not have in it
 LONGEST_TEXT = 2000  # characters, where a model says nothing else
 EXTRA = "extra"
 M = TypeVar("M", bound=Message)
-NOT_PARAMETERS = frozenset({"model", "image", "image_digest", "framing", "cache_policy", "delivery"})
+_NEVER = {"model", "cache_policy", "delivery"}
+NOT_PARAMETERS: Mapping[str, frozenset[str]] = {  # of each request; whatever else it has is a parameter
+    AnimateImageRequest.DESCRIPTOR.name: frozenset({*_NEVER, "image", "image_digest", "framing"}),
+    SynthesizeSpeechRequest.DESCRIPTOR.name: frozenset({*_NEVER, "voice", "voice_digest", "live"}),
+}
 
 
 # From bytes to a message, and from a message to names and values.
@@ -36,19 +43,26 @@ def parse(kind: type[M], message: bytes) -> M:
         raise InvalidField("request", "must be a message of the method's type") from None
 
 
-def given_fields(
-    message: Message, ignore: frozenset[str] = NOT_PARAMETERS
-) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+def given_fields(message: Message, ignore: frozenset[str] | None = None) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
     """What a request says, by parameter name: its own fields, and its `extra` map.
 
     A field that was not set is absent; so is an empty text or a zero where the wire cannot tell it from one that was
-    not set. Raises InvalidField for an extra parameter without a value.
+    not set. Pronunciations are one text. Raises InvalidField for an extra parameter without a value, and for
+    pronunciations that are none.
     """
+    if ignore is None:
+        ignore = NOT_PARAMETERS.get(message.DESCRIPTOR.name, frozenset())
     given: dict[str, Scalar] = {}
     for descriptor in message.DESCRIPTOR.fields:
         if descriptor.name in ignore or descriptor.name == EXTRA:
             continue
-        if _is_set(message, descriptor):
+        if (
+            descriptor.message_type is not None
+            and descriptor.message_type.full_name == Pronunciation.DESCRIPTOR.full_name
+        ):
+            if listed := getattr(message, descriptor.name):
+                given[descriptor.name] = _pronounced(descriptor.name, listed)
+        elif _is_set(message, descriptor):
             given[descriptor.name] = getattr(message, descriptor.name)
     return given, _extra_of(message)
 
@@ -74,6 +88,29 @@ def _is_set(message: Message, descriptor: Any) -> bool:  # upb has a descriptor 
     if descriptor.has_presence:
         return message.HasField(descriptor.name)
     return bool(getattr(message, descriptor.name))
+
+
+_MOST_PRONUNCIATIONS, _LONGEST_PRONUNCIATION = 100, 100
+
+
+def _pronounced(field: str, listed: Sequence[Pronunciation]) -> str:
+    """The one text that says how words are pronounced, in whatever order they were given: a line for each, sorted."""
+    if len(listed) > _MOST_PRONUNCIATIONS:
+        raise InvalidField(field, f"must be at most {_MOST_PRONUNCIATIONS} of them", reason="PRONUNCIATIONS_TOO_MANY")
+    spoken: dict[str, str] = {}
+    for each in listed:
+        if max(len(each.word), len(each.spoken)) > _LONGEST_PRONUNCIATION:
+            message = f"each must be a text of at most {_LONGEST_PRONUNCIATION} characters, and so its word"
+            raise InvalidField(field, message, reason="TEXT_TOO_LONG")
+        word, sound = normalise(each.word), normalise(each.spoken)
+        if not word or not sound:
+            raise InvalidField(field, "must have a word and how it is spoken, each", reason="VALUE_MISSING")
+        if any(character in text for text in (word, sound) for character in "\t\n"):
+            raise InvalidField(field, "must have no tabs and no new lines", reason="TEXT_CHARACTERS")
+        if word in spoken:
+            raise InvalidField(field, "must have no word twice", reason="PRONUNCIATION_TWICE")
+        spoken[word] = sound
+    return "\n".join(f"{word}\t{sound}" for word, sound in sorted(spoken.items()))
 
 
 def _extra_of(message: Message) -> dict[str, Scalar]:
@@ -110,6 +147,20 @@ def complete(
         _check_place(name, declared.get(name), is_extra=True)
     sent = {**(defaults or {}), **given, **extra}
     return {name: _value_of(parameter, sent.get(name, parameter.default)) for name, parameter in declared.items()}
+
+
+def folded(description: Description, parameters: Mapping[str, Scalar]) -> tuple[dict[str, Scalar], tuple[str, ...]]:
+    """Complete parameters with every spoken text folded, and which kinds of things that changed (see `folding`).
+
+    Raises InvalidField for a text that is none any more: folding may make marks of command out of harmless letters.
+    """
+    result, kinds = dict(parameters), set[str]()
+    for parameter in description.parameters:
+        if parameter.spoken:
+            line, changed = fold(str(parameters[parameter.name]))
+            result[parameter.name] = _text(parameter, line)
+            kinds.update(changed)
+    return result, tuple(kind for kind in KINDS if kind in kinds)
 
 
 def normalise(text: str) -> str:
@@ -206,7 +257,26 @@ def _text(parameter: Parameter, value: Scalar) -> str:
         raise _refused(parameter, "TEXT_TOO_LONG")
     if len(text) < shortest:
         raise _refused(parameter, "TEXT_TOO_SHORT" if text else "VALUE_MISSING")
+    if any(mark in text for mark in parameter.refuses):
+        raise _refused(parameter, "TEXT_COMMANDS")
+    if parameter.spoken and text:
+        _check_spoken(parameter, text)
     return text
+
+
+# Characters that show nothing, as far as they are no variant of what stands before them (Unicode's default ignorables).
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
+    "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
+)
+
+
+def _check_spoken(parameter: Parameter, text: str) -> None:
+    categories = {unicodedata.category(character) for character in text}
+    if "Co" in categories or _UNSEEN.search(text):
+        raise _refused(parameter, "TEXT_UNSEEN")
+    if not any(category[0] in "LN" for category in categories):
+        raise _refused(parameter, "TEXT_UNSPEAKABLE")
 
 
 def _trimmed(text: str) -> str:
@@ -233,8 +303,23 @@ def _choice(parameter: Parameter, value: Scalar) -> str:
 
 def _refused(parameter: Parameter, reason: str) -> InvalidField:
     field = f"{EXTRA}.{parameter.name}" if parameter.extra else parameter.name
-    characters = "; control characters are not allowed" if reason == "TEXT_CHARACTERS" else ""
-    return InvalidField(field, f"must be {_expected(parameter)}{characters}", reason=reason)
+    return InvalidField(field, f"must be {_expected(parameter)}{_besides(parameter, reason)}", reason=reason)
+
+
+def _besides(parameter: Parameter, reason: str) -> str:
+    match reason:
+        case "TEXT_CHARACTERS":
+            return "; control characters are not allowed"
+        case "TEXT_COMMANDS":
+            some = " ".join(parameter.refuses[:_MOST_NAMED])
+            return (
+                f" without what this model takes for commands: {some}{' ...' * (len(parameter.refuses) > _MOST_NAMED)}"
+            )
+        case "TEXT_UNSEEN":
+            return "; characters of no width, of direction and of private use are not allowed: remove them"
+        case "TEXT_UNSPEAKABLE":
+            return " with at least one letter or digit"
+    return ""
 
 
 def _expected(parameter: Parameter) -> str:

@@ -125,7 +125,7 @@ class WorkerStats(_message.Message):
     def __init__(self, address: _Optional[str] = ..., healthy: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ...) -> None: ...
 
 class InvalidateRequest(_message.Message):
-    __slots__ = ("model", "revision", "stage", "tenant", "user", "label", "digest", "picture", "older_than", "dry_run")
+    __slots__ = ("model", "revision", "stage", "tenant", "user", "label", "digest", "picture", "older_than", "dry_run", "recording")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,7 @@ class InvalidateRequest(_message.Message):
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     OLDER_THAN_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    RECORDING_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
     stage: str
@@ -146,7 +147,8 @@ class InvalidateRequest(_message.Message):
     picture: bytes
     older_than: _duration_pb2.Duration
     dry_run: bool
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., stage: _Optional[str] = ..., tenant: _Optional[str] = ..., user: _Optional[str] = ..., label: _Optional[str] = ..., digest: _Optional[str] = ..., picture: _Optional[bytes] = ..., older_than: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    recording: bytes
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., stage: _Optional[str] = ..., tenant: _Optional[str] = ..., user: _Optional[str] = ..., label: _Optional[str] = ..., digest: _Optional[str] = ..., picture: _Optional[bytes] = ..., older_than: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., dry_run: _Optional[bool] = ..., recording: _Optional[bytes] = ...) -> None: ...
 
 class InvalidateResponse(_message.Message):
     __slots__ = ("heard", "records_read", "receipt")
