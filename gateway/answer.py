@@ -78,6 +78,8 @@ class Answer:
     reason: Reason | None = None  # why this request was not answered from a tier
     nearest: pb.Nearest | None = None
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium: what the result rests on
+    folded: Sequence[str] = ()  # what was changed in a text before it was read
+    first_audio: float | None = None  # seconds until a listener was told the first samples
 
     @property
     def device_seconds_spent(self) -> float:
@@ -110,6 +112,7 @@ class Answer:
                 )
                 for name, stand_in in self.stand_ins.items()
             ],
+            folded=self.folded,
         )
 
     @property
@@ -156,6 +159,8 @@ class Answer:
                 "reprise.miss.reason": self.reason.value if self.reason else "",
             }
         )
+        if self.first_audio is not None:
+            span.set_attribute("reprise.first_audio_seconds", self.first_audio)
 
 
 def hit_stages(stages: Sequence[Stage], record: Record, tier: TierName) -> list[pb.StageReport]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import aiohttp
 import grpc
@@ -16,6 +16,7 @@ import grpc
 from cache.digest import Digest
 from gateway.blueprint import LARGEST_FILE
 from gateway.status import Problem, explain_error
+from gateway.tasks import Request, put_request, task_of
 from reprise.v1 import cache_pb2, common_pb2, media_pb2
 from reprise.v1.cache_pb2_grpc import CacheServiceStub
 from reprise.v1.media_pb2_grpc import MediaServiceStub
@@ -24,7 +25,10 @@ _MAX_MESSAGE = 64 * 1024 * 1024
 _SOON, _LATER, _UPLOAD = 5.0, 30.0, 60.0  # seconds that a call without a stream may take
 _FETCH = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=30.0)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds before another try, where nobody says how long to wait
+_WIDTH = 2  # bytes of a sample
 _T = TypeVar("_T")
+OnEvent: TypeAlias = Callable[[media_pb2.GenerationEvent], None]
+OnRetry: TypeAlias = Callable[[Problem, float], None]
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
@@ -61,9 +65,9 @@ class Client:
     """A connection to the gateways at `address`: one, or several with commas between them, which are tried in turn.
 
     Use as an async context manager. Requests are idempotent, so what a retry can avoid is not told: where a gateway
-    dies, has no worker for the moment or says when there is room again, `animate` asks again, within its deadline if
-    it has one, else `tries` times in all. Everything else raises grpc.aio.AioRpcError, and ValueError for a picture
-    that is larger than any gateway takes. Streams last as long as they need; other calls have deadlines.
+    dies, has no worker for the moment or says when there is room again, `animate` and `speak` ask again, within their
+    deadline if they have one, else `tries` times in all. Everything else raises grpc.aio.AioRpcError, and ValueError
+    for a file that is larger than any gateway takes. Streams last as long as they need; other calls have deadlines.
     """
 
     def __init__(
@@ -98,8 +102,8 @@ class Client:
         self,
         request: media_pb2.AnimateImageRequest,
         *,
-        on_event: Callable[[media_pb2.GenerationEvent], None] = lambda event: None,
-        on_retry: Callable[[Problem, float], None] = lambda problem, seconds: None,
+        on_event: OnEvent = lambda event: None,
+        on_retry: OnRetry = lambda problem, seconds: None,
         deadline: float | None = None,
     ) -> Media:
         """Run a request to its result. `on_event` sees every event as it comes; `deadline` is in seconds.
@@ -108,15 +112,41 @@ class Client:
         anew: another `accepted` with another name, the generation's events from its first on, or a hit. A `fresh`
         request that was accepted once asks for the seed it was told, and so for the same generation.
         """
-        _refuse_too_large("image", request.image)
+        return await self.make(request, on_event=on_event, on_retry=on_retry, deadline=deadline)
+
+    async def speak(
+        self,
+        request: media_pb2.SynthesizeSpeechRequest,
+        *,
+        on_event: OnEvent = lambda event: None,
+        on_retry: OnRetry = lambda problem, seconds: None,
+        deadline: float | None = None,
+    ) -> Media:
+        """The same for speech. Of a `live` request no sample is told twice: after a retry the sound goes on where it
+        was. Where it cannot, because what was heard is not what was made in the end, `on_retry` hears the reason
+        SOUND_CHANGED, and the sound begins anew.
+        """
+        return await self.make(request, on_event=on_event, on_retry=on_retry, deadline=deadline)
+
+    async def make(
+        self,
+        request: Request,
+        *,
+        on_event: OnEvent = lambda event: None,
+        on_retry: OnRetry = lambda problem, seconds: None,
+        deadline: float | None = None,
+    ) -> Media:
+        """What `animate` and `speak` do, for whichever request it is."""
+        task = task_of(request)
+        _refuse_too_large(task.medium, task.file_of(request))
         until = None if deadline is None else self._clock() + deadline
-        patience = _Patience(self, until)
-        heard = _Heard(on_event)
+        patience, ear = _Patience(self, until), Ear(on_event)
+        heard = _Heard(ear.tell)
         while True:
             door = self._doors[0]
             try:
                 left = None if until is None else until - self._clock()
-                call = door.media.AnimateImage(request, timeout=left, metadata=self._metadata)
+                call = getattr(door.media, task.method)(request, timeout=left, metadata=self._metadata)
                 await heard.all(response.event async for response in call)
                 trailers = dict(await call.trailing_metadata() or ())
                 return heard.media(str(trailers.get("cache-status", "")))
@@ -124,17 +154,17 @@ class Client:
                 if heard.result is not None:
                     return heard.media()
                 await patience.wait_after(error, door, _worth_another_try, on_retry)
+                if _problem(error).reason == "SOUND_CHANGED":
+                    ear = Ear(on_event)
                 request = heard.same_again(request)
-                heard = _Heard(on_event)
+                heard = _Heard(ear.tell)
 
-    async def rejoin(
-        self, name: str, *, on_event: Callable[[media_pb2.GenerationEvent], None] = lambda event: None
-    ) -> Media:
+    async def rejoin(self, name: str, *, on_event: OnEvent = lambda event: None) -> Media:
         """Everything that happened and happens to a generation, until it is known whether its artifact is durable.
 
         Raises NOT_FOUND when the gateway where it lives is gone: ask for the media itself again.
         """
-        heard = _Heard(on_event)
+        heard = _Heard(Ear(on_event).tell)
         try:
             await heard.all(self.watch(name))
         except grpc.aio.AioRpcError as error:
@@ -207,13 +237,13 @@ class Client:
             raise ConnectionError("the URL gave another file; ask for the media again")
         return data
 
-    async def explain(
-        self, request: media_pb2.AnimateImageRequest, after: media_pb2.AnimateImageRequest | None = None
-    ) -> media_pb2.ExplainResponse:
+    async def explain(self, request: Request, after: Request | None = None) -> media_pb2.ExplainResponse:
         """What a request would be answered with, now or after another one. Nothing is run."""
-        for each in (request, *([after] if after is not None else [])):
-            _refuse_too_large("image", each.image)
-        question = media_pb2.ExplainRequest(animate_image=request, after_animate_image=after)
+        question = media_pb2.ExplainRequest()
+        for each, prefix in ((request, ""), (after, "after_")):
+            if each is not None:
+                _refuse_too_large(task_of(each).medium, task_of(each).file_of(each))
+                put_request(question, each, prefix)
         return await self._ask(lambda door: door.media.Explain(question, timeout=_LATER, metadata=self._metadata))
 
     async def invalidate(self, request: cache_pb2.InvalidateRequest) -> AsyncIterator[cache_pb2.InvalidateResponse]:
@@ -324,13 +354,37 @@ def _broken(problem: Problem) -> bool:
 
 def _refuse_too_large(field: str, file: bytes) -> None:
     if len(file) > LARGEST_FILE:
-        raise ValueError(f"{field}: a picture file must have at most {LARGEST_FILE:,} bytes; this has {len(file):,}")
+        raise ValueError(f"{field}: a file must have at most {LARGEST_FILE:,} bytes; this has {len(file):,}")
+
+
+class Ear:
+    """Tells events on, and of live sound only what was not heard before."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._tuned = False
+        self._heard = 0  # samples
+
+    def tell(self, event: media_pb2.GenerationEvent) -> None:
+        if event.HasField("sound"):
+            if self._tuned:
+                return
+            self._tuned = True
+        if event.HasField("samples"):
+            known = self._heard - event.samples.offset
+            if known >= len(event.samples.pcm) // _WIDTH:
+                return
+            if known > 0:
+                event.samples.offset = self._heard
+                event.samples.pcm = event.samples.pcm[known * _WIDTH :]
+            self._heard = event.samples.offset + len(event.samples.pcm) // _WIDTH
+        self._on_event(event)
 
 
 class _Heard:
     """What one stream of events has told so far."""
 
-    def __init__(self, on_event: Callable[[media_pb2.GenerationEvent], None]) -> None:
+    def __init__(self, on_event: OnEvent) -> None:
         self.result: media_pb2.Result | None = None
         self._on_event = on_event
         self._accepted: media_pb2.Accepted | None = None
@@ -365,12 +419,11 @@ class _Heard:
         name = self._accepted.name if self._accepted is not None else ""
         return Media(data, self.result, name, self._sequence, cache_status, self._previews)
 
-    def same_again(self, request: media_pb2.AnimateImageRequest) -> media_pb2.AnimateImageRequest:
+    def same_again(self, request: Request) -> Request:
         """The request for the generation that this stream was about: variety that was drawn once is not drawn again."""
         if self._accepted is None or not request.cache_policy.fresh:
             return request
-        again = media_pb2.AnimateImageRequest()
-        again.CopyFrom(request)
+        again: Request = type(request).FromString(request.SerializeToString())
         again.cache_policy.fresh = False
         again.seed = self._accepted.seed
         return again

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from cache.description import Description, Scalar, Stage
 from cache.keys import depends_on
 from gateway.history import Asked
+from gateway.parts import REUSED, RUN, is_mixed, is_repeat
 from reprise.v1 import common_pb2 as pb
 
 _SAMPLES = 5  # of equal work: the last ones
@@ -26,7 +27,7 @@ class _Work(NamedTuple):
     sort: tuple[Scalar, ...]  # what makes it other work altogether: choices, and which upstream outputs there are
 
 
-_Key: TypeAlias = "tuple[str, str, str]"  # model, revision, stage
+_Key: TypeAlias = "tuple[str, str, str]"  # model, revision, stage or one part of it
 
 
 class Costs:
@@ -43,13 +44,17 @@ class Costs:
         seconds: float,
         *,
         hearsay: bool = False,
+        part: bool = False,
     ) -> None:
-        """A stage took so long for this request. Hearsay counts only while nothing better is known of equal work."""
+        """A stage took so long for this request, or for one part of its text. Hearsay counts only while nothing better
+        is known of equal work.
+        """
         if not 0 <= seconds < math.inf:
             return  # no worker measures that
         work = _work_of(description, description.stage(stage), parameters)
-        variants = self._known.setdefault(_key(description, stage), OrderedDict())
-        self._known.move_to_end(_key(description, stage))
+        key = _key(description, stage, part)
+        variants = self._known.setdefault(key, OrderedDict())
+        self._known.move_to_end(key)
         if hearsay and work in variants:
             return
         variants.setdefault(work, deque(maxlen=_SAMPLES)).append(seconds)
@@ -64,9 +69,23 @@ class Costs:
     ) -> None:
         """What a generation took, stage by stage; of outputs it reused, what they had taken when they were made."""
         for report in reports:
-            ran = report.outcome == pb.STAGE_OUTCOME_RUN
-            if ran or report.outcome == pb.STAGE_OUTCOME_REUSED:
+            self.learn_parts(description, parameters, report, RUN, REUSED)
+            ran = report.outcome == RUN
+            if (ran or report.outcome == REUSED) and not is_mixed(report):
                 self.learn(description, report.stage, parameters, report.device_seconds, hearsay=not ran)
+
+    def learn_parts(
+        self,
+        description: Description,
+        parameters: Mapping[str, Scalar],
+        report: pb.StageReport,
+        *outcomes: pb.StageOutcome,
+    ) -> None:
+        """What a stage took for the parts of a text of which this became."""
+        for part in report.parts:
+            if part.outcome in outcomes and not is_repeat(part):
+                hearsay = part.outcome != RUN
+                self.learn(description, report.stage, parameters, part.device_seconds, hearsay=hearsay, part=True)
 
     def learn_row(self, description: Description, row: Asked) -> None:
         """What the stages of an earlier request took, if it was for this model and its row says enough."""
@@ -78,12 +97,14 @@ class Costs:
                 with suppress(ValueError, TypeError):  # a number that is none: anybody may have written the row
                     self.learn(description, stage, row.fields, row.seconds[stage], hearsay=True)
 
-    def estimate(self, description: Description, stage: str, parameters: Mapping[str, Scalar]) -> float | None:
-        """What this stage of this request should take. None: nothing like it has been seen.
+    def estimate(
+        self, description: Description, stage: str, parameters: Mapping[str, Scalar], *, part: bool = False
+    ) -> float | None:
+        """What this stage of this request should take, or each part of it. None: nothing like it has been seen.
 
         The median of equal work; else the nearest work there is, scaled by what the model says that time grows with.
         """
-        variants = self._known.get(_key(description, stage))
+        variants = self._known.get(_key(description, stage, part))
         if not variants:
             return None
         work = _work_of(description, description.stage(stage), parameters)
@@ -94,8 +115,8 @@ class Costs:
         return median(variants[nearest]) * math.prod(_ratios(nearest, work))
 
 
-def _key(description: Description, stage: str) -> _Key:
-    return description.model, description.revision, stage
+def _key(description: Description, stage: str, part: bool) -> _Key:
+    return description.model, description.revision, f"{stage}[]" if part else stage
 
 
 def _work_of(description: Description, stage: Stage, parameters: Mapping[str, Scalar]) -> _Work:

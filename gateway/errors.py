@@ -33,7 +33,9 @@ NotFoundReason: TypeAlias = Literal[
     "URL_EXPIRED",
     "ENTRY_UNKNOWN",
 ]
-UnavailableReason: TypeAlias = Literal["NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED"]
+UnavailableReason: TypeAlias = Literal[
+    "NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED", "SOUND_CHANGED"
+]
 OverloadedReason: TypeAlias = Literal["QUEUE_FULL", "DEVICE_MEMORY", "GATEWAY_BUSY"]
 
 _NOT_FOUND: dict[NotFoundReason, str] = {
@@ -50,6 +52,7 @@ _UNAVAILABLE: dict[UnavailableReason, str] = {
     "NEVER_DESCRIBED": "no worker has described this model yet",
     "STORE_UNREACHABLE": "the store cannot be reached",
     "WORKER_CHANGED": "the worker changed to another revision of the model meanwhile",
+    "SOUND_CHANGED": "what was heard is not what was made in the end: ask again, and hear it from its beginning",
 }
 _OVERLOADED: dict[OverloadedReason, str] = {
     "QUEUE_FULL": "the queue is full",

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cache.build import Tiers
+from cache.description import Stage
 from cache.hierarchy import Found
 from cache.keys import Key
+from cache.parts import part_name, unfold
 from cache.reason import Reason
 from cache.record import Record
 from cache.tier import Lookup, TierName
@@ -23,13 +25,12 @@ from gateway.answer import Outcome, hit_stages, lookup_message, moment, outcome_
 from gateway.costs import Costs
 from gateway.forward import Forwarder, sift
 from gateway.history import History, Past
+from gateway.parts import NOT_NEEDED, REUSED, RUN, apart, order_in, together
 from gateway.plan import Plan, after_canonical
 from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
 from gateway.wire import Reply
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import ExplainResponse
-
-RUN, REUSED, NOT_NEEDED = pb.STAGE_OUTCOME_RUN, pb.STAGE_OUTCOME_REUSED, pb.STAGE_OUTCOME_NOT_NEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,10 @@ class Forecast:
         """Addresses of what this request would have added to the tiers."""
         if not self.plan.policy.store:
             return set()
-        ran = [report.stage for report in self.stages if report.outcome == RUN]
-        own = {str(self.plan.addresses[stage]) for stage in ran}
-        return own | {self.addresses[stage] for stage in ran if self.plan.description.stage(stage).cached}
+        ran = [report for report in self.stages if report.outcome == RUN]
+        own = {str(self.plan.addresses[report.stage]) for report in ran}
+        kept = [name for report in ran if self.plan.description.stage(report.stage).cached for name in _ran(report)]
+        return own | {self.addresses[name] for name in kept if name in self.addresses}
 
 
 class Explainer:
@@ -126,13 +128,15 @@ class Explainer:
             if plan.policy.reuse and stage.cached and after_canonical(plan.description, stage.name):
                 if past.why(plan.addresses[stage.name].content_id, stage.ttl, now) is Reason.EVICTED:
                     readable[stage.name] = pb.StageReport(stage=stage.name, outcome=REUSED)
-        return _divided(plan, readable, {})
+        return _divided(plan.stages, readable, {})
 
     # What to say of it.
 
     def _learn(self, plan: Plan, past: Past, reports: Sequence[pb.StageReport]) -> None:
         known = [report for report in reports if report.outcome == REUSED and report.tier]
         self._costs.learn_all(plan.description, plan.parameters, known)
+        for report in reports:
+            self._costs.learn_parts(plan.description, plan.parameters, report, REUSED)
         for row in past.asked:
             self._costs.learn_row(plan.description, row)
 
@@ -154,6 +158,7 @@ class Explainer:
             address=str(plan.address),
             reason=reason_message(reason),
             nearest=past.nearest(),
+            folded=plan.folded,
         )
         if forecast.record is not None:
             report.made_at.CopyFrom(moment(forecast.record.made_at))
@@ -163,6 +168,10 @@ class Explainer:
         """Device seconds to be spent and saved; writes what it knows of each stage into its report."""
         spent = whole = 0.0
         for report in stages:
+            if report.parts:
+                run, reuse = self._estimate_parts(plan, report)
+                whole, spent = whole + run + reuse, spent + run
+                continue
             seconds = report.device_seconds
             if report.outcome != REUSED or not report.tier:
                 guess = self._costs.estimate(plan.description, report.stage, plan.parameters)
@@ -172,6 +181,19 @@ class Explainer:
             whole += seconds
             spent += seconds if report.outcome == RUN else 0.0
         return spent, max(0.0, (record.total_device_seconds if record is not None else whole) - spent)
+
+    def _estimate_parts(self, plan: Plan, report: pb.StageReport) -> tuple[float, float]:
+        """The same of a stage that runs once for every part of a text."""
+        guess = self._costs.estimate(plan.description, report.stage, plan.parameters, part=True)
+        seconds = {RUN: 0.0, REUSED: 0.0, NOT_NEEDED: 0.0}
+        for part in report.parts:
+            if part.outcome == RUN or (part.outcome == REUSED and not part.device_seconds):
+                part.device_seconds = guess or 0.0
+            seconds[part.outcome] += guess or 0.0 if part.outcome == NOT_NEEDED else part.device_seconds
+        if report.outcome == RUN or not report.device_seconds:
+            report.device_seconds = seconds[report.outcome] if report.outcome != NOT_NEEDED else 0.0
+            report.estimated = guess is not None and report.outcome != NOT_NEEDED
+        return seconds[RUN], seconds[REUSED] + seconds[NOT_NEEDED]
 
 
 def _served(forecast: Forecast, record: Record, tier: TierName) -> Forecast:
@@ -191,24 +213,53 @@ def _following(forecast: Forecast, earlier: Forecast) -> Forecast:
         return replace(forecast, stages=[*stages, pb.StageReport(stage=final, outcome=REUSED)], worker_asked=asked)
     if not plan.policy.reuse or not plan.policy.generate:
         return replace(forecast, worker_asked=asked)
-    before = {report.stage: report for report in forecast.stages}
-    readable = {stage: report for stage, report in before.items() if report.outcome == REUSED}
+    order = order_in(plan.stages, {report.stage: report for report in forecast.stages}, forecast.addresses)
+    if order is None:
+        return replace(forecast, worker_asked=asked)
+    before: dict[str, pb.StageReport] = {}
+    for report in forecast.stages:
+        places = order.get(plan.description.stage(report.stage).each)
+        before |= apart(report, places) if places is not None else {report.stage: report}
+    readable = {name: report for name, report in before.items() if report.outcome == REUSED}
     if final in readable:
         return replace(forecast, worker_asked=asked)
-    for stage in plan.stages:
-        if stage.cached and forecast.addresses[stage.name] in made:
+    where = _by_number(plan, order, forecast.addresses)
+    unfolded = unfold(plan.stages, order) if order else plan.stages
+    for stage in unfolded:
+        if stage.cached and where.get(stage.name) in made:
             readable.setdefault(stage.name, pb.StageReport(stage=stage.name, outcome=REUSED))
-    return replace(forecast, stages=_divided(plan, readable, before), worker_asked=asked)
+    divided = {report.stage: report for report in _divided(unfolded, readable, before)}
+    reports = [
+        together(stage.name, order[stage.each], divided) if stage.each in order else divided[stage.name]
+        for stage in plan.stages
+    ]
+    return replace(forecast, stages=reports, worker_asked=asked)
+
+
+def _by_number(plan: Plan, order: Mapping[str, Sequence[int]], addresses: Mapping[str, str]) -> dict[str, str]:
+    """Address of every stage that the request has, with each part a stage of its own."""
+    where = {stage.name: addresses[stage.name] for stage in plan.stages if stage.each not in order}
+    for stage in plan.stages:
+        for place, number in enumerate(order.get(stage.each, ())):
+            where[part_name(stage.name, number)] = addresses[part_name(stage.name, place)]
+    return where
+
+
+def _ran(report: pb.StageReport) -> list[str]:
+    """What a stage that runs is called where addresses are named: each part of it that does, by place."""
+    if not report.parts:
+        return [report.stage]
+    return [part_name(report.stage, place) for place, part in enumerate(report.parts) if part.outcome == RUN]
 
 
 def _divided(
-    plan: Plan, readable: Mapping[str, pb.StageReport], before: Mapping[str, pb.StageReport]
+    stages: Sequence[Stage], readable: Mapping[str, pb.StageReport], before: Mapping[str, pb.StageReport]
 ) -> list[pb.StageReport]:
     """A report for every stage if these can be read; of those that run, as they were reported before."""
-    work = divide(plan.stages, (), readable)
+    work = divide(stages, (), readable)
     run, reuse = {stage.name for stage in work.run}, {stage.name for stage in work.reuse}
     reports = []
-    for stage in plan.stages:
+    for stage in stages:
         if stage.name in reuse:
             reports.append(readable[stage.name])
         elif stage.name in run:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakSet
 
 import grpc
@@ -25,7 +25,8 @@ from cache.telemetry import Tracing
 from cache.tier import Lookup, TierName
 from gateway.answer import tier_message
 from gateway.errors import Internal, Overloaded, Unavailable
-from gateway.generation import Completed, Piece, Planned, Settled, Step
+from gateway.generation import Completed, Heard, Piece, Planned, Settled, Step, Tuned
+from gateway.live import can_be_heard
 from gateway.plan import Plan, after_canonical
 from gateway.reasons import Seen, seen
 from gateway.status import explain_error, from_upstream
@@ -33,7 +34,7 @@ from gateway.wire import Reply, chunk_event, event_response
 from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import Elsewhere, Finished, ForeseeResponse, RunRequest, RunResponse
-from reprise.v1.media_pb2 import Stored
+from reprise.v1.media_pb2 import GenerationEvent, Stored
 
 _NO_WORKER_RETRY = 2.0  # seconds
 _log = structlog.get_logger(__name__)
@@ -62,9 +63,21 @@ class _Run:
     span: Span
     fill: Callable[[Completed], None]
     with_media: bool
+    tuned: bool = False
+    heard: int = 0  # samples
 
     async def request(self, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
         return await _run_request(self.plan, self.records, with_media=self.with_media, idle=idle, must_run=must_run)
+
+    def hear(self, event: GenerationEvent) -> None:
+        """Publish samples that were made. What is made again by another worker is not told again."""
+        if event.HasField("sound") and not self.tuned:
+            self.tuned = True
+            self.flight.publish(Tuned(event.sound.sample_rate))
+        new = event.samples.pcm[2 * max(0, self.heard - event.samples.offset) :]
+        if self.tuned and new and event.samples.offset <= self.heard:
+            self.flight.publish(Heard(self.heard, new))
+            self.heard += len(new) // 2
 
 
 class Forwarder:
@@ -113,7 +126,7 @@ class Forwarder:
             except _NearGone:
                 plan = plan.with_stand_ins({})
                 records, *_ = await known_encodings(self._hierarchy, plan, self._clock())
-                run = _Run(flight, plan, records, span, completed, with_media=_reads_media(plan, records))
+                run = replace(run, plan=plan, records=records, with_media=_reads_media(plan, records))
                 artifact = await self._run_somewhere(run)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
@@ -134,7 +147,7 @@ class Forwarder:
             _log.warning("worker foresees nothing", worker=worker.address, code=error.code().name)
             return None
         _name_tiers(foreseen.stages, records)
-        known = {stage.name for stage in plan.stages}
+        known = {stage.name for stage in plan.stages if not stage.each}
         if [stage.stage for stage in foreseen.stages] != [stage.name for stage in plan.stages]:
             raise Internal("WORKER_STAGES_DIFFER")
         return foreseen if known <= foreseen.addresses.keys() else None
@@ -286,6 +299,9 @@ async def _read(
                 return message.elsewhere
             elif message.event.HasField("chunk"):
                 chunks.append(message.event.chunk.data)
+            elif message.event.HasField("sound") or message.event.HasField("samples"):
+                if can_be_heard(run.plan.parameters):
+                    run.hear(message.event)
             else:
                 message.event.sequence = len(flight.events) + 1
                 flight.publish(event_response(message.event))

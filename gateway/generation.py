@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -26,12 +26,12 @@ from cache.sweep import Gone, sweep
 from cache.telemetry import trace_id_of
 from cache.tier import Lookup
 from gateway.answer import Answer
-from gateway.errors import Cancelled, NotFound
+from gateway.errors import Cancelled, NotFound, Unavailable
 from gateway.history import Past
 from gateway.links import Url
 from gateway.plan import Plan, StandIn
 from gateway.reasons import Seen
-from gateway.wire import Reply, event_response
+from gateway.wire import Reply, event_response, samples_event, sound_event
 from reprise.v1.common_pb2 import Digest, StageReport
 from reprise.v1.media_pb2 import Accepted, GenerationEvent, Result, Stored
 
@@ -45,6 +45,25 @@ class Planned:
     stages: Sequence[StageReport]
     reasons: Mapping[str, Seen] = field(default_factory=dict)  # of stages that no tier had
     lookups: Mapping[str, Sequence[Lookup]] = field(default_factory=dict)  # for stages' outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What live sound is made of is known."""
+
+    sample_rate: int  # samples per second
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Samples as they are made, for those who listen. They follow on each other, and on what they are made of."""
+
+    offset: int  # samples before these
+    pcm: bytes
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.pcm) // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,8 @@ class Settled:
     stored: Stored
 
 
-Step: TypeAlias = bytes | Planned | Piece | Completed | Settled  # bytes: a response that is the same for everybody
+# Bytes are a response that is the same for everybody.
+Step: TypeAlias = bytes | Planned | Tuned | Heard | Piece | Completed | Settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +116,19 @@ class Generation:
     heartbeat: float  # seconds of silence after which a caller is told that work goes on
     past: Past  # what this caller asked before
     missed: Seen  # what the tiers said when they were asked for the result
+    sounding: Callable[[Reply], Awaitable[Reply]]  # gives a reply with its samples, where they can be had
+    waited: Callable[[], float]  # seconds since the request came
     url_of: Callable[[Record], Url | None] | None = None  # for a caller who wants a URL instead of chunks
     streams: int = 0
     cancelled: bool = False
+    first_audio: float | None = None  # seconds from the request to the first samples that its caller was told
     answer: Answer | None = None  # given once, however often it is watched
 
     async def events(self, start: int = 0, *, to_result: bool) -> AsyncGenerator[bytes]:
         """Responses from event `start` on, up to the result or to the very end. Raises what ended the flight."""
         self.streams += 1
         sequence = told = start  # steps seen, and the last one that the caller was told of
+        ear = _Ear(self.flight.events[:start]) if self.plan.live else None
         try:
             with self.flight.following(), _Heart(self.flight, self.heartbeat) as heart:
                 while True:
@@ -115,11 +139,15 @@ class Generation:
                             sequence += 1
                             if isinstance(step, Completed):
                                 await self.past.known()
-                            for told, news in self._news(step, sequence, start):
+                            if ear is not None and self._ends_sound(sequence):
+                                async for response in self._rest_of_sound(ear, sequence, told):
+                                    yield response
+                                    heart.rest()
+                            for told, news in self._news(step, sequence, start, ear):
                                 yield self._response(news, told)
+                                heart.rest()
                                 if to_result and isinstance(news, Completed | _Linked):
                                     return
-                            heart.rest()
                     if self.cancelled or not heart.due:
                         break
                     heart.rest()
@@ -131,12 +159,18 @@ class Generation:
         if self.cancelled:
             raise Cancelled
 
-    def _news(self, step: Step, sequence: int, start: int) -> Iterator[tuple[int, Step | _Linked]]:
+    def _news(self, step: Step, sequence: int, start: int, ear: _Ear | None) -> Iterator[tuple[int, Step | _Linked]]:
         """What the caller is told at this step, by its place in the log.
 
         Who wants a URL hears of the artifact when it is known whether it is durable: its URL, or all that was held.
         """
         match step:
+            case Tuned() | Heard():
+                if ear is not None:
+                    ear.hear(step)
+                    yield sequence, step
+            case Piece() if not self.plan.in_chunks:
+                return
             case Piece() | Completed() if self.url_of is not None:
                 return
             case Settled(stored) if self.url_of is not None:
@@ -158,6 +192,10 @@ class Generation:
                 return step
             case Piece(response):
                 return response
+            case Tuned(sample_rate):
+                return sound_event(sequence, sample_rate)
+            case Heard(offset, pcm):
+                return self._samples(sequence, offset, pcm)
             case Planned():
                 accepted = Accepted(name=self.name, seed=self.plan.seed, stages=step.stages)
                 return event_response(GenerationEvent(sequence=sequence, accepted=accepted))
@@ -170,11 +208,65 @@ class Generation:
             case Settled():
                 return event_response(GenerationEvent(sequence=sequence, stored=step.stored))
 
+    def _ends_sound(self, sequence: int) -> bool:
+        """Whether this step is the first that comes of the finished artifact."""
+        before, step = self.flight.events[max(0, sequence - 2) : sequence][:-1], self.flight.events[sequence - 1]
+        return isinstance(step, Piece | Completed) and not (before and isinstance(before[-1], Piece))
+
+    async def _rest_of_sound(self, ear: _Ear, sequence: int, told: int) -> AsyncGenerator[bytes]:
+        """What this stream has not told of the sound, cut from the finished file. These have no place in the log, and
+        the number of the event before. Raises Unavailable if the file is not what was heard.
+        """
+        completed = next(step for step in self.flight.events[sequence - 1 :] if isinstance(step, Completed))
+        reply = await self.sounding(completed.reply)
+        if reply.sound is None:
+            return
+        if not self._was_heard(reply, reply.sound.sample_rate):
+            raise Unavailable("SOUND_CHANGED")
+        if not ear.tuned:
+            yield sound_event(told, reply.sound.sample_rate)
+        for offset, pcm in reply.heard(ear.end):
+            yield self._samples(told, offset, pcm)
+
+    def _was_heard(self, reply: Reply, sample_rate: int) -> bool:
+        """Whether all that was told live is in the file, in its place. It is not where one worker began, and another
+        one, whose numerics differ, has made the file.
+        """
+        return all(
+            step.sample_rate == sample_rate
+            if isinstance(step, Tuned)
+            else step.pcm == reply.samples(step.offset, step.end)
+            for step in self.flight.events
+            if isinstance(step, Tuned | Heard)
+        )
+
+    def _samples(self, sequence: int, offset: int, pcm: bytes | memoryview) -> bytes:
+        if self.first_audio is None:
+            self.first_audio = self.waited()
+        return samples_event(sequence, offset, pcm)
+
     def _result(self, completed: Completed, stored: Stored.State, url: Url | None = None) -> Result:
         if self.answer is None:
             self.answer = self.compose(self, completed)
             self.answered(self.answer)
         return result_message(self.plan, self.answer, completed.reply, self.span, stored, url)
+
+
+class _Ear:
+    """What one stream has told of live sound, and before it another one that it goes on from."""
+
+    def __init__(self, before: Sequence[Step]) -> None:
+        self.tuned = False
+        self.end = 0  # samples
+        for step in before:
+            self.hear(step)
+
+    def hear(self, step: Step) -> None:
+        match step:
+            case Tuned():
+                self.tuned = True
+            case Heard():
+                self.end = step.end
 
 
 class _Heart:
@@ -275,11 +367,21 @@ def _records(flight: Flight[Step]) -> list[Record]:
 
 def _weight(flight: Flight[Step]) -> int:
     """Bytes that the log of a flight holds."""
-    return _OVERHEAD + sum(
-        step.reply.weight if isinstance(step, Completed) else len(step.response if isinstance(step, Piece) else step)
-        for step in flight.events
-        if isinstance(step, bytes | Piece | Completed)
-    )
+    return _OVERHEAD + sum(map(_weight_of, flight.events))
+
+
+def _weight_of(step: Step) -> int:
+    match step:
+        case bytes():
+            return len(step)
+        case Piece(response):
+            return len(response)
+        case Heard(_, pcm):
+            return len(pcm)
+        case Completed():
+            return step.reply.weight
+        case _:
+            return 0
 
 
 def result_message(
@@ -298,4 +400,5 @@ def result_message(
         stored=Stored(state=stored),
         url=url.text if url is not None else "",
         url_expires_at=Timestamp(seconds=url.expires_at) if url is not None else None,
+        first_audio_seconds=answer.first_audio,
     )

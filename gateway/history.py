@@ -31,6 +31,7 @@ from cache.keys import Address
 from cache.orders import Order
 from cache.reason import Reason
 from cache.sweep import Gone
+from gateway.parts import is_mixed
 from gateway.plan import Plan
 from gateway.status import path_of
 from reprise.v1 import common_pb2 as pb
@@ -230,7 +231,11 @@ class History:
             return
         stages = _stages(plan, reports, pb.STAGE_OUTCOME_RUN, pb.STAGE_OUTCOME_REUSED)
         ran_stages = _stages(plan, reports, pb.STAGE_OUTCOME_RUN)
-        seconds = {report.stage: report.device_seconds for report in reports if report.stage in ran_stages}
+        seconds = {
+            report.stage: report.device_seconds
+            for report in reports
+            if report.stage in ran_stages and not is_mixed(report)
+        }
         self._note(plan, past.fields, stages, seconds, kept=plan.policy.store)
 
     async def obey(self, order: Order | None) -> Gone:

@@ -29,6 +29,13 @@ class Ledger:
         self._seconds = Histogram(
             "reprise_answer_seconds", "Time to the result", ["method", "outcome"], buckets=_BUCKETS, registry=registry
         )
+        self._first_audio = Histogram(
+            "reprise_first_audio_seconds",
+            "Time until a listener is told the first samples",
+            ["outcome", "tier"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
         self._errors = Counter("reprise_refusals", "Requests refused", ["method", "code", "reason"], registry=registry)
         self._spent = Counter("reprise_device_seconds_spent", "Device time spent", registry=registry)
         self._saved = Counter("reprise_device_seconds_saved", "Device time saved", registry=registry)
@@ -52,6 +59,9 @@ class Ledger:
         answers, took = self._of(method, answer.outcome, answer.tier)
         answers.inc()
         took.observe(seconds)
+        if answer.first_audio is not None:
+            tier = answer.tier.value if answer.tier else ""
+            self._first_audio.labels(answer.outcome.value, tier).observe(answer.first_audio)
         # Who joined a generation asked for nothing that another cache would have had; nor did who bypassed it.
         if self._accesses is not None and answer.outcome in (Outcome.HIT, Outcome.MISS):
             self._accesses.note(answer.address, answer.record)

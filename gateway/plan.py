@@ -19,6 +19,7 @@ from cache.tags import WARMED, of_media
 from gateway.errors import InvalidField
 from gateway.reception import Medium
 from reprise.v1.common_pb2 import CachePolicy, Similarity
+from reprise.v1.media_pb2 import DELIVERY_INLINE, DELIVERY_NONE, DELIVERY_URL, Delivery
 
 _MAX_SEED = 2**53
 _MOST_LABELS, _LONGEST_LABEL = 8, 64
@@ -80,6 +81,7 @@ class Policy:
     replayable: bool = False  # the request may be kept, to be made ahead
     labels: tuple[str, ...] = ()
     similarity: int | None = None  # bits by which a picture may look different whose encodings stand in
+    lines: bool = False  # texts to be spoken that differ in punctuation, width or spacing are one
 
     def off(self) -> Policy:
         """The same while the cache is switched off for this request."""
@@ -119,6 +121,7 @@ class Policy:
             replayable=message.replayable,
             labels=_labels(message),
             similarity=_bits(message.similarity),
+            lines=message.similarity.lines,
         )
 
 
@@ -143,7 +146,9 @@ class Plan:
     identities: Mapping[str, str]  # of the media, by name
     wholes: Mapping[str, str]  # identities of what media are parts of, by name; without those that are whole
     tags: tuple[str, ...] = ()  # for whatever is made
-    by_url: bool = False  # the caller would rather have a URL than the bytes
+    delivery: Delivery = DELIVERY_INLINE  # how the caller would have the file
+    live: bool = False  # the caller listens to what is made as it is made
+    folded: tuple[str, ...] = ()  # what was changed in a text before it was read
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
     idle: bool = False  # nobody waits for it
 
@@ -151,6 +156,15 @@ class Plan:
     def address(self) -> Address:
         """Where the result is, or will be."""
         return self.addresses[self.description.final.name]
+
+    @property
+    def by_url(self) -> bool:
+        return self.delivery == DELIVERY_URL
+
+    @property
+    def in_chunks(self) -> bool:
+        """The bytes go to the caller, unless a URL does."""
+        return self.delivery != DELIVERY_NONE
 
     @property
     def affinity(self) -> str:
@@ -220,7 +234,9 @@ def make_plan(
     policy: Policy,
     *,
     tags: tuple[str, ...] = (),
-    by_url: bool = False,
+    delivery: Delivery = DELIVERY_INLINE,
+    live: bool = False,
+    folded: tuple[str, ...] = (),
 ) -> Plan:
     """`parameters` are complete and validated."""
     identities = {name: medium.identity for name, medium in media.items()}
@@ -236,7 +252,9 @@ def make_plan(
         identities,
         wholes,
         tags=tags,
-        by_url=by_url,
+        delivery=delivery,
+        live=live,
+        folded=folded,
     )
 
 

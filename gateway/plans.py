@@ -16,7 +16,7 @@ from cache.orders import Order
 from cache.sweep import Gone
 from gateway.plan import Plan
 
-Asked: TypeAlias = tuple[Principal, bytes]  # by whom, and a hash of the message
+Asked: TypeAlias = tuple[str, Principal, bytes]  # which task, by whom, and a hash of the message
 
 _KEPT = 600.0  # seconds without use
 _OVERHEAD = 4096  # bytes charged to every plan
@@ -61,6 +61,6 @@ class Plans:
         return Gone()
 
 
-def asked(message: bytes, principal: Principal) -> Asked | None:
+def asked(task: str, message: bytes, principal: Principal) -> Asked | None:
     """What the same request of the same caller has in common with this one. None if telling costs too much."""
-    return (principal, blake3(message).digest()) if len(message) <= _LONGEST else None
+    return (task, principal, blake3(message).digest()) if len(message) <= _LONGEST else None

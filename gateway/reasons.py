@@ -63,13 +63,18 @@ class Hints:
 def with_reasons(
     plan: Plan, reports: Sequence[pb.StageReport], hints: Hints, past: Past, now: float
 ) -> list[pb.StageReport]:
-    """Copies of these reports (others may see them too) in which each stage that runs says why."""
+    """Copies of these reports (others may see them too) in which each stage that runs says why, and each part of one
+    of which nobody knows better.
+    """
     told = []
     for report in reports:
         mine = pb.StageReport()
         mine.CopyFrom(report)
         if mine.outcome == pb.STAGE_OUTCOME_RUN:
             mine.reason = reason_message(_why_run(plan, mine, hints, past, now))
+            for part in mine.parts:
+                if part.outcome == pb.STAGE_OUTCOME_RUN and not part.reason:
+                    part.reason = mine.reason
         told.append(mine)
     return told
 

@@ -35,12 +35,12 @@ from cache.record import Output, Record
 from cache.sweep import Gone
 from gateway.errors import NotFound, Unavailable
 from gateway.plan import Plan
+from gateway.planning import upload_in
 from gateway.settings import ReplaySection
 from gateway.status import path_of
+from gateway.tasks import Request, favourite_of, quieten, request_in, task_of
 from gateway.uploads import Uploads
 from reprise.v1.cache_pb2 import Favourite
-from reprise.v1.common_pb2 import CachePolicy
-from reprise.v1.media_pb2 import AnimateImageRequest
 
 STAGE = "replay"
 KEPT_FROM = 2  # how often it must have been asked
@@ -107,7 +107,7 @@ class Replays:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
 
-    def note(self, plan: Plan, principal: Principal, request: Callable[[], AnimateImageRequest]) -> None:
+    def note(self, plan: Plan, principal: Principal, request: Callable[[], Request]) -> None:
         """A caller asks this; `request` gives it, to keep. Costs a hash once it is kept, and its size before."""
         if not self._may_keep(plan):
             return
@@ -217,13 +217,11 @@ class Replays:
     async def _keep(self, asked: _Asked, favourite: Favourite) -> None:
         whole = Favourite()
         whole.CopyFrom(favourite)
-        if whole.animate_image.HasField("image_digest"):  # an upload is forgotten long before
-            named = whole.animate_image.image_digest
-            try:
-                file = await self._uploads.fetch(asked.files, Digest(named.hex, named.size))
+        if (request := request_in(whole)) is not None and (named := upload_in(request)) is not None:
+            try:  # an upload is forgotten long before
+                task_of(request).give(request, await self._uploads.fetch(asked.files, named))
             except NotFound:
                 return
-            whole.animate_image.image = file
         content = whole.SerializeToString()
         digest = await Digest.of_any_size(content)
         record = Record(
@@ -262,13 +260,8 @@ def _tags(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _favourite(request: AnimateImageRequest, principal: Principal) -> Favourite:
-    favourite = Favourite(animate_image=request, tenant=principal.tenant, user=principal.user)
-    quieten(favourite.animate_image)
+def _favourite(request: Request, principal: Principal) -> Favourite:
+    favourite = favourite_of(request, principal.tenant, principal.user)
+    if (kept := request_in(favourite)) is not None:
+        quieten(kept)
     return favourite
-
-
-def quieten(request: AnimateImageRequest) -> None:
-    """Take from a request what it wants of delivery and cache, but for its labels."""
-    request.ClearField("delivery")
-    request.cache_policy.CopyFrom(CachePolicy(labels=request.cache_policy.labels))

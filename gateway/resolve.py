@@ -18,7 +18,7 @@ from cache.description import Scope
 from cache.digest import Digest
 from cache.flight import Errands, Flight, Flights
 from cache.hierarchy import Found
-from cache.keys import Key, Principal
+from cache.keys import Address, Key, Principal
 from cache.orders import Order
 from cache.record import Record
 from cache.sweep import Gone
@@ -33,14 +33,15 @@ from gateway.generation import Completed, Generation, Generations, Planned, Sett
 from gateway.history import History
 from gateway.ledger import Ledger
 from gateway.links import Links, Url
+from gateway.live import sound_in
 from gateway.look_alikes import LookAlikes
 from gateway.peers import Names
 from gateway.plan import Plan
 from gateway.reasons import Hints, Seen, seen, why_not_served, with_reasons
 from gateway.savings import Savings
-from gateway.wire import Reply, event_response
+from gateway.wire import Reply
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import GenerationEvent, Result, Stored
+from reprise.v1.media_pb2 import Result, Stored
 
 
 @dataclass
@@ -85,6 +86,7 @@ class Resolver:
         self._forwarder = forwarder
         self._flights = flights
         self._errands: Errands[object, tuple[Found, Reply | None]] = Errands()
+        self._listening: Errands[tuple[Address, Digest], Reply] = Errands()
         self._generations = generations
         self._names = names
         self._look_alikes = look_alikes
@@ -108,6 +110,8 @@ class Resolver:
             reply, lookups, missed = await self._look_up(plan)
         self._look_alikes.remember(plan)
         if reply is not None and not self._comes_by_url_soon(plan, reply):
+            if plan.live:
+                reply = await self._sounding(reply)
             for message in self._hit(plan, visit, reply, lookups):
                 yield message
             return
@@ -135,7 +139,7 @@ class Resolver:
         if not plan.policy.read:
             return None
         reply: Reply | None = self._memory.peek(Key.of_wire(plan.address))  # one hit is one use
-        if reply is None or self._comes_by_url_soon(plan, reply):
+        if reply is None or self._comes_by_url_soon(plan, reply) or (plan.live and reply.sound is None):
             return None
         self._look_alikes.used(plan)
         reply, lookup = self._in_memory(plan)
@@ -190,6 +194,23 @@ class Resolver:
         reply, lookup = self._in_memory(plan)  # a flight has landed meanwhile
         return reply, (*lookups, lookup), missed
 
+    async def _sounding(self, reply: Reply) -> Reply:
+        """The same reply with its samples, where they can be had: looked for once, and held with it in memory."""
+        if reply.sound is not None:
+            return reply
+        record = reply.record
+        return await self._listening.share((record.address, record.output.digest), partial(self._listen, reply))
+
+    async def _listen(self, reply: Reply) -> Reply:
+        output = reply.record.output
+        sound = await sound_in(output.media_type, output.digest.size, reply.read)
+        if sound is None:
+            return reply
+        held: Reply | None = self._memory.peek(Key.of_wire(reply.record.address))
+        if held is not None and _are_same(held, reply) and not self._hold(replace(held, sound=sound)):
+            self._hold(held)  # with its samples it is too much
+        return replace(reply, sound=sound)
+
     async def _fetch(self, plan: Plan) -> tuple[Found, Reply | None]:
         found = await self._hierarchy.fetch(plan.address, plan.description.final.ttl, max_age=plan.policy.max_age)
         if found.record is None or found.data is None:
@@ -221,11 +242,11 @@ class Resolver:
             self._hold(reply)
         return reply
 
-    def _hold(self, reply: Reply) -> None:
+    def _hold(self, reply: Reply) -> bool:
         record = reply.record
         if self._bans.forbid(record):  # while it was on its way here
-            return
-        self._memory.hold(
+            return False
+        return self._memory.hold(
             Key.of_wire(record.address),
             reply,
             reply.weight,
@@ -238,7 +259,18 @@ class Resolver:
         tier = lookups[-1].tier
         stored = Stored.STATE_DURABLE if reply.durable else Stored.STATE_PENDING
         stages, same = _told_of_hits(plan, reply, tier, stored)
-        answer = Answer(Outcome.HIT, reply.record, plan.address, lookups, stages, tier, stand_ins=plan.stand_ins)
+        answer = Answer(
+            Outcome.HIT,
+            reply.record,
+            plan.address,
+            lookups,
+            stages,
+            tier,
+            stand_ins=plan.stand_ins,
+            folded=plan.folded,
+            # They leave as soon as this is written down.
+            first_audio=time.perf_counter() - visit.started if plan.live and reply.sound is not None else None,
+        )
         span = None
         if self._tracing.wants(visit.parent, time.perf_counter() - visit.started):
             span = self._begin_span(plan, visit, lookups)
@@ -248,9 +280,13 @@ class Resolver:
         self._history.hit(plan)
         if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
             result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
-            return iter((event_response(GenerationEvent(sequence=1, result=result)),))
-        own = Result(report=pb.CacheReport(lookups=map(lookup_message, lookups)), trace_id=trace_id_of(span))
-        return reply.messages(same, own.SerializeToString())
+            return reply.messages(result.SerializeToString(), live=plan.live, chunks=False)
+        own = Result(
+            report=pb.CacheReport(lookups=map(lookup_message, lookups)),
+            trace_id=trace_id_of(span),
+            first_audio_seconds=answer.first_audio,
+        )
+        return reply.messages(same, own.SerializeToString(), live=plan.live, chunks=plan.in_chunks)
 
     def _url_of(self, plan: Plan) -> Callable[[Record], Url | None] | None:
         """Makes URLs for the caller, if that is how the file is wanted and can be had."""
@@ -301,6 +337,8 @@ class Resolver:
             heartbeat=self._heartbeat,
             past=self._history.recall(plan),
             missed=missed,
+            sounding=self._sounding,
+            waited=lambda: time.perf_counter() - visit.started,
             url_of=self._url_of(plan) if plan.policy.store else None,
         )
         self._generations.add(generation)
@@ -317,8 +355,8 @@ class Resolver:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
                 held = self._memory.peek(Key.of_wire(reply.record.address))  # nobody asks for it
-                if stored.state == Stored.STATE_DURABLE and held is reply:
-                    self._hold(replace(reply, durable=True))
+                if stored.state == Stored.STATE_DURABLE and held is not None and _are_same(held, reply):
+                    self._hold(replace(held, durable=True))
 
     def _completed(self, generation: Generation, done: Completed) -> Answer:
         plan = generation.plan
@@ -350,6 +388,8 @@ class Resolver:
             reason=reason,
             nearest=nearest,
             stand_ins=done.stand_ins,
+            folded=plan.folded,
+            first_audio=generation.first_audio,
         )
 
     def _answered(self, tenant: str, visit: Visit, answer: Answer, span: Span | None = None) -> None:
@@ -382,6 +422,11 @@ class Resolver:
         return span
 
 
+def _are_same(one: Reply, other: Reply) -> bool:
+    """Whether both are the same artifact as it came in, whatever is known of it by now."""
+    return one.last is other.last
+
+
 def _flight_key(plan: Plan) -> object:
     """Requests with this in common can share one generation."""
     # What is made ahead has a flight of its own: who asks for the same meanwhile joins its run at the worker, and so
@@ -393,11 +438,20 @@ def _told_of_hits(
     plan: Plan, reply: Reply, tier: TierName, stored: Stored.State
 ) -> tuple[Sequence[pb.StageReport], bytes]:
     """What the result says at every hit alike, encoded once: all but how the tiers were asked, and the trace."""
-    alike = (plan.seed, plan.policy.store, *plan.addresses, tier, *plan.stand_ins.items())
+    alike = (plan.seed, plan.policy.store, *plan.addresses, tier, *plan.stand_ins.items(), plan.folded)
     told = reply.told.get(alike)
     if told is None:
         stages = hit_stages(plan.stages, reply.record, tier)
-        answer = Answer(Outcome.HIT, reply.record, plan.address, (), stages, tier, stand_ins=plan.stand_ins)
+        answer = Answer(
+            Outcome.HIT,
+            reply.record,
+            plan.address,
+            (),
+            stages,
+            tier,
+            stand_ins=plan.stand_ins,
+            folded=plan.folded,
+        )
         told = stages, result_message(plan, answer, reply, None, stored).SerializeToString()
         reply.told.clear()  # one is what a reply has room for
         reply.told[alike] = told

@@ -23,6 +23,7 @@ from cache.tags import WARMED
 from cache.tier import Outcome as LookupOutcome
 from cache.tier import TierName
 from gateway.answer import Answer, Outcome, tier_message, tier_name
+from gateway.parts import is_repeat
 from reprise.v1 import cache_pb2
 from reprise.v1 import common_pb2 as pb
 
@@ -107,8 +108,8 @@ class Savings(Collector):
                 for asked in report.lookups:
                     if asked.outcome not in _NOT_ASKED_MESSAGES:
                         row(report.stage, tier_name(asked.tier)).look(asked.seconds)
-                if report.outcome == pb.STAGE_OUTCOME_RUN:
-                    row(report.stage, None).run(report.device_seconds)
+                for seconds in _ran(report):
+                    row(report.stage, None).run(seconds)
         if warming and answer.outcome is not Outcome.MISS:
             return
         if warming:
@@ -191,12 +192,24 @@ def _saved(answer: Answer) -> Iterator[tuple[str, TierName | None, float]]:
         case Outcome.COALESCED:
             yield final, None, answer.device_seconds_saved
         case _:
-            reused = [report for report in answer.stages if report.outcome == pb.STAGE_OUTCOME_REUSED]
-            rest = max(0.0, answer.device_seconds_saved - sum(report.device_seconds for report in reused))
-            for report in reused:
+            reused = [(report.stage, output) for report in answer.stages for output in _reused(report)]
+            rest = max(0.0, answer.device_seconds_saved - sum(output.device_seconds for _, output in reused))
+            for number, (stage, output) in enumerate(reused, start=1):
                 # What was not even needed goes to the last one, the deepest in the graph: it stands for all before it.
-                own = report.device_seconds + (rest if report is reused[-1] else 0.0)
-                yield report.stage, tier_name(report.tier), own
+                own = output.device_seconds + (rest if number == len(reused) else 0.0)
+                yield stage, tier_name(output.tier), own
+
+
+def _ran(report: pb.StageReport) -> list[float]:
+    """Device seconds of each time that a stage ran."""
+    return [each.device_seconds for each in report.parts or [report] if each.outcome == pb.STAGE_OUTCOME_RUN]
+
+
+def _reused(report: pb.StageReport) -> list[pb.StageReport | pb.PartReport]:
+    """Outputs of a stage that came from a tier: parts of a text count one by one, and what it says again does not."""
+    if not report.parts:
+        return [report] if report.outcome == pb.STAGE_OUTCOME_REUSED else []
+    return [part for part in report.parts if part.outcome == pb.STAGE_OUTCOME_REUSED and not is_repeat(part)]
 
 
 def _in_order(account: Account) -> tuple[str, str, str, str]:

@@ -22,8 +22,9 @@ from gateway.errors import Overloaded, Refused
 from gateway.request_files import UnusableFile, read_requests
 from gateway.settings import DAY, WarmEntry
 from gateway.status import path_of
+from gateway.tasks import favourite_of
 from gateway.warm import Warmer
-from reprise.v1.cache_pb2 import Favourite, WarmRequest, WarmSummary
+from reprise.v1.cache_pb2 import WarmRequest, WarmSummary
 
 _KEPT = 8 * DAY  # who did it may be forgotten after that: by stores that forget, and by sweeps (cache/gc.py)
 _log = structlog.get_logger(__name__)
@@ -139,7 +140,7 @@ def next_time(entry: WarmEntry, now: float) -> float:
 def _request_of(entry: WarmEntry) -> WarmRequest:
     requests = read_requests(entry.file) if entry.file is not None else []
     return WarmRequest(
-        favourites=[Favourite(animate_image=each, tenant=entry.tenant, user=entry.user) for each in requests],
+        favourites=[favourite_of(each, entry.tenant, entry.user) for each in requests],
         frequent=entry.frequent,
         budget_device_seconds=entry.budget,
         most=entry.most,

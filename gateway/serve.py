@@ -41,10 +41,11 @@ from gateway.identity import IdentityInterceptor, identifier
 from gateway.ledger import Ledger
 from gateway.links import Links
 from gateway.look_alikes import LookAlikes
-from gateway.media import MediaServicer
+from gateway.media import UNPARSED, MediaServicer
 from gateway.models import Models
 from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
+from gateway.planning import Planner
 from gateway.plans import Plans
 from gateway.replays import Replays
 from gateway.resolve import Resolver
@@ -179,12 +180,25 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         explainer = Explainer(tiers, forwarder, history, costs)
         plans = Plans()
         tiers.orders.on_order(plans.obey)
+        planner = Planner(
+            models,
+            darkroom,
+            studio,
+            uploads,
+            tiers.switches,
+            secret=secret,
+            default_seed=section.default_seed,
+            policies=section.policies,
+            similar_by_default=section.similarity.by_default,
+        )
         media = MediaServicer(
+            planner,
             models,
             resolver,
             explainer,
             tiers,
             darkroom,
+            studio,
             uploads,
             names,
             peers,
@@ -192,14 +206,10 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             replays,
             ledger,
             telemetry.tracing,
-            secret=secret,
-            default_seed=section.default_seed,
-            policies=section.policies,
-            similar_by_default=section.similarity.by_default,
         )
-        warmer = Warmer(media.plan_animation, explainer, resolver, replays, heartbeat=section.heartbeat)
+        warmer = Warmer(planner.plan, explainer, resolver, replays, heartbeat=section.heartbeat)
         control = Control(tiers, darkroom, studio, secret=secret)
-        _register(server, _MEDIA, media, unparsed=frozenset({"AnimateImage"}))
+        _register(server, _MEDIA, media, unparsed=UNPARSED)
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, savings, control, warmer))
         health_servicer = await _add_health(server)
         if section.reflection:

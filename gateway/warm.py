@@ -22,11 +22,11 @@ from gateway.errors import Internal, InvalidField, Overloaded, Refused
 from gateway.explain import Explainer
 from gateway.identity import NAME_RULE, is_name
 from gateway.plan import Plan
-from gateway.replays import Replays, quieten
+from gateway.replays import Replays
 from gateway.resolve import Resolver, Visit
+from gateway.tasks import ANIMATE, SPEAK, Request, quieten, request_in
 from reprise.v1 import cache_pb2 as pb
 from reprise.v1 import common_pb2
-from reprise.v1.media_pb2 import AnimateImageRequest
 
 METHOD = "reprise.v1.CacheService/Warm"
 MOST_FAVOURITES = 1000
@@ -59,7 +59,7 @@ class _Progress:
 class Warmer:
     def __init__(
         self,
-        plan: Callable[[AnimateImageRequest, Principal], Awaitable[Plan]],
+        plan: Callable[[Request, Principal], Awaitable[Plan]],
         explainer: Explainer,
         resolver: Resolver,
         replays: Replays,
@@ -166,12 +166,12 @@ class Warmer:
         return visit.answer
 
 
-def _quiet(favourite: pb.Favourite) -> AnimateImageRequest:
-    """The request in it without what it wants of delivery and cache, but for its labels. Raises InvalidField."""
-    if not favourite.HasField("animate_image"):
-        raise InvalidField("animate_image", "give a request")
-    request = AnimateImageRequest()
-    request.CopyFrom(favourite.animate_image)
+def _quiet(favourite: pb.Favourite) -> Request:
+    """The request in it, as `quieten` leaves it. Raises InvalidField."""
+    quiet = pb.Favourite()
+    quiet.CopyFrom(favourite)
+    if (request := request_in(quiet)) is None:
+        raise InvalidField(ANIMATE.name, f"give a request, here or as {SPEAK.name}")
     quieten(request)
     return request
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache.record import Record
+from gateway.live import Sound
 from reprise.v1.common_pb2 import StageReport
-from reprise.v1.media_pb2 import GenerationEvent
+from reprise.v1.media_pb2 import GenerationEvent, SoundHeader
 
 CHUNK_BYTES = 1024 * 1024
 _TOLD = 2048  # bytes that what was told with a reply takes at most
@@ -27,9 +28,11 @@ def _tag(field: int) -> bytes:
 
 _EVENT = _tag(1)  # of every response with a stream of events
 _CHUNK = _tag(GenerationEvent.CHUNK_FIELD_NUMBER)
+_SAMPLES = _tag(GenerationEvent.SAMPLES_FIELD_NUMBER)
 _RESULT = _tag(GenerationEvent.RESULT_FIELD_NUMBER)
 _SEQUENCE = bytes([GenerationEvent.SEQUENCE_FIELD_NUMBER << 3])
-_OFFSET, _DATA = b"\x08", _tag(2)
+_OFFSET, _DATA = b"\x08", _tag(2)  # of a chunk, and of samples
+_WIDTH = 2  # bytes of a sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Reply:
     last: bytes  # the last chunk, as a field of an event
     random_weights: bool
     durable: bool  # as far as is known
+    sound: Sound | None = None  # of speech that somebody listened to: where its samples are
     told: dict[object, tuple[Sequence[StageReport], bytes]] = field(
         init=False, compare=False, repr=False, default_factory=dict
     )
@@ -53,14 +57,15 @@ class Reply:
         view = memoryview(data)  # every byte is copied once: to where it goes out from
         *offsets, rest = range(0, len(data), CHUNK_BYTES) if data else [0]
         before = [
-            response(_sequence(sequence), *_chunk_parts(offset, view[offset : offset + CHUNK_BYTES]))
+            response(_sequence(sequence), *_parts(_CHUNK, offset, view[offset : offset + CHUNK_BYTES]))
             for sequence, offset in enumerate(offsets, start=1)
         ]
-        return cls(record, tuple(before), b"".join(_chunk_parts(rest, view[rest:])), random_weights, durable)
+        return cls(record, tuple(before), b"".join(_parts(_CHUNK, rest, view[rest:])), random_weights, durable)
 
     @property
     def weight(self) -> int:
-        return sum(map(len, self.before)) + len(self.last) + len(self.record.output.inline or b"") + _TOLD
+        beside = len(self.record.output.inline or b"") + (self.sound.weight if self.sound is not None else 0)
+        return sum(map(len, self.before)) + len(self.last) + beside + _TOLD
 
     @property
     def chunks(self) -> Iterator[bytes | memoryview]:
@@ -71,7 +76,10 @@ class Reply:
     @property
     def data(self) -> bytes:
         """The artifact itself, out of its encoding."""
-        return b"".join(self.pieces(0, self.record.output.digest.size))
+        return self.read(0, self.record.output.digest.size)
+
+    def read(self, start: int, stop: int) -> bytes:
+        return b"".join(self.pieces(start, stop))
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """The artifact's bytes from `start` to `stop`, as views of its chunks: nothing is copied."""
@@ -81,16 +89,53 @@ class Reply:
             if piece := data[max(0, start - offset) : max(0, stop - offset)]:
                 yield piece
 
-    def messages(self, *result: bytes) -> Iterator[bytes]:
-        """The responses that answer a hit: one per chunk, the result in the last, whose encoded parts add up."""
-        yield from self.before
+    def samples(self, begin: int, end: int) -> bytes | memoryview:
+        """Samples from one to another of the sound of this reply, or as many as there are; nothing if it has none."""
+        if self.sound is None:
+            return b""
+        start, stop = (self.sound.start + min(each, self.sound.samples) * _WIDTH for each in (begin, end))
+        if self.sound.pcm is not None:
+            return memoryview(self.sound.pcm)[start:stop]
+        pieces = list(self.pieces(start, stop))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def heard(self, since: int = 0) -> Iterator[tuple[int, bytes | memoryview]]:
+        """The samples from `since` on, block by block: how many there are before each, and their bytes."""
+        for begin, end in self.sound.blocks(since) if self.sound is not None else ():
+            yield begin, self.samples(begin, end)
+
+    def messages(self, *result: bytes, live: bool = False, chunks: bool = True) -> Iterator[bytes]:
+        """The responses that answer a hit: samples if they are listened to, the file unless it is not wanted, and the
+        result in the last, whose encoded parts add up.
+        """
         parts = [piece for part in result for piece in (_RESULT, varint(len(part)), part)]
-        yield response(_sequence(len(self.before) + 1), self.last, *parts)
+        sequence = 0
+        if live and self.sound is not None:
+            sequence = 1
+            yield sound_event(sequence, self.sound.sample_rate)
+            for offset, pcm in self.heard():
+                yield samples_event(sequence := sequence + 1, offset, pcm)
+        if chunks and sequence:  # chunks before the last are numbered, and no longer right
+            for chunk in map(_chunk_of, self.before):
+                yield chunk_event(sequence := sequence + 1, chunk)
+        elif chunks:
+            yield from self.before
+            sequence = len(self.before)
+        yield response(_sequence(sequence + 1), *((self.last,) if chunks else ()), *parts)
 
 
 def chunk_event(sequence: int, chunk: bytes | memoryview) -> bytes:
     """A response whose event is this chunk field."""
     return response(_sequence(sequence), chunk)
+
+
+def sound_event(sequence: int, sample_rate: int) -> bytes:
+    return event_response(GenerationEvent(sequence=sequence, sound=SoundHeader(sample_rate=sample_rate)))
+
+
+def samples_event(sequence: int, offset: int, pcm: bytes | memoryview) -> bytes:
+    """A response whose event is these samples."""
+    return response(_sequence(sequence), *_parts(_SAMPLES, offset, pcm))
 
 
 def event_response(event: GenerationEvent) -> bytes:
@@ -119,9 +164,10 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-def _chunk_parts(offset: int, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+def _parts(tag: bytes, offset: int, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    """An encoded chunk, or samples: both are an offset and bytes."""
     inside = b"".join((_OFFSET + varint(offset) if offset else b"", _DATA, varint(len(data))))
-    return _CHUNK, varint(len(inside) + len(data)), inside, data
+    return tag, varint(len(inside) + len(data)), inside, data
 
 
 def _sequence(number: int) -> bytes:

@@ -13,6 +13,7 @@ from gateway.cli import (
     models,
     savings,
     simulate,
+    speak,
     stack,
     stats,
     trace,
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 for command in (
-    *(stack.up, stack.down, animate.animate, explain.explain),
+    *(stack.up, stack.down, animate.animate, speak.speak, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
     *(control.invalidate, control.switch, control.pin, warm.warm, savings.savings),
     *(inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate),

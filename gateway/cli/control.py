@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gateway.cli.options import call, console, gateway_options
-from gateway.cli.requests import read_picture
+from gateway.cli.requests import read_medium
 from gateway.client import Client
 from reprise.v1 import cache_pb2 as pb
 from reprise.v1 import common_pb2
@@ -33,7 +33,7 @@ def invalidate(
     address: str, api_key: str, picture: Path | None, older_than: float | None, dry_run: bool, **said: str
 ) -> None:
     """Invalidate the entries for which all of this holds, everywhere, and what was made of them."""
-    request = pb.InvalidateRequest(picture=read_picture(picture) if picture else b"", dry_run=dry_run)
+    request = pb.InvalidateRequest(picture=read_medium(picture) if picture else b"", dry_run=dry_run)
     for field, text in said.items():
         setattr(request, field, text)
     if older_than is not None:

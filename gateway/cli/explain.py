@@ -29,7 +29,8 @@ _WORDS = {
 def explain(first: Path, second: Path | None, address: str, api_key: str) -> None:
     """Say what the request in A.json would be answered with; or, with B.json, what B computes again after A.
 
-    Nothing is run, and nothing is stored. `reprise animate --save-request A.json` writes such a file.
+    Nothing is run, and nothing is stored. `--save-request A.json` of `reprise animate` and
+    `reprise speak` writes such a file.
     """
     request, after = read_request(second or first), read_request(first) if second is not None else None
 
@@ -64,12 +65,19 @@ def _table(report: pb.CacheReport) -> Table:
         source = tier_word(stage.tier) if stage.tier else "the request before"
         table.add_row(
             stage.stage,
-            _WORDS[stage.outcome],
+            _becomes(stage),
             source if stage.outcome == pb.STAGE_OUTCOME_REUSED else "",
             reason_word(stage.reason) if stage.reason else "",
             _seconds(stage),
         )
     return table
+
+
+def _becomes(stage: pb.StageReport) -> str:
+    """What would become of a stage; of one that runs for every sentence, for how many of them."""
+    same = sum(part.outcome == stage.outcome for part in stage.parts)
+    of = f", {same} of {len(stage.parts)} sentences" if stage.parts else ""
+    return f"{_WORDS[stage.outcome]}{of}" if stage.outcome != pb.STAGE_OUTCOME_NOT_NEEDED else _WORDS[stage.outcome]
 
 
 def _seconds(stage: pb.StageReport) -> str:

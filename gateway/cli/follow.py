@@ -1,4 +1,4 @@
-"""`reprise watch` and `reprise cancel`: what else can be done with a generation, by the name that `animate` printed."""
+"""`reprise watch` and `reprise cancel`: what else can be done with a generation, by the name that was printed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.animate import Live, tell
 from gateway.cli.options import call, console, gateway_options, refuse_unwritable, write
+from gateway.cli.telling import Live, tell
 from gateway.client import Client, Media
 from reprise.v1.media_pb2 import CancelResponse
 
 
 @click.command()
 @click.argument("name")
-@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the video here.")
+@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the file here.")
 @gateway_options
 def watch(name: str, address: str, api_key: str, out: Path | None) -> None:
     """Follow the generation NAME until it is stored. Ctrl-C ends the watching, not the generation."""

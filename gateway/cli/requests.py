@@ -13,40 +13,40 @@ from google.protobuf.json_format import MessageToDict
 
 from gateway import request_files
 from gateway.request_files import UnusableFile
-from reprise.v1.media_pb2 import AnimateImageRequest
+from gateway.tasks import Request, task_of
 
 request_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def read_request(file: Path) -> AnimateImageRequest:
+def read_request(file: Path) -> Request:
     """Raises ClickException, saying what is wrong with the file."""
     with _told():
         return request_files.read_request(file)
 
 
-def read_requests(file: Path) -> list[AnimateImageRequest]:
+def read_requests(file: Path) -> list[Request]:
     """All that are in a file: one, a list, or one a line. Raises ClickException."""
     with _told():
         return request_files.read_requests(file)
 
 
-def picture_of(file: Path) -> Path | None:
-    """The picture that a request's file names. Raises ClickException."""
+def medium_of(file: Path) -> Path | None:
+    """The picture or recording that a request's file names. Raises ClickException."""
     with _told():
-        return request_files.picture_beside(file, request_files.fields_of(file))
+        return request_files.medium_beside(file, request_files.fields_of(file))
 
 
-def read_picture(picture: Path) -> bytes:
+def read_medium(medium: Path) -> bytes:
     """Raises ClickException."""
     with _told():
-        return request_files.read_picture(picture)
+        return request_files.read_medium(medium)
 
 
-def write_request(file: Path, request: AnimateImageRequest, picture: Path | None) -> None:
-    """Write a request; its picture as a path, if it has one. Raises ClickException."""
+def write_request(file: Path, request: Request, medium: Path | None) -> None:
+    """Write a request; its picture or recording as a path, if it has one. Raises ClickException."""
     fields = MessageToDict(request, preserving_proto_field_name=True)
-    if picture is not None:
-        fields["image"] = "@" + os.path.relpath(picture, file.absolute().parent)
+    if medium is not None:
+        fields[task_of(request).medium] = "@" + os.path.relpath(medium, file.absolute().parent)
     try:
         file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:

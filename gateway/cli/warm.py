@@ -12,6 +12,7 @@ from gateway.cli.options import call, console, gateway_options
 from gateway.cli.reports import add_up
 from gateway.cli.requests import read_requests, request_file
 from gateway.client import Client
+from gateway.tasks import favourite_of
 from reprise.v1 import cache_pb2 as pb
 
 _LARGEST, _MOST = 48 * 1024 * 1024, 1000  # bytes and favourites of one call
@@ -48,7 +49,8 @@ def warm(
 ) -> None:
     """Make the results of requests before they are asked, whenever no device has anything better to do.
 
-    A file holds a request as `reprise animate --save-request` writes it, or a list of them, or one a line.
+    A file holds a request as `--save-request` of `reprise animate` and `reprise speak` writes it, or a list of them, or
+    one a line.
     """
     out = console()
     if status:
@@ -59,7 +61,7 @@ def warm(
     if user and not tenant:
         raise click.UsageError("give --tenant with --user")
     requests = [request for file in files for request in read_requests(file)]
-    favourites = [pb.Favourite(animate_image=request, tenant=tenant, user=user) for request in requests]
+    favourites = [favourite_of(request, tenant, user) for request in requests]
     calls = [pb.WarmRequest(favourites=batch, most=most, tenant=tenant) for batch in _batches(favourites)]
     if frequent:
         if not calls:

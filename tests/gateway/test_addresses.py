@@ -25,7 +25,7 @@ from cache.digest import Digest
 from cache.keys import Principal
 from cache.switches import Switches
 from gateway.darkroom import Darkroom
-from gateway.media import MediaServicer
+from gateway.planning import Planner
 from gateway.plan import Plan
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest, Framing
@@ -43,29 +43,14 @@ class Servicer:
     def __init__(self, darkroom: Darkroom) -> None:
         self._runner = asyncio.Runner()
         models: Any = SimpleNamespace(describe=self._describe)
-        tiers: Any = SimpleNamespace(through_memory=None, switches=Switches())
-        none: Any = None
+        nowhere: Any = None
         uploads: Any = SimpleNamespace(fetch=self._fetch, used=self._used)
-        self._servicer = MediaServicer(
-            models,
-            none,
-            none,
-            tiers,
-            darkroom,
-            uploads,
-            none,
-            none,
-            none,
-            none,
-            none,
-            none,
-            secret=b"s" * 32,
-            default_seed=DEFAULT_SEED,
-            policies=(),
+        self._planner = Planner(
+            models, darkroom, nowhere, uploads, Switches(), secret=b"s" * 32, default_seed=DEFAULT_SEED
         )
 
     def plan(self, request: AnimateImageRequest, principal: Principal = ACME) -> Plan:
-        return self._runner.run(self._servicer.plan_animation(request, principal))
+        return self._runner.run(self._planner.plan(request, principal))
 
     def address(self, request: AnimateImageRequest, principal: Principal = ACME) -> str:
         return str(self.plan(request, principal).address)
