@@ -25,8 +25,8 @@ from cache.digest import Digest
 from cache.keys import Principal
 from cache.switches import Switches
 from gateway.darkroom import Darkroom
-from gateway.planning import Planner
 from gateway.plan import Plan
+from gateway.planning import Planner
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest, Framing
 from tests.gateway.profiles import SRGB, rgb_profile
