@@ -16,7 +16,7 @@ from rich.console import Console
 
 from deploy.demo.rows import Row, Scene
 from gateway.client import Client, Media
-from reprise.v1.common_pb2 import STAGE_OUTCOME_REUSED, CachePolicy, Similarity
+from reprise.v1.common_pb2 import STAGE_OUTCOME_RUN, CachePolicy, Similarity
 from reprise.v1.media_pb2 import GenerationEvent, SynthesizeSpeechRequest
 
 LINE = "The rain had stopped, and the street was quiet."
@@ -134,7 +134,7 @@ def samples(file: bytes) -> tuple[int, NDArray[np.int16]]:
 def made_of(row: Row) -> list[bool]:
     """Of each sentence, in order: whether it was reused."""
     return [
-        part.outcome == STAGE_OUTCOME_REUSED
+        part.outcome != STAGE_OUTCOME_RUN
         for stage in row.reports[0].stages
         if stage.stage == "latents"
         for part in stage.parts
