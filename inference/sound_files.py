@@ -36,7 +36,7 @@ CONTAINERS = {
     "ogg": _Container(
         "audio/ogg",
         "libopus",
-        {"b": "32000", "application": "voip", "vbr": "on", "compression_level": "10", "frame_duration": "20"},
+        {"b": "32000", "application": "audio", "vbr": "on", "compression_level": "10", "frame_duration": "20"},
         rates=(8000, 12000, 16000, 24000, 48000),
     ),
 }

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from cache.encoding import Value
 
@@ -62,11 +62,12 @@ _WITHIN = frozenset(
 def sentences(text: str, *, length: Callable[[str], int], longest: int) -> list[str]:
     """The sentences of a text, each with something to say and with its marks. Empty: there is nothing to say.
 
-    One whose `length` is over `longest` is cut after clauses, or, where it has none, between words, or anywhere.
+    One whose `length` is over `longest` is cut after clauses, or, where it has none, between words, or anywhere. Of marks
+    no more are kept than there is room for. A single character must not be too long.
     """
     whole = " ".join(text.split())
     found = [piece for sentence in _cut(whole, _ends(whole)) for piece in _short(sentence, length, longest)]
-    return _without_silence(found)
+    return _without_silence(found, lambda piece: length(piece) <= longest)
 
 
 def version() -> Value:
@@ -139,8 +140,10 @@ def _finer(sentence: str, length: Callable[[str], int], longest: int) -> Iterato
         for word in _cut(clause, (match.end() for match in re.finditer(" ", clause))):
             if length(word) <= longest:
                 yield word
-            else:
-                yield from _cut(word, (at for at in range(1, len(word)) if not _belongs(word, at)))
+                continue
+            for character in _cut(word, (at for at in range(1, len(word)) if not _belongs(word, at))):
+                # Some pile up marks on a letter without end.
+                yield from [character] if length(character) <= longest else character
 
 
 def _belongs(text: str, at: int) -> bool:
@@ -157,16 +160,17 @@ def _cut(text: str, places: Iterator[int]) -> Iterator[str]:
     yield text[start:]
 
 
-def _without_silence(pieces: Sequence[str]) -> list[str]:
-    """Marks that stand alone belong to what is before them, or, at the beginning, after them."""
+def _without_silence(pieces: Iterable[str], fits: Callable[[str], bool]) -> list[str]:
+    """Marks that stand alone belong to what is before them, or, at the beginning, after them, where they fit."""
     spoken: list[str] = []
-    silent = ""
+    marks = ""
     for piece in (each.strip() for each in pieces):
         if has_something_to_say(piece):
-            spoken.append(f"{silent} {piece}".strip())
-            silent = ""
-        elif spoken:
-            spoken[-1] = f"{spoken[-1]} {piece}".strip()
-        else:
-            silent = f"{silent} {piece}".strip()
+            both = f"{marks} {piece}".strip()
+            spoken.append(both if fits(both) else piece)
+            marks = ""
+        elif not spoken:
+            marks = f"{marks} {piece}".strip()
+        elif fits(f"{spoken[-1]} {piece}"):
+            spoken[-1] = f"{spoken[-1]} {piece}"
     return spoken

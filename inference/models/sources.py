@@ -77,13 +77,17 @@ def folder_of(source: str) -> Path:
 
 
 def codec_folder(folder: Path) -> Path:
-    """The folder of the codec that a model of speech is for: within its own, or wherever it says, fetched from the hub
-    if need be. Raises ValueError for a model that names none, or one that is not there.
+    """The folder of the codec that a model of speech is for: within its own, or by its path or hub id, fetched if need
+    be. Raises ValueError for a model that names none, or one that is not there.
     """
     named = _codec_of(folder)
     if not named:
         raise ValueError(f"{folder} names no codec")
-    return folder / named if (folder / named).is_dir() else folder_of(named)
+    if (folder / named).is_dir():
+        return folder / named
+    if "/" not in named:  # no hub id of anybody's
+        raise ValueError(f"{folder} has no folder {named} with its codec")
+    return folder_of(named)
 
 
 def pipeline_class(folder: Path) -> str:

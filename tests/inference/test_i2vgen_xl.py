@@ -1,4 +1,4 @@
-"""I2VGen-XL in stages: what is its own, and the proof that all families owe (`proof.py`)."""
+"""I2VGen-XL in stages: what is its own, and the proof that all families of moving pictures owe."""
 
 from __future__ import annotations
 
@@ -21,18 +21,15 @@ from inference.models.i2vgen_xl import I2VGenXL, describe
 from tests.inference.conftest import opened
 from tests.inference.proof import (
     Family,
-    Proof,
     Request,
     as_tensors,
     base_request,
     ids_of,
-    library_output,
-    merge_lora,
     nudge,
-    results,
     run,
     variants,
 )
+from tests.inference.proof_of_pictures import PictureProof, library_output, merge_lora, results
 
 RESPELLED = "A  CAT walks over the grass "  # the prompt below in other letters
 NONE = Artifact(b"", "")
@@ -102,7 +99,7 @@ FAMILY = Family(
 )
 
 
-class TestProof(Proof):
+class TestProof(PictureProof):
     family = FAMILY
 
 

@@ -34,6 +34,12 @@ def folder(tmp_path: Path) -> Path:
     return small.build(tmp_path / "model", family="svd")
 
 
+@pytest.fixture
+def speaker(tmp_path: Path) -> Path:
+    """A model without a pipeline, with a codec in a folder of its own."""
+    return small.build(tmp_path / "speaker", family="pocket-tts")
+
+
 def check(*words: object) -> Result:
     return CliRunner().invoke(main, ["check", *map(str, words)])
 
@@ -50,6 +56,32 @@ def test_a_folder_is_told_as_it_is(folder: Path) -> None:
     assert {part.name: part.parameters for part in examined.parts} == counts
     assert (examined.pipeline, examined.revision) == ("StableVideoDiffusionPipeline", "")
     assert (examined.random_weights, examined.lacking) == (True, ())
+
+
+def test_a_model_without_a_pipeline_is_told_as_it_is(speaker: Path) -> None:
+    """The class of its configuration, and the numbers in it and in its codec; what it lacks is told."""
+    examined = examine(str(speaker))
+    pipeline = opened(speaker).pipeline
+    counts = {
+        name: sum(tensor.numel() for tensor in part.state_dict().values())
+        for name, part in (("model", pipeline.model), ("codec", pipeline.codec))
+    }
+    assert {part.name: part.parameters for part in examined.parts} == counts
+    kinds = {part.name: part.kind for part in examined.parts}
+    assert kinds == {"model": "PocketTTSForConditionalGeneration", "codec": "PocketTTSAudioTokenizerModel"}
+    assert (examined.pipeline, examined.random_weights, examined.lacking) == (kinds["model"], True, ())
+    assert check(speaker, "--device", "cpu").output.endswith(f"{{name: NAME, source: {speaker}}}\n")
+    (speaker / "audio_tokenizer" / "model.safetensors").unlink()
+    assert "no safetensors file for codec" in check(speaker).output
+
+
+def test_a_model_of_no_known_family_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """One without a codec, and a configuration that names no class."""
+    (tmp_path / "config.json").write_text('{"architectures": ["SomeModel"]}')
+    assert "it is of no known family: those are " in check(tmp_path).output
+    for config in ("{}", "[]", '{"architectures": []}', "no JSON"):
+        (tmp_path / "config.json").write_text(config)
+        assert "neither a folder nor a hub id" in check(tmp_path).output
 
 
 @pytest.mark.parametrize(
@@ -105,32 +137,59 @@ def test_what_a_worker_could_not_serve_fails_the_check(folder: Path, monkeypatch
     assert [result.exit_code for result in results] == [1] * 4
     assert "its weights alone do not fit" in small_machine.output
     assert "no safetensors file for vae" in pickled.output
-    assert "no known family: those are I2VGenXLPipeline, StableVideo" in unknown.output
+    assert "no known family: those are I2VGenXLPipeline, PocketTTSForConditionalGeneration, Stable" in unknown.output
     assert "neither a folder nor a hub id" in nothing.output
 
 
-def test_a_model_of_the_hub_is_pinned(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["svd", "pocket-tts"])
+def test_a_model_of_the_hub_is_pinned(tmp_path: Path, family: str) -> None:
     """A name means the newest revision and is told with it; a name with a revision means that one."""
-    cache = tmp_path / "home" / "hub" / "models--someone--svd"
-    (cache / "refs").mkdir(parents=True)
-    (cache / "refs" / "main").write_text(COMMITS[1])
+    hub = tmp_path / "home" / "hub"
     for commit, licence in zip(COMMITS, ("mit", "openrail"), strict=True):
-        copy = shutil.copytree(folder, cache / "snapshots" / commit)
+        copy = published(small.build(tmp_path / family, family=family), hub / "models--someone--model", commit)
         (copy / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
-    (cache / "snapshots" / COMMITS[0] / MARKER).unlink()
+    (hub / "models--someone--model" / "snapshots" / COMMITS[0] / MARKER).unlink()
 
-    sources = [f"someone/svd{end}" for end in ("", f"@{COMMITS[0]}", "@" + "3" * 40)]
-    told = subprocess.run(  # a process of its own, because the library reads its environment when it is imported
-        [sys.executable, "-c", CHECK_EACH, *sources],
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    newest, pinned, missing = told.split("\0")
+    newest, pinned, missing = checked_offline(
+        tmp_path / "home", *(f"someone/model{end}" for end in ("", f"@{COMMITS[0]}", "@" + "3" * 40))
+    )
     assert f"licence: openrail\n  revision: {COMMITS[1]}" in newest
-    assert f"{{name: NAME, source: someone/svd@{COMMITS[1]}}}\n" in newest
+    assert f"{{name: NAME, source: someone/model@{COMMITS[1]}}}\n" in newest
     assert "random weights" in newest
     assert f"licence: mit\n  revision: {COMMITS[0]}" in pinned
     assert "random weights" not in pinned
     assert "neither a folder nor a hub id" in missing
+
+
+def test_a_codec_of_the_hub_is_found(speaker: Path, tmp_path: Path) -> None:
+    """A model that names its codec by a hub id has that one."""
+    hub = tmp_path / "home" / "hub"
+    published(
+        Path(shutil.move(speaker / "audio_tokenizer", tmp_path / "codec")), hub / "models--someone--codec", COMMITS[0]
+    )
+    processor = speaker / "processor_config.json"
+    config = json.loads(processor.read_text())
+    config["audio_tokenizer"]["audio_tokenizer_name_or_path"] = "someone/codec"
+    processor.write_text(json.dumps(config))
+    (told,) = checked_offline(tmp_path / "home", str(speaker))
+    assert "codec            PocketTTSAudioTokenizerModel, 0.3" in told
+    assert told.endswith(f"{{name: NAME, source: {speaker}}}\n")
+
+
+def published(folder: Path, repository: Path, commit: str) -> Path:
+    """A folder as the hub's own files keep it, as the newest commit."""
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    return Path(shutil.copytree(folder, repository / "snapshots" / commit))
+
+
+def checked_offline(home: Path, *sources: str) -> list[str]:
+    """What is told of each, by a process of its own, because the library reads its environment when it is imported."""
+    told = subprocess.run(
+        [sys.executable, "-c", CHECK_EACH, *sources],
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return told[:-1].split("\0")

@@ -1,4 +1,4 @@
-"""Stable Video Diffusion in stages: what is its own, and the proof that all families owe (`proof.py`)."""
+"""Stable Video Diffusion in stages: what is its own, and the proof that all families of moving pictures owe."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from reprise.v1.media_pb2 import AnimateImageRequest
 from tests.inference.proof import (
     Evidence,
     Family,
-    Proof,
     Request,
     StagedModel,
     as_tensors,
     base_request,
-    merge_lora,
     nudge,
     opened,
     run,
 )
+from tests.inference.proof_of_pictures import PictureProof, merge_lora
 
 # diffusers converts tensors in a way that numpy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -49,7 +48,7 @@ def library(pipeline: Any, request: Request, output_type: str) -> Any:
     ).frames
 
 
-class TestProof(Proof):
+class TestProof(PictureProof):
     family = Family(
         "svd",
         describe=describe,

@@ -74,7 +74,7 @@ class Fleet:
         torch.set_num_threads(1)  # which torch keeps for each thread
         pixels = Image.frombytes("RGB", (PICTURE.width, PICTURE.height), PICTURE.message().rgb)
         base = base_request(self.model(name).description, self.wanted(name))
-        video = run(opened(folder), Request(base.parameters, pixels))["video"]
+        video = run(opened(folder), Request(base.parameters, {"image": pixels}))["video"]
         assert isinstance(video, Artifact)
         return video.data
 

@@ -1,0 +1,112 @@
+"""The proof that a family of speech owes: `proof.py`, and what only speech can show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from cache.parts import whole_name
+from inference.models.base import Output, Tensors
+from tests.inference.proof import (
+    Evidence,
+    Proof,
+    Request,
+    Shelf,
+    StagedModel,
+    as_tensors,
+    ids_of,
+    joined,
+    run,
+    stages_of,
+    stored,
+)
+
+SAID = "Hello there! Please hold the line. Hello there!"  # with a sentence that comes twice
+SENTENCES = 2  # that differ
+EDITED = "Hello there! Please hold the door. Hello there!"
+TURNED = "Please hold the line. Hello there! Hello there!"
+RESPACED = "\tHello  there!\nPlease\u3000hold the line.   Hello there! "
+
+
+class SpeechProof(Proof):
+    """`Family.library` is (model, request): what the stages `of_library` store. The request of a family says `SAID`."""
+
+    of_run = ("latents", "waveform", "pace", "file")
+
+    def library_output(self, model: StagedModel, request: Request) -> dict[str, bytes]:
+        output: dict[str, bytes] = self.family.library(model, request)
+        return output
+
+    def test_an_edited_sentence_alone_is_spoken_again(self, proven: StagedModel, base: Request) -> None:
+        """The other sentences are read from where they are kept, wherever they stand, and so is the voice."""
+        shelf = Shelf()
+        shelf.run(proven, base)
+        each = [name for name in map(whole_name, shelf.ran) if name in ("latents", "waveform")]
+        assert sorted(each) == ["latents"] * SENTENCES + ["waveform"] * SENTENCES
+        shelf.ran.clear()
+        edited = shelf.run(proven, base.but(text=EDITED))
+        assert shelf.ran == ["latents[1]", "waveform[1]", "file"]
+        assert self.results(edited) == self.results(run(proven, base.but(text=EDITED)))
+        shelf.ran.clear()
+        shelf.run(proven, base.but(text=TURNED))
+        assert shelf.ran == ["file"]
+
+    def test_how_it_sounds_is_changed_without_the_model(self, proven: StagedModel, base: Request) -> None:
+        """Another speed, rate or container runs nothing that is kept but the file."""
+        shelf = Shelf()
+        shelf.run(proven, base)
+        for changes in ({"speed": 1.5}, {"sample_rate": 16_000}, {"format": "flac"}):
+            shelf.ran.clear()
+            shelf.run(proven, base.but(**changes))
+            assert shelf.ran == ["file"], changes
+
+    def test_white_space_says_nothing(self, proven: StagedModel, base: Request, evidence: Evidence) -> None:
+        """However words are set apart, their ids are the same, and so is all that comes of them."""
+        respaced = run(proven, base.but(text=RESPACED))
+        assert {name: stored(output) for name, output in respaced.items()} == {
+            name: stored(output) for name, output in evidence.outputs.items()
+        }
+
+    def test_pieces_are_the_output(self, proven: StagedModel, base: Request) -> None:
+        """What a followed stage tells while it runs is, put together, what it gives in the end."""
+        told: list[Tensors] = []
+        outputs = run(proven, base, piece=told.append)
+        made = {name: as_tensors(output) for name, output in outputs.items() if whole_name(name) == "latents"}
+        whole = joined(list(made.values()))
+        assert whole.keys() == joined(told).keys()
+        assert all(joined(told)[name].equal(whole[name]) for name in whole)
+        assert len(told) == sum(len(latents["latents"]) for latents in made.values())
+
+    def test_every_latent_is_a_step(self, proven: StagedModel, base: Request) -> None:
+        """Progress is told after each latent, and ends at the last one of every sentence."""
+        told: list[tuple[int, int]] = []
+        outputs = run(proven, base, step=lambda done, of: told.append((done, of)))
+        lengths = _lengths(outputs)
+        assert [done for done, _ in told] == [done for length in lengths for done in range(1, length + 1)]
+        assert [done for done, of in told if done == of] == lengths
+        assert all(done <= of for done, of in told)
+
+    def test_one_name_is_one_sound(self, proven: StagedModel, evidence: Evidence) -> None:
+        """Over all requests, what has the same id has the same bytes, and what has another has others: every part, too,
+        wherever it stands.
+        """
+        kept: dict[str, tuple[str, bytes]] = {}  # stages, because at its own speed a sound is paced by leaving it alone
+        for request, outputs in ((evidence.base, evidence.outputs), *(each[1:] for each in evidence.changed)):
+            ids = ids_of(proven.description, request, outputs)
+            for stage in stages_of(proven.description, request, outputs):
+                if not stage.canonicalises:
+                    made = whole_name(stage.name), stored(outputs[stage.name])
+                    assert kept.setdefault(ids[stage.name], made) == made
+        assert len(set(kept.values())) == len(kept)
+
+    def test_sentences_are_as_loud_as_they_may_be(self, evidence: Evidence) -> None:
+        """Speech is heard, and hardly ever beyond what 16 bits can say."""
+        pcm = torch.cat([as_tensors(evidence.outputs[f"waveform[{index}]"])["pcm"] for index in range(SENTENCES)])
+        assert pcm.float().std() > 500
+        assert (pcm.abs() == 32767).float().mean() < 0.001
+
+
+def _lengths(outputs: Mapping[str, Output]) -> list[int]:
+    """Of every distinct sentence, in latents."""
+    return [len(as_tensors(output)["latents"]) for name, output in outputs.items() if whole_name(name) == "latents"]
