@@ -20,7 +20,7 @@ def opus_track(head: bytes, packets: Sequence[bytes], *, end: int | None = None,
     if mapping:  # for more than two
         raise refused("SOUND_CHANNELS")
     there = sum(map(_opus_samples, packets)) - padding
-    length = max(0, there - skip)  # the decoder skips by itself
+    length = max(0, (there if end is None else min(there, end)) - skip)  # the decoder skips by itself
     return Track("opus", head, channels, OPUS_RATE, packets, OPUS_RATE, length=length)
 
 

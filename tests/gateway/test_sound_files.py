@@ -93,6 +93,15 @@ def test_an_ogg_that_lost_a_page_is_noticed() -> None:
     assert "UNREADABLE" == outcome(data[: pages[5]] + data[pages[6] :])
 
 
+def test_an_m4a_whose_tables_leave_samples_out_is_noticed() -> None:
+    """One of them says how many there are, another where."""
+    data = KINDS["m4a"]
+    at = data.index(b"stsc") + 16
+    per_chunk = int.from_bytes(data[at : at + 4], "big")
+
+    assert "UNREADABLE" == outcome(data[:at] + (per_chunk - 1).to_bytes(4, "big") + data[at + 4 :])
+
+
 def test_a_recorder_that_was_still_writing_is_no_fault() -> None:
     """A WAV that was written to a pipe does not know its length, and ends where the file ends."""
     data = bytearray(wav(voice()))

@@ -200,6 +200,11 @@ UNSUITABLE: dict[str, tuple[bytes, str, str]] = {
     "a text": (b"hello", "SOUND_FORMAT", "WAV"),
     "a picture": (PICTURE, "SOUND_FORMAT", "WAV"),
     "mu-law": (written(VOICE, "wav", "pcm_mulaw"), "SOUND_FORMAT", "WAV (PCM)"),
+    "another extension": (
+        wav(VOICE, extensible=True).replace(bytes.fromhex("800000aa"), bytes(4)),
+        "SOUND_FORMAT",
+        "WAV (PCM)",
+    ),
     "AIFF": (written(VOICE, "aiff", "pcm_s16be"), "SOUND_FORMAT", "WAV (PCM)"),
     "bare AAC": (written(VOICE, "adts", "aac"), "SOUND_FORMAT", "WAV (PCM)"),
     "FLAC in Ogg": (written(VOICE, "ogg", "flac"), "SOUND_FORMAT", "WAV (PCM)"),

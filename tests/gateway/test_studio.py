@@ -100,6 +100,26 @@ async def test_equal_files_at_the_same_time_are_decoded_once(studio: Studio) -> 
     assert 1 == studio.decoded
 
 
+async def test_one_upload_named_many_times_at_once_is_decoded_once(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever still fetches the file when another has begun to decode it waits for that one."""
+    begun = []
+
+    def noted(data: bytes, limits: Recording) -> Sound:
+        begun.append(data)
+        return decode(data, limits)
+
+    async def fetch() -> bytes:
+        await asyncio.sleep(0)
+        return FILE
+
+    monkeypatch.setattr(rooms, "decode", noted)
+    await asyncio.gather(*[studio.recognise("ns", Digest.of(FILE), fetch, LIMITS) for _ in range(9)])
+
+    assert [FILE] == begun
+
+
 async def test_nobody_can_tell_what_others_have_uploaded(studio: Studio) -> None:
     """What one namespace has heard is decoded again for another, which takes the time it takes."""
     await studio.identify("acme", FILE, LIMITS)
