@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from opentelemetry.trace import Span, StatusCode
 
-from cache import tags
 from cache.description import Stage
 from cache.digest import Digest
 from cache.flight import Flight
@@ -31,6 +30,7 @@ from inference.costs import Costs
 from inference.errors import Abandoned, Fault, Refused
 from inference.events import Event, EventLog, Outcome
 from inference.inputs import Inputs
+from inference.lineage import Lineage
 from inference.meaning import Meaning
 from inference.models.base import Artifact, Cancelled, Tensors
 from inference.plan import Plan
@@ -81,10 +81,6 @@ class Job:
         self._spent: dict[str, float] = {}  # device seconds of the stages that ran
         self._watch = Watch(shop.device.device)  # of the go that is under way
         self._costs = Costs(meaning.made_of, meaning.outputs)
-        self._lineage: dict[str, frozenset[str]] = {}  # by stage: tags that whatever is made of its output gets
-        for stage in meaning.stages:
-            if stage.name in meaning.digests:
-                self._lineage[stage.name] = self._ancestry(stage) | {tags.of_ancestor(meaning.digests[stage.name].hex)}
 
     def waits_for(self, other: Job) -> bool:
         """Whether the other run may be about to encode a picture or a voice that this one reads."""
@@ -172,22 +168,24 @@ class Job:
         outputs = await inputs.gather()
         work = inputs.work()
         self._costs.know(inputs.records, [stage.name for stage in work.reuse])
+        self._lineage = Lineage(self._plan, self._meaning)
         for stage in work.reuse:
-            self._lineage[stage.name] = _inherited(inputs.records[stage.name]) | self._media(stage)
+            self._lineage.find(stage, inputs.records[stage.name])
             self._shop.needed(stage, inputs.records[stage.name])
         self.span.set_attribute("reprise.run.outcome", "run")
         self._shop.begin_generation()
         teller = Teller(self._plan, self._meaning, log, self.stop)
         await self._tell_what_is_there(work.reuse, outputs, teller)
         *chains, last = chained(work.run)
-        read_last = {name: at for at, chain in enumerate(chains) for stage in chain for name in self._upstream(stage)}
-        read_last |= dict.fromkeys(self._upstream(self._final), len(chains))
+        last_read = {
+            name: at for at, chain in enumerate((*chains, last)) for stage in chain for name in stage.upstream.values()
+        }
         for at, chain in enumerate(chains):
             for stage, made in zip(chain, await self._run_chain(chain, outputs, teller), strict=True):
                 assert not isinstance(made.output, Artifact)  # noqa: S101  # the go has seen to that
                 outputs[stage.name] = made.output
                 await self._keep(stage, made, inputs)
-            for name in [name for name in outputs if read_last.get(name, -1) <= at]:
+            for name in [name for name in outputs if last_read.get(name, -1) <= at]:
                 del outputs[name]
             inputs.keep_only(outputs)
         (made,) = await self._run_chain(last, outputs, teller)
@@ -253,7 +251,7 @@ class Job:
         self._shop.metrics.stage_seconds.labels(whole_name(stage.name)).observe(seconds)
         self._spent[stage.name] = seconds
         self._costs.spend(stage.name, seconds)
-        self._lineage[stage.name] = self._ancestry(stage)
+        self._lineage.make(stage)
 
     async def _keep(self, stage: Stage, made: Made, inputs: Inputs) -> None:
         """Store a stage's output for other runs: in the pool, and in the tiers behind us."""
@@ -290,7 +288,7 @@ class Job:
     def _record(self, stage: Stage, made: Made, output: Stored) -> Record:
         now = self._shop.clock()
         description = self._plan.description
-        self._lineage[stage.name] |= {tags.of_ancestor(output.digest.hex)}
+        self._lineage.name(stage, output.digest)
         return Record(
             address=self._meaning.addresses[stage.name],
             model=description.model,
@@ -304,33 +302,13 @@ class Job:
             touched_at=now,
             ttl=stage.ttl,
             expires_at=self._began + stage.max_age,
-            upstream={role: self._name_of(name) for role, name in self._upstream_roles(stage)},
-            tags=tuple(sorted(self._ancestry(stage) | self._plan.tags)),
+            upstream=self._lineage.names(stage),
+            tags=tuple(sorted(self._lineage.of(stage) | self._plan.tags)),
             execution={**self._shop.execution, "dtype": " ".join(made.types)},
         )
 
     def _other_addresses(self) -> frozenset[Address]:
         return frozenset(self.aliases - {self._address})
-
-    def _name_of(self, stage: str) -> str:
-        digest = self._meaning.digests.get(stage)
-        return digest.hex if digest is not None else self._meaning.ids[stage]
-
-    def _ancestry(self, stage: Stage) -> frozenset[str]:
-        """Tags that say of what a stage's output is made, at whatever distance."""
-        made_of = self._upstream(stage)
-        names = frozenset(tags.of_ancestor(self._meaning.ids[name]) for name in made_of)
-        stages = frozenset(tags.of_stage(whole_name(name)) for name in made_of)
-        return self._media(stage).union(names, stages, *(self._lineage[name] for name in made_of))
-
-    def _media(self, stage: Stage) -> frozenset[str]:
-        return frozenset(tags.of_media(mark) for name in stage.media for mark in self._plan.media[name].marks)
-
-    def _upstream_roles(self, stage: Stage) -> list[tuple[str, str]]:
-        return [(role, name) for role, name in stage.upstream.items() if name in self._meaning.ids]
-
-    def _upstream(self, stage: Stage) -> set[str]:
-        return {name for _, name in self._upstream_roles(stage)}
 
     # Reports.
 
@@ -369,12 +347,6 @@ async def _finish(work: Coroutine[Any, Any, _T]) -> _T:
                 raise
             current.uncancel()
     return task.result()
-
-
-def _inherited(record: Record) -> frozenset[str]:
-    """Tags for what is made of this output: its own name, and all that it was made of."""
-    made_of = {tag for tag in record.tags if tags.is_lineage(tag)}
-    return frozenset(made_of | {tags.of_ancestor(record.output.digest.hex)})
 
 
 def _settled(durable: bool) -> asyncio.Future[bool]:

@@ -38,7 +38,7 @@ Output: TypeAlias = Tensors | Artifact
 
 
 class Cancelled(Exception):
-    """Raised inside a stage by `Call.step` once nobody wants its output any more."""
+    """Raised inside a stage by `Call.step` and `Call.piece` once nobody wants its output any more."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Call:
     step: Callable[[int, int], None] = lambda done, of: None  # progress, after every step; raises Cancelled
     preview: Callable[[Image.Image], None] | None = None  # a small picture of the work so far; None: nobody looks
     sounds: Mapping[str, Sound] = field(default_factory=dict)
-    piece: Callable[[Tensors], None] = lambda piece: None  # told of output as it is made, by a stage that is followed
+    # Told of output as it is made, by a stage that is followed: pieces that joined are what it returns, or none at all.
+    piece: Callable[[Tensors], None] = lambda piece: None
 
 
 class Following(Protocol):
@@ -80,7 +81,13 @@ class Model(Protocol):
         ...
 
     def run(self, stage: str, call: Call) -> Output:
-        """The stage's output, its tensors contiguous and on `device`. Raises Cancelled from within `call.step`."""
+        """The stage's output, its tensors contiguous and on `device`. Raises Cancelled from within `call.step` and
+        `call.piece`.
+
+        A stage for whose parts others run gives "order" (int64 [places], the number of the part at each) and of every
+        part, under the names that these read, "NAME[number]". Where it cannot take what was written, it raises
+        InvalidInput.
+        """
         ...
 
 
@@ -88,8 +95,9 @@ class Streamed(Model, Protocol):
     """A model some of whose stages follow others."""
 
     def follow(self, stage: str, call: Call) -> Following:
-        """Begins a stage that declares `follows`, whose upstream of that name is not in `call` but will be fed. Tensors
-        and pieces join along their first dimension.
+        """Begins a stage that declares `follows`, which is never `run`. What it follows is not in `call` but is fed, in
+        pieces or as a whole. Tensors and pieces join along their first dimension, all of them. Pieces of a stage that
+        is heard live are {"pcm": int16 [samples]}, at the rate that is its parameter "sample_rate".
         """
         ...
 

@@ -13,9 +13,10 @@ from anyio import wait_all_tasks_blocked
 from opentelemetry.trace import StatusCode
 
 from cache.description import Description, Scope
-from cache.keys import Address, Principal
+from cache.keys import Address, Principal, namespace
 from cache.record import INLINE_LIMIT, Record
 from inference.errors import Abandoned, DeviceMemory, Fault, InvalidInput, MediaNeeded
+from inference.favourites import Favourites
 from reprise.v1 import common_pb2 as pb
 from tests.inference.speech_fixtures import (
     RATE,
@@ -28,7 +29,7 @@ from tests.inference.speech_fixtures import (
     nothing,
     parts,
 )
-from tests.inference.worker_fixtures import ALICE, Bench, Following, Heard, open_bench, run_out_of_memory, until
+from tests.inference.worker_fixtures import ALICE, SECRET, Bench, Following, Heard, open_bench, run_out_of_memory, until
 
 TEXT = "Good morning. How are you. I am well"  # frames: 6, 9, 9; pieces of sound: 3, 5, 5
 RUN, REUSED, NOT_NEEDED = ("RUN", "UNSPECIFIED"), ("REUSED", "L1"), ("NOT_NEEDED", "UNSPECIFIED")
@@ -529,7 +530,8 @@ async def test_records_of_sentences_are_records_of_their_stage(bench: Bench) -> 
     kept = [record.stage for record in records if record.canonical is None]
     assert ["file", "latents", "latents", "prefix", "voice", "waveform", "waveform"] == sorted(kept)
     file, voice = heard.record, ask_speech(bench.model.description).sounds["voice"].identity
-    assert {"pcm[0]", "pcm[1]", "pcm[2]"} == file.upstream.keys()
+    places = {f"pcm[{place}]" for place in range(3)}
+    assert places | {f"{place}.waveform" for place in places} == file.upstream.keys()
     assert file.upstream["pcm[0]"] == file.upstream["pcm[2]"] != file.upstream["pcm[1]"]
     assert {
         f"media:{voice}",
@@ -542,6 +544,17 @@ async def test_records_of_sentences_are_records_of_their_stage(bench: Bench) -> 
     assert {f"of:{one.upstream['latents']}", f"media:{voice}", "via:tokens"} <= set(one.tags)
     found = next(record for record in records if record.address.content_id == one.upstream["latents"])
     assert pytest.approx(found.total_device_seconds + one.device_seconds) == one.total_device_seconds
+
+
+async def test_a_favourite_file_means_its_voice(bench: Bench) -> None:
+    """Though what the file is made of at once is never kept: what is worth having at hand is found behind it."""
+    heard = await say(bench)
+    bench.forget_memory()
+    shared = namespace(SECRET, Scope.SHARED, Principal(""))
+    wanted = Favourites(bench.shop, bench.engine.models, [heard.record.address], bench.tiers.orders.pins, shared=shared)
+    await wanted.load()
+    assert 1 == bench.shop.pool.pinned == len(bench.shop.pool)  # what every sentence reads
+    assert ("REUSED", "POOL") == (await say(bench, "Hello", with_sound=False)).stages["prefix"]
 
 
 async def test_a_reused_sentence_costs_what_it_cost(bench: Bench) -> None:
