@@ -62,8 +62,8 @@ _WITHIN = frozenset(
 def sentences(text: str, *, length: Callable[[str], int], longest: int) -> list[str]:
     """The sentences of a text, each with something to say and with its marks. Empty: there is nothing to say.
 
-    One whose `length` is over `longest` is cut after clauses, or, where it has none, between words, or anywhere. Of marks
-    no more are kept than there is room for. A single character must not be too long.
+    One whose `length` is over `longest` is cut after clauses, or, where it has none, between words, or anywhere. Marks
+    that there is no room for are left out. A single character must not be too long.
     """
     whole = " ".join(text.split())
     found = [piece for sentence in _cut(whole, _ends(whole)) for piece in _short(sentence, length, longest)]
