@@ -18,9 +18,11 @@ from cache.description import Scope
 from cache.keys import Address, Key, Principal, namespaces
 from cache.near import look_of
 from gateway.client import Media
+from gateway.darkroom import Source
 from gateway.identity import hash_key
 from gateway.look_alikes import LookAlikes
 from gateway.pictures import decode
+from gateway.plan import Plan
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.cache_pb2 import Favourite, WarmRequest
 from tests.cache.helpers import SECRET
@@ -392,9 +394,7 @@ async def test_looks_grow_old() -> None:
     alikes = LookAlikes(hierarchy, max_bytes=10**6, clock=lambda: now)
 
     def remember(image: str) -> None:
-        planned = plan(image=image)
-        planned.media["image"].look = look(ORIGINAL)
-        alikes.remember(planned)
+        alikes.remember(looked_at(plan(image=image)))
 
     remember("one")
     now += 7000
@@ -408,12 +408,19 @@ async def test_looks_grow_old() -> None:
     assert 2 == len(alikes)
 
 
+def looked_at(planned: Plan) -> Plan:
+    """The same plan, whose picture was decoded to make it."""
+    source = planned.media["image"]
+    assert isinstance(source, Source)
+    source.look = look(ORIGINAL)
+    return planned
+
+
 def remembered(**said: Any) -> LookAlikes:
     """Looks of one picture, asked for so."""
     hierarchy: Any = None
-    alikes, planned = LookAlikes(hierarchy, max_bytes=10**6), plan(**said)
-    planned.media["image"].look = look(ORIGINAL)
-    alikes.remember(planned)
+    alikes = LookAlikes(hierarchy, max_bytes=10**6)
+    alikes.remember(looked_at(plan(**said)))
     assert 1 == len(alikes)
     return alikes
 
