@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import click
 
@@ -59,11 +59,11 @@ def speak(voice: Path | None, **options: Any) -> None:
     ask(request, wishes, request.format or "wav")
 
 
-def _text(said: str | None, file: TextIO | None) -> str | None:
+def _text(said: str | None, file: IO[str] | None) -> str | None:
     """The text, wherever it stands. Raises UsageError and ClickException."""
     if said is not None and file is not None:
         raise click.UsageError("give --text or --text-file, not both")
-    source: TextIO | None = click.get_text_stream("stdin", encoding="utf-8") if said == "-" else file
+    source: IO[str] | None = click.open_file("-", encoding="utf-8") if said == "-" else file
     if source is None:
         return said
     try:

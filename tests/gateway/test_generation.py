@@ -290,7 +290,9 @@ async def test_silent_work_shows_signs_of_life(world: World) -> None:
 
 
 def generation(flight: Flight[Any], *, tenant: str = "t", user: str = "u") -> Generation:
-    fields: dict[str, Any] = dict.fromkeys(("plan", "span", "answered", "compose", "past", "missed"))
+    fields: dict[str, Any] = dict.fromkeys(
+        ("plan", "span", "answered", "compose", "past", "missed", "sounding", "waited")
+    )
     fields |= {"name": secrets.token_hex(8), "heartbeat": 15.0}
     return Generation(**fields, principal=Principal(tenant, user), flight=flight, led=True, lookups=())
 

@@ -394,7 +394,7 @@ async def test_looks_grow_old() -> None:
     alikes = LookAlikes(hierarchy, max_bytes=10**6, clock=lambda: now)
 
     def remember(image: str) -> None:
-        alikes.remember(seen(plan(image=image)))
+        alikes.remember(looked_at(plan(image=image)))
 
     remember("one")
     now += 7000
@@ -408,8 +408,8 @@ async def test_looks_grow_old() -> None:
     assert 2 == len(alikes)
 
 
-def seen(planned: Plan) -> Plan:
-    """The plan, of a picture whose look is known."""
+def looked_at(planned: Plan) -> Plan:
+    """The same plan, whose picture was decoded to make it."""
     source = planned.media["image"]
     assert isinstance(source, Source)
     source.look = look(ORIGINAL)
@@ -420,7 +420,7 @@ def remembered(**said: Any) -> LookAlikes:
     """Looks of one picture, asked for so."""
     hierarchy: Any = None
     alikes = LookAlikes(hierarchy, max_bytes=10**6)
-    alikes.remember(seen(plan(**said)))
+    alikes.remember(looked_at(plan(**said)))
     assert 1 == len(alikes)
     return alikes
 

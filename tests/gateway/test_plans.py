@@ -24,6 +24,7 @@ from tests.gateway.worker import family
 from tests.gateway.world import World, ask, outcome, picture, problem_of
 
 ADA = Principal("acme", "ada", "tab-1")
+TASK = "animate_image"
 REQUESTS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "prompt": {"prompt": "a dog"},
@@ -48,8 +49,8 @@ def message(name: str = "nothing") -> bytes:
 def test_a_recalled_plan_is_the_one_that_was_made() -> None:
     """Complete save for its picture, which would be kept alive by it."""
     plans, made = Plans(), plan()
-    plans.remember(asked(message(), ADA), "small", made, Digest("0" * 64, 1))
-    known = plans.recall(asked(message(), ADA))
+    plans.remember(asked(TASK, message(), ADA), "small", made, Digest("0" * 64, 1))
+    known = plans.recall(asked(TASK, message(), ADA))
     assert known == Known("small", replace(made, media={}), Digest("0" * 64, 1))
 
 
@@ -57,18 +58,19 @@ def test_every_part_of_a_request_matters() -> None:
     """Whoever asks, for whatever: each difference makes another request."""
     principals = [ADA, *(replace(ADA, **{part: "x"}) for part in ("tenant", "user", "session"))]
     keys = {
-        *(asked(message(), principal) for principal in principals),
-        *(asked(message(name), ADA) for name in REQUESTS),
+        *(asked(TASK, message(), principal) for principal in principals),
+        *(asked(TASK, message(name), ADA) for name in REQUESTS),
+        asked("synthesize_speech", message(), ADA),  # the same bytes, and another question
     }
-    assert len(principals) + len(REQUESTS) - 1 == len(keys)  # the plain one is in both
+    assert len(principals) + len(REQUESTS) == len(keys)  # the plain one is in both
     assert None not in keys
 
 
 def test_variety_is_not_remembered() -> None:
     """The same request for a fresh result is another one each time."""
     plans, made = Plans(), plan()
-    plans.remember(asked(message(), ADA), "", replace(made, policy=Policy(read=False, fresh=True)))
-    assert plans.recall(asked(message(), ADA)) is None
+    plans.remember(asked(TASK, message(), ADA), "", replace(made, policy=Policy(read=False, fresh=True)))
+    assert plans.recall(asked(TASK, message(), ADA)) is None
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -76,7 +78,7 @@ def test_what_is_remembered_is_bounded() -> None:
     now = 0.0
     plans = Plans(max_entries=2, max_bytes=50_000, clock=lambda: now)
     made = plan()
-    keys = [asked(message(name), ADA) for name in ("nothing", "seed", "model")]
+    keys = [asked(TASK, message(name), ADA) for name in ("nothing", "seed", "model")]
     for key in keys:
         plans.remember(key, "", made)
     assert [False, True, True] == [plans.recall(key) is not None for key in keys]
@@ -87,7 +89,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
     now = 3600.0
     assert plans.recall(keys[2]) is None
-    plans.remember(asked(bytes(2**20 + 1), ADA), "", made)
+    plans.remember(asked(TASK, bytes(2**20 + 1), ADA), "", made)
     assert 0 == sum(plans.recall(key) is not None for key in (*keys, None))
 
 
@@ -95,9 +97,9 @@ async def test_what_was_said_is_forgotten_at_a_purge() -> None:
     """Whatever it is about: no prompt outlives it here. Any other order changes nothing."""
     plans = Plans()
     for condition in (Condition(tags=("user:u",)), Condition(model="small")):
-        plans.remember(asked(message(), ADA), "", plan())
+        plans.remember(asked(TASK, message(), ADA), "", plan())
         await plans.obey(Switch(1.0, Subject.MODEL, "small", False))
-        assert plans.recall(asked(message(), ADA)) is not None
+        assert plans.recall(asked(TASK, message(), ADA)) is not None
         await plans.obey(Ban(1.0, condition))
         assert 0 == len(plans.known)
 

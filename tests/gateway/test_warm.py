@@ -14,6 +14,7 @@ from redis import Redis
 from gateway.client import Client
 from gateway.identity import hash_key
 from gateway.stack.redis import flush
+from gateway.tasks import favourite_of
 from reprise.v1 import cache_pb2 as pb
 from reprise.v1 import common_pb2 as common
 from reprise.v1.cache_pb2 import InvalidateRequest
@@ -23,8 +24,8 @@ from tests.gateway.world import PICTURE, Desk, World, ask, eventually, outcome, 
 CANARY = "A Canary that nobody may read"  # the scripted worker stores texts in lower case
 
 
-def favourites(*prompts: str, **whose: str) -> list[pb.Favourite]:
-    return [pb.Favourite(animate_image=ask(prompt), **whose) for prompt in prompts]
+def favourites(*prompts: str, tenant: str = "", user: str = "") -> list[pb.Favourite]:
+    return [favourite_of(ask(prompt), tenant, user) for prompt in prompts]
 
 
 async def warm(client: Client, *wanted: pb.Favourite, **said: Any) -> list[pb.WarmResponse]:

@@ -6,6 +6,8 @@ makes it stop at a point with `hold`, waits until it is there, and lets it go on
 
     begin       a run has started, nothing was looked up yet
     step        before every step of the denoising
+    sentence    before every sentence that has to be made
+    block       before every quarter of a second of speech is told
     finished    everything was computed and stored behind; chunks have not been sent
     stored      the result was sent; whether it is durable has not
     refuse      a plan is about to be refused as `refusals` says
@@ -34,13 +36,14 @@ from cache import tags
 from cache.bans import Ban
 from cache.build import build_tiers
 from cache.catalogue import Catalogue
-from cache.description import Description, Parameter, Scalar, Scope, Stage, When
+from cache.description import Description, Parameter, Recording, Scalar, Scope, Stage, When
 from cache.digest import Digest
 from cache.flight import Deserted, Flight, Flights
 from cache.hierarchy import Hierarchy
 from cache.keys import Address, Principal, addresses, ancestors, content_ids, depends_on, namespace
 from cache.news import News
 from cache.orders import Order
+from cache.parts import part_name, unfold, whole_name
 from cache.record import INLINE_LIMIT, Output, Record
 from cache.settings import CacheSettings
 from cache.sweep import Gone
@@ -51,11 +54,13 @@ from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1 import media_pb2 as media
 from reprise.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
+from tests.gateway import speech
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 PIECE = 300_000  # bytes of a chunk as this worker sends it: not what its gateway will send
 COSTS = {"tokens": 0.0, "text": 0.25, "negative_tokens": 0.0, "picture": 0.5, "denoise": 4.0, "render": 0.25}
 WHOLE_COST = 5.0  # device seconds of all stages
+COSTS |= {"voice": 0.5, "prefix": 0.25, "latents": 2.0, "waveform": 0.5, "pace": 0.0, "file": 0.25}
 _TIERS = {TierName.L1: common.TIER_L1, TierName.L2: common.TIER_L2, TierName.L3: common.TIER_L3}
 
 
@@ -104,6 +109,58 @@ def family(model: str = "small", revision: str = "r1", **changes: Any) -> Descri
             _stage("render", parameters={"fps": "playback_fps", "size": "size"}, upstream={"latents": "denoise"}),
         ),
         affinity="picture",
+    )
+
+
+def speaker(model: str = "speaker", revision: str = "r1", **changes: Any) -> Description:
+    """A voice is encoded; every sentence is made on its own, is heard as it is made, and becomes a part of a file."""
+    return Description(
+        model=model,
+        revision=revision,
+        family="scripted",
+        task="synthesize_speech",
+        random_weights=True,
+        parameters=(
+            Parameter(name="text", kind="text", max_length=300, spoken=True, refuses=("<|", "|>")),
+            Parameter(name="instruction", kind="text", default="", max_length=100),
+            Parameter(name="pronunciations", kind="text", default="", max_length=200),
+            Parameter(name="speed", kind="float", default=1.0, minimum=0.5, maximum=2.0),
+            Parameter(name="sample_rate", kind="int", default=8000, minimum=4000, maximum=48000),
+            Parameter(name="format", kind="choice", default="wav", choices=("wav", "flac", "ogg")),
+            Parameter(name="seed", kind="int", default=0, minimum=0, maximum=2**53 - 1),
+            Parameter(name="temperature", kind="float", default=0.7, minimum=0.0, maximum=2.0, extra=True),
+        ),
+        recordings={"voice": Recording(min_seconds=0.5, max_seconds=5.0, min_sample_rate=8000)},
+        stages=(
+            _stage("voice", media=("voice",)),
+            _stage("prefix", upstream={"voice": "voice"}),
+            _stage(
+                "tokens",
+                parameters={"text": "text", "pronunciations": "pronunciations"},
+                canonicalises=True,
+                cached=False,
+                scope=Scope.USER,
+            ),
+            _stage(
+                "latents",
+                each="tokens",
+                parameters={"instruction": "instruction", "seed": "seed", "temperature": "temperature"},
+                upstream={"prefix": "prefix", "tokens": "tokens"},
+            ),
+            _stage("waveform", each="tokens", follows="latents", upstream={"latents": "latents"}),
+            _stage(
+                "pace",
+                each="tokens",
+                follows="waveform",
+                live=True,
+                cached=False,
+                parameters={"speed": "speed", "sample_rate": "sample_rate"},
+                upstream={"waveform": "waveform"},
+            ),
+            _stage("file", parameters={"format": "format", "sample_rate": "sample_rate"}, upstream={"pcm": "pace"}),
+        ),
+        affinity="voice",
+        **changes,
     )
 
 
@@ -170,6 +227,7 @@ class ScriptedWorker(InferenceServiceServicer):
         self.refusals: list[Refusal] = []  # of the next plans, one each
         self.twist: Callable[[pb.Finished], None] = lambda finished: None  # to lie about a result
         self.twist_bytes: Callable[[bytes], bytes] = lambda data: data
+        self.twist_samples: Callable[[bytes], bytes] = lambda pcm: pcm
         self.speaks_every: float | None = None  # seconds between signs of life; None: only on a change
         self.silent_end = False  # end streams before they say `finished`
         self.queued: Callable[[int], int] = lambda stream: 3  # what each stream of Status is told, counted from 0
@@ -331,23 +389,40 @@ class _Job:
         description = worker.descriptions.get(request.model)
         if description is None or description.revision != request.revision:
             raise PLAN_DIFFERS
-        self.description = description
         self.parameters = {name: _scalar(value) for name, value in request.parameters.items()}
         self.media = {name: picture.identity for name, picture in request.pictures.items()}
+        self.media |= {name: sound.identity for name, sound in request.sounds.items()}
         self.instead = {name: each.near_identity for name, each in request.pictures.items() if each.near_identity}
         self.namespaces = {Scope(scope): namespace for scope, namespace in request.namespaces.items()}
+        self.whole = self.description = description
         self.own = self._addresses({})
         if {stage: str(address) for stage, address in self.own.items()} != dict(request.addresses):
             raise PLAN_DIFFERS
-        self.stages = description.active(self.parameters)
-        self.tokens = {
-            stage.name: " ".join(str(self.parameters[stage.parameters["text"]]).lower().split()).encode()
-            for stage in self.stages
-            if stage.canonicalises
-        }
+        self.tokens: dict[str, bytes] = {}
+        self.order: dict[str, list[int]] = {}  # which sentence stands at each place of a text
+        for stage in description.active(self.parameters):
+            if stage.canonicalises:
+                self._understand(stage)
+        self.description = description.model_copy(update={"stages": unfold(description.stages, self.order)})
+        self.stages = self.description.active(self.parameters)
         self.addresses = self._addresses({name: Digest.of(tokens) for name, tokens in self.tokens.items()})
         self.reports: dict[str, common.StageReport] = {}
         self.began = 0.0
+        self._had: dict[str, tuple[bytes, Record]] = {}
+
+    def _understand(self, stage: Stage) -> None:
+        """Case and spaces do not matter. A text that is made sentence by sentence falls apart at full stops."""
+        said = [str(self.parameters[name]) for name in stage.parameters.values()]
+        tokens = " ".join("\0".join(said).lower().split())
+        self.tokens[stage.name] = tokens.encode()
+        if any(other.each == stage.name for other in self.whole.stages):
+            text, _, marks = tokens.partition("\0")
+            sentences = [sentence.strip() for sentence in text.split(".") if sentence.strip()]
+            numbers = {sentence: number for number, sentence in enumerate(dict.fromkeys(sentences))}
+            self.order[stage.name] = [numbers[sentence] for sentence in sentences]
+            self.tokens |= {
+                part_name(stage.name, number): f"{sentence}\0{marks}".encode() for sentence, number in numbers.items()
+            }
 
     def _addresses(self, canonical: Mapping[str, Digest]) -> dict[str, Address]:
         ids = content_ids(self.description, self.parameters, self.media, canonical, self.instead)
@@ -376,7 +451,7 @@ class _Job:
                 flight.publish(_event(chunk=media.Chunk(offset=offset, data=data[offset : offset + PIECE])))
             finished = pb.Finished(
                 record=record.to_bytes(),
-                stages=[self._report_of(stage) for stage in self.stages],
+                stages=self._told_reports(),
                 canonical_address=str(record.address),
             )
             flight.publish(pb.RunResponse(finished=finished))
@@ -412,9 +487,12 @@ class _Job:
         for stage in work.run:
             self.reports[stage.name] = common.StageReport(stage=stage.name, outcome=common.STAGE_OUTCOME_RUN)
         self.reports |= {stage.name: known[stage.name] for stage in work.reuse}
+        where = {stage.name: stage.name for stage in self.whole.active(self.parameters) if not stage.each}
+        for stage in self.whole.stages:
+            for place, name in enumerate(self._names(stage) if stage.each else ()):
+                where[part_name(stage.name, place)] = name
         return pb.ForeseeResponse(
-            stages=[self._report_of(stage) for stage in self.stages],
-            addresses={name: str(address) for name, address in self.addresses.items()},
+            stages=self._told_reports(), addresses={told: str(self.addresses[name]) for told, name in where.items()}
         )
 
     def told(self, finished: pb.Finished, *, joined: bool) -> pb.Finished:
@@ -425,31 +503,48 @@ class _Job:
         return told
 
     async def _have(self, stage: Stage, flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
-        """A stage's output, from the tiers or computed after what it needs."""
-        address = self.addresses[stage.name]
-        if not self.request.reuse_nothing:
-            max_age = self.request.max_age if self.request.HasField("max_age") else None
-            found = await self.worker.hierarchy.fetch(address, stage.ttl, max_age=max_age)
-            if found.record is not None and found.data is not None and found.tier is not None:
-                self.reports[stage.name] = common.StageReport(
-                    stage=stage.name,
-                    outcome=common.STAGE_OUTCOME_REUSED,
-                    tier=_TIERS[found.tier],
-                    device_seconds=found.record.device_seconds,
-                )
-                return found.data, found.record
-        upstream = [
-            (await self._have(self.description.stage(name), flight))[0]
-            for name in stage.upstream.values()
-            if name in self.addresses
-        ]
+        """A stage's output, from the tiers or computed after what it needs; what is said again is not made again."""
+        if stage.name not in self._had:
+            self._had[stage.name] = await self._fetched(stage) or await self._made(stage, flight)
+        return self._had[stage.name]
+
+    async def _fetched(self, stage: Stage) -> tuple[bytes, Record] | None:
+        if self.request.reuse_nothing or not stage.cached:
+            return None
+        max_age = self.request.max_age if self.request.HasField("max_age") else None
+        found = await self.worker.hierarchy.fetch(self.addresses[stage.name], stage.ttl, max_age=max_age)
+        if found.record is None or found.data is None or found.tier is None:
+            return None
+        self.reports[stage.name] = common.StageReport(
+            stage=stage.name,
+            outcome=common.STAGE_OUTCOME_REUSED,
+            tier=_TIERS[found.tier],
+            device_seconds=found.record.device_seconds,
+        )
+        return found.data, found.record
+
+    async def _made(self, stage: Stage, flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
+        upstream, live = [], _Live(self, flight)
+        for name in stage.upstream.values():
+            if name in self.addresses:
+                data, _ = await self._have(self.description.stage(name), flight)
+                upstream.append(data)
+                if self.whole.stage(whole_name(name)).live:
+                    await live.hear(data)
+        await live.end()
         return await self._run(stage, upstream, flight)
 
     async def _run(self, stage: Stage, upstream: list[bytes], flight: Flight[pb.RunResponse]) -> tuple[bytes, Record]:
         if self.instead.keys() & set(stage.media):
             raise NEAR_GONE
-        if stage.media and not self.request.pictures["image"].rgb:
+        if any(not (self.request.pictures[name].rgb or self.request.sounds[name].pcm) for name in stage.media):
             raise MEDIA_NEEDED
+        whole = whole_name(stage.name)
+        if whole == "latents":
+            await self.worker.at("sentence")
+            part = self._names(self.whole.stage(whole)).index(stage.name) + 1
+            parts = len(self._names(self.whole.stage(whole)))
+            flight.publish(_event(progress=media.Progress(stage=whole, step=1, steps=1, part=part, parts=parts)))
         if stage.name == "denoise":
             steps = int(self.parameters["num_inference_steps"])
             for step in range(1, steps + 1):
@@ -460,28 +555,28 @@ class _Job:
             flight.publish(_event(preview=media.Preview(image=b"jpeg", step=steps)))
         address = self.addresses[stage.name]
         data = self._compute(stage, upstream)
-        self.worker.ran[stage.name] += 1
+        self.worker.ran[whole] += 1
         self.reports[stage.name] = common.StageReport(
-            stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=COSTS[stage.name]
+            stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=COSTS[whole]
         )
         inline = data if self.worker.inlines and len(data) <= INLINE_LIMIT else None
-        media_type = "video/mp4" if stage is self.description.final else "application/test"
+        media_type = self._media_type() if stage is self.description.final else "application/test"
         record = Record(
             address=address,
             model=self.description.model,
             revision=self.description.revision,
-            stage=stage.name,
+            stage=whole,
             fingerprint=stage.fingerprint,
             output=Output(Digest.of(data), media_type, inline),
-            device_seconds=COSTS[stage.name],
-            total_device_seconds=WHOLE_COST if stage is self.description.final else COSTS[stage.name],
+            device_seconds=COSTS[whole],
+            total_device_seconds=self._whole_cost() if stage is self.description.final else COSTS[whole],
             made_at=self.began,
             touched_at=time.time(),
             ttl=stage.ttl,
             expires_at=self.began + stage.max_age,
             tags=self._tags(stage),
         )
-        if stage is not self.description.final and not self.request.store_nothing:
+        if stage.cached and stage is not self.description.final and not self.request.store_nothing:
             await self.worker.hierarchy.commit(record, data, replace=self.request.replace)
         return data, record
 
@@ -494,22 +589,71 @@ class _Job:
             *self.request.tags,
             *(tags.of_media(self.media[name]) for name in media),
             *(tags.of_ancestor(self.addresses[name].content_id) for name in before),
-            *map(tags.of_stage, before),
+            *map(tags.of_stage, {whole_name(name) for name in before}),
         )
 
     def _compute(self, stage: Stage, upstream: list[bytes]) -> bytes:
         if stage.name in self.tokens:
             return self.tokens[stage.name]
+        match whole_name(stage.name):
+            case "waveform":
+                return speech.waveform(upstream[0])
+            case "pace":
+                return speech.paced(upstream[0], float(self.parameters["speed"]), int(self.parameters["sample_rate"]))
+            case "file":
+                pcm, rate = b"".join(upstream), int(self.parameters["sample_rate"])
+                return speech.file(pcm, rate, str(self.parameters["format"]))
         parts = [stage.kind, *(str(self.parameters[name]) for name in stage.parameters.values())]
         parts += [self.media[name] for name in stage.media]
         seed = Digest.of("\0".join([*parts, *(Digest.of(each).hex for each in upstream)]).encode()).hex.encode()
         size = int(self.parameters["size"]) if stage is self.description.final else 100
         return (seed * (size // len(seed) + 1))[:size]
 
-    def _report_of(self, stage: Stage) -> common.StageReport:
-        return self.reports.get(
-            stage.name, common.StageReport(stage=stage.name, outcome=common.STAGE_OUTCOME_NOT_NEEDED)
-        )
+    def _media_type(self) -> str:
+        return f"audio/{self.parameters['format']}" if self.whole.task == "synthesize_speech" else "video/mp4"
+
+    def _whole_cost(self) -> float:
+        return sum(COSTS.get(whole_name(stage.name), 0.0) for stage in self.stages)
+
+    def _names(self, stage: Stage) -> list[str]:
+        """What a stage is called in this run, at each place of its text; once, if it has none."""
+        return [part_name(stage.name, number) for number in self.order[stage.each]] if stage.each else [stage.name]
+
+    def _told_reports(self) -> list[common.StageReport]:
+        return [
+            speech.folded(stage.name, self._names(stage), self.reports)
+            if stage.each
+            else self.reports.get(stage.name) or speech.not_needed(stage.name)
+            for stage in self.whole.active(self.parameters)
+        ]
+
+
+class _Live:
+    """Tells sound in quarters of a second, wherever sentences end."""
+
+    def __init__(self, job: _Job, flight: Flight[pb.RunResponse]) -> None:
+        self._job = job
+        self._flight = flight
+        self._pcm = b""
+        self._told = 0  # bytes
+
+    async def hear(self, pcm: bytes) -> None:
+        rate = int(self._job.parameters["sample_rate"])
+        if not self._told and not self._pcm:
+            self._flight.publish(_event(sound=media.SoundHeader(sample_rate=rate)))
+        self._pcm += pcm
+        while len(self._pcm) - self._told >= rate // 4 * 2:
+            await self._tell(rate // 4 * 2)
+
+    async def end(self) -> None:
+        if self._pcm[self._told :]:
+            await self._tell(len(self._pcm) - self._told)
+
+    async def _tell(self, size: int) -> None:
+        await self._job.worker.at("block")
+        block = self._job.worker.twist_samples(self._pcm[self._told : self._told + size])
+        self._flight.publish(_event(samples=media.Samples(offset=self._told // 2, pcm=block)))
+        self._told += size
 
 
 def _event(**step: Any) -> pb.RunResponse:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import pytest
@@ -27,8 +27,16 @@ from gateway.serve import Gateway, open_gateway
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.stack import Bucket
 from gateway.status import Problem, explain_error
+from gateway.tasks import Request
 from reprise.v1 import common_pb2 as pb
-from reprise.v1.media_pb2 import AnimateImageRequest, GenerationEvent, Stored
+from reprise.v1.media_pb2 import (
+    AnimateImageRequest,
+    GenerationEvent,
+    Pronunciation,
+    Stored,
+    SynthesizeSpeechRequest,
+)
+from tests.gateway.speech import VOICE
 from tests.gateway.worker import ScriptedWorker, open_worker
 from tests.servers import S3
 
@@ -54,6 +62,17 @@ def ask(prompt: str = "a cat", **fields: Any) -> AnimateImageRequest:
     policy = pb.CachePolicy(**fields.pop("policy", {}))
     source = {} if "image_digest" in fields else {"image": fields.pop("image", PICTURE)}
     return AnimateImageRequest(prompt=prompt, extra=extra, cache_policy=policy, **source, **fields)
+
+
+def say(text: str = "A cat. A dog.", **fields: Any) -> SynthesizeSpeechRequest:
+    """A request for speech, likewise; `pronounced` maps words to marks."""
+    extra = {name: pb.ParameterValue(float_value=value) for name, value in fields.pop("extra", {}).items()}
+    policy = pb.CachePolicy(**fields.pop("policy", {}))
+    marks = [Pronunciation(word=word, spoken=spoken) for word, spoken in fields.pop("pronounced", {}).items()]
+    source = {} if "voice_digest" in fields else {"voice": fields.pop("voice", VOICE)}
+    return SynthesizeSpeechRequest(
+        text=text, extra=extra, cache_policy=policy, pronunciations=marks, **source, **fields
+    )
 
 
 async def eventually(look: Callable[[], Awaitable[_T]], *, wanted: Callable[[_T], bool] = bool) -> _T:
@@ -83,6 +102,33 @@ def stages(reports: Any) -> dict[str, str]:
     return {each.stage: pb.StageOutcome.Name(each.outcome).removeprefix("STAGE_OUTCOME_").lower() for each in reports}
 
 
+def parts(report: pb.CacheReport) -> dict[str, list[str]]:
+    """What became of each sentence at each stage that runs for them one by one."""
+    return {
+        stage.stage: [pb.StageOutcome.Name(part.outcome).removeprefix("STAGE_OUTCOME_").lower() for part in stage.parts]
+        for stage in report.stages
+        if stage.parts
+    }
+
+
+class Heard(NamedTuple):
+    """Live sound, as one stream of events has told it."""
+
+    rates: list[int]
+    blocks: list[tuple[int, bytes]]  # samples before each, and its own
+
+    @property
+    def pcm(self) -> bytes:
+        return b"".join(pcm for _, pcm in self.blocks)
+
+
+def heard(events: list[GenerationEvent]) -> Heard:
+    return Heard(
+        [event.sound.sample_rate for event in events if event.HasField("sound")],
+        [(event.samples.offset, event.samples.pcm) for event in events if event.HasField("samples")],
+    )
+
+
 def kinds(events: list[GenerationEvent]) -> list[str]:
     """What each event says, its several fields joined."""
     return ["+".join(name.name for name, _ in event.ListFields() if name.name != "sequence") for event in events]
@@ -91,10 +137,10 @@ def kinds(events: list[GenerationEvent]) -> list[str]:
 class Follower:
     """A client's request that is under way, and the events it has seen."""
 
-    def __init__(self, client: Client, request: AnimateImageRequest, deadline: float | None = None) -> None:
+    def __init__(self, client: Client, request: Request, deadline: float | None = None) -> None:
         self.events: list[GenerationEvent] = []
         self._news = asyncio.Event()
-        self.task = asyncio.create_task(client.animate(request, on_event=self._see, deadline=deadline))
+        self.task = asyncio.create_task(client.make(request, on_event=self._see, deadline=deadline))
 
     def _see(self, event: GenerationEvent) -> None:
         self.events.append(event)
@@ -147,6 +193,14 @@ class Desk:
 
     def follow(self, prompt: str = "a cat", *, client: Client | None = None, **fields: Any) -> Follower:
         return Follower(client or self.client, ask(prompt, **fields))
+
+    async def speak(self, text: str = "A cat. A dog.", **fields: Any) -> Media:
+        async with asyncio.timeout(_PATIENCE):
+            return await self.client.speak(say(text, **fields))
+
+    def listen(self, text: str = "A cat. A dog.", *, client: Client | None = None, **fields: Any) -> Follower:
+        """Somebody who hears speech as it is made, unless `live` says otherwise."""
+        return Follower(client or self.client, say(text, **{"live": True} | fields))
 
     async def stored(self, media: Media) -> str:
         async with asyncio.timeout(_PATIENCE):
