@@ -26,14 +26,25 @@ _TIERS = {"l1": common_pb2.TIER_L1, "l2": common_pb2.TIER_L2, "l3": common_pb2.T
 @click.option("--label", default="", help="Asked for with this label.")
 @click.option("--digest", default="", metavar="HEX", help="This entry or output, and all that was made of it.")
 @click.option("--picture", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Made from this picture.")
+@click.option("--voice", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Made from this recording.")
 @click.option("--older-than", type=click.FloatRange(min=0), metavar="SECONDS", help="Made longer ago. 0: everything.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @gateway_options
 def invalidate(
-    address: str, api_key: str, picture: Path | None, older_than: float | None, dry_run: bool, **said: str
+    address: str,
+    api_key: str,
+    picture: Path | None,
+    voice: Path | None,
+    older_than: float | None,
+    dry_run: bool,
+    **said: str,
 ) -> None:
     """Invalidate the entries for which all of this holds, everywhere, and what was made of them."""
-    request = pb.InvalidateRequest(picture=read_medium(picture) if picture else b"", dry_run=dry_run)
+    request = pb.InvalidateRequest(dry_run=dry_run)
+    if picture is not None:
+        request.picture = read_medium(picture)
+    if voice is not None:
+        request.recording = read_medium(voice)
     for field, text in said.items():
         setattr(request, field, text)
     if older_than is not None:
