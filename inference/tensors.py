@@ -11,6 +11,8 @@ import torch
 
 from inference.models.base import Tensors
 
+_ALIGNMENT = 64  # bytes: where torch puts whatever it makes on a processor
+
 
 def to_bytes(tensors: Tensors) -> bytes:
     """One safetensors file of these tensors, whatever their device, strides and storage. Raises ValueError for none."""
@@ -21,7 +23,7 @@ def to_bytes(tensors: Tensors) -> bytes:
 
 
 def from_bytes(data: bytes, device: torch.device | str = "cpu") -> Tensors:
-    """The tensors of one file, contiguous and on `device`.
+    """The tensors of one file, contiguous and on `device`, where a stage that had just made them could have put them.
 
     Raises ValueError unless the bytes are one whole safetensors file: a header that fits, offsets without gap or
     overlap that reach the very end, known types, and at least one tensor.
@@ -32,7 +34,13 @@ def from_bytes(data: bytes, device: torch.device | str = "cpu") -> Tensors:
         raise ValueError("not a safetensors file") from error
     if not tensors:
         raise ValueError("a file without tensors")
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return {name: _as_if_made(tensor.to(device)) for name, tensor in tensors.items()}
+
+
+def _as_if_made(tensor: torch.Tensor) -> torch.Tensor:
+    # The file's reader puts tensors at any multiple of 16. A library may sum in another order from there: MKL reserves
+    # that for all types, and does it with doubles at other offsets.
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:

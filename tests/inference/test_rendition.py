@@ -10,6 +10,7 @@ from PIL import Image
 
 from inference import rendition
 from inference.models.base import Artifact
+from tests.inference.leftovers import LEFTOVERS, memory_full_of, needs_glibc
 
 CONTAINERS = tuple(rendition.CONTAINERS)
 
@@ -39,6 +40,18 @@ def test_equal_frames_give_equal_bytes(container: str) -> None:
     """On one host a file's bytes follow from its frames, rate and container alone."""
     first = rendition.encode(clip(), 8, container)
     assert rendition.encode(clip(), 8, container) == first
+
+
+@needs_glibc
+@pytest.mark.parametrize("size", [(832, 480), (264, 200)])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_what_memory_held_before_is_not_in_a_file(container: str, size: tuple[int, int]) -> None:
+    """A file is the same whatever the process did before and left in the memory that the encoder is given."""
+    frames = clip(3, size)
+    plain = rendition.encode(frames, 8, container)
+    for byte in LEFTOVERS:
+        with memory_full_of(byte):
+            assert rendition.encode(frames, 8, container) == plain
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
