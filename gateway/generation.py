@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -140,7 +141,7 @@ class Generation:
                             if isinstance(step, Completed):
                                 await self.past.known()
                             if ear is not None and self._ends_sound(sequence):
-                                async for response in self._rest_of_sound(ear, sequence, told):
+                                for response in await self._rest_of_sound(ear, sequence, told):
                                     yield response
                                     heart.rest()
                             for told, news in self._news(step, sequence, start, ear):
@@ -213,20 +214,19 @@ class Generation:
         before, step = self.flight.events[max(0, sequence - 2) : sequence][:-1], self.flight.events[sequence - 1]
         return isinstance(step, Piece | Completed) and not (before and isinstance(before[-1], Piece))
 
-    async def _rest_of_sound(self, ear: _Ear, sequence: int, told: int) -> AsyncGenerator[bytes]:
+    async def _rest_of_sound(self, ear: _Ear, sequence: int, told: int) -> Iterator[bytes]:
         """What this stream has not told of the sound, cut from the finished file. These have no place in the log, and
         the number of the event before. Raises Unavailable if the file is not what was heard.
         """
         completed = next(step for step in self.flight.events[sequence - 1 :] if isinstance(step, Completed))
         reply = await self.sounding(completed.reply)
         if reply.sound is None:
-            return
-        if not self._was_heard(reply, reply.sound.sample_rate):
+            return iter(())
+        sample_rate = reply.sound.sample_rate
+        if not self._was_heard(reply, sample_rate):
             raise Unavailable("SOUND_CHANGED")
-        if not ear.tuned:
-            yield sound_event(told, reply.sound.sample_rate)
-        for offset, pcm in reply.heard(ear.end):
-            yield self._samples(told, offset, pcm)
+        samples = (self._samples(told, offset, pcm) for offset, pcm in reply.heard(ear.end))
+        return samples if ear.tuned else chain((sound_event(told, sample_rate),), samples)
 
     def _was_heard(self, reply: Reply, sample_rate: int) -> bool:
         """Whether all that was told live is in the file, in its place. It is not where one worker began, and another

@@ -38,8 +38,10 @@ class Sound:
     def blocks(self, heard: int = 0) -> Iterator[tuple[int, int]]:
         """First and last sample (exclusive) of each block, from what was `heard` on."""
         size = block_of(self.sample_rate)
-        for begin in range(heard // size * size, self.samples, size):
-            yield max(begin, heard), min(begin + size, self.samples)
+        while heard < self.samples:
+            end = min(heard // size * size + size, self.samples)
+            yield heard, end
+            heard = end
 
 
 def can_be_heard(parameters: Mapping[str, Scalar]) -> bool:

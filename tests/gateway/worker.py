@@ -233,7 +233,7 @@ class ScriptedWorker(InferenceServiceServicer):
         self.queued: Callable[[int], int] = lambda stream: 3  # what each stream of Status is told, counted from 0
         self.hands_over = False  # new runs go to the first idle worker they name
         self.notes: Notes[object] = Notes(grace=60.0)
-        self.step_seconds = 0.0  # that every step lasts
+        self.step_seconds = 0.0  # that every step, and every block of speech, lasts
         self.inlines = False  # keep small outputs inside their records, as workers with devices do
         self.hierarchy = hierarchy
         self.catalogue: Catalogue | None = None
@@ -651,6 +651,8 @@ class _Live:
 
     async def _tell(self, size: int) -> None:
         await self._job.worker.at("block")
+        if self._job.worker.step_seconds:
+            await asyncio.sleep(self._job.worker.step_seconds)
         block = self._job.worker.twist_samples(self._pcm[self._told : self._told + size])
         self._flight.publish(_event(samples=media.Samples(offset=self._told // 2, pcm=block)))
         self._told += size
