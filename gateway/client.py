@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeAlias, TypeVar
@@ -158,6 +158,29 @@ class Client:
                     ear = Ear(on_event)
                 request = heard.same_again(request)
                 heard = _Heard(ear.tell)
+
+    async def listen(
+        self,
+        request: media_pb2.SynthesizeSpeechRequest,
+        *,
+        on_retry: OnRetry = lambda problem, seconds: None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[media_pb2.GenerationEvent]:
+        """The events that `speak` would tell, for a loop over them; the result is in the last. Who leaves the loop
+        closes the stream, and the generation goes on for as long as others or its grace want it to.
+        """
+        news: asyncio.Queue[media_pb2.GenerationEvent | None] = asyncio.Queue()
+        making = asyncio.create_task(
+            self.speak(request, on_event=news.put_nowait, on_retry=on_retry, deadline=deadline)
+        )
+        making.add_done_callback(lambda _: news.put_nowait(None))
+        try:
+            while (event := await news.get()) is not None:
+                yield event
+            await making
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
 
     async def rejoin(self, name: str, *, on_event: OnEvent = lambda event: None) -> Media:
         """Everything that happened and happens to a generation, until it is known whether its artifact is durable.

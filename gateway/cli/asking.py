@@ -160,9 +160,11 @@ def _extra(entry: str) -> tuple[str, pb.ParameterValue]:
     return name, pb.ParameterValue(text_value=text)
 
 
-def ask(request: Request, wishes: Wishes, usual: str) -> None:
-    """Have it made, write the file, and say where the answer came from. `usual` is the type of file to expect."""
-    refuse_unwritable(wishes.out or Path(f"{wishes.stem}.{usual}"))
+def ask(request: Request, wishes: Wishes, usual: str, ending: str = "") -> None:
+    """Have it made, write the file, and say where the answer came from. `usual` is the type of file to expect, `ending`
+    what keeps its name from being that of the file it is made from.
+    """
+    refuse_unwritable(wishes.out or Path(f"{wishes.stem}{ending}.{usual}"))
     if wishes.url:
         request.delivery = DELIVERY_URL
     if wishes.save is not None:
@@ -183,7 +185,7 @@ def ask(request: Request, wishes: Wishes, usual: str) -> None:
 
     media, data, stored = call(wishes.address, wishes.api_key, converse)
     suffix = media.result.media_type.rpartition("/")[2]
-    file = None if data is None else wishes.out or Path(f"{wishes.stem}.{suffix}")
+    file = None if data is None else wishes.out or Path(f"{wishes.stem}{ending}.{suffix}")
     if file is not None and data is not None:
         write(file, data)
     tell(out_to, media, stored, file)

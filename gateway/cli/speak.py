@@ -23,7 +23,9 @@ def _marks(context: click.Context, option: click.Parameter, entries: tuple[str, 
 @click.argument("voice", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option("--text", "-t", help="What to say; - reads it from standard input.")
 @click.option("--text-file", type=click.File(encoding="utf-8"), help="Or the text of this file.")
-@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The speech. [default: VOICE.wav]")
+@click.option(
+    "--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The speech. [default: VOICE-speech.wav]"
+)
 @click.option("--transcript", help="What is said in the recording.")
 @click.option("--instruction", help="How to say it.")
 @click.option(
@@ -56,7 +58,7 @@ def speak(voice: Path | None, **options: Any) -> None:
     change(request, options)
     if not request.text:
         raise click.UsageError("say what to say: --text or --text-file")
-    ask(request, wishes, request.format or "wav")
+    ask(request, wishes, request.format or "wav", ending="-speech")
 
 
 def _text(said: str | None, file: IO[str] | None) -> str | None:

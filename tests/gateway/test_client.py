@@ -21,7 +21,7 @@ from reprise.v1.media_pb2 import (
     Result,
     Stored,
 )
-from tests.gateway.world import MIB, World, ask, problem_of
+from tests.gateway.world import MIB, World, ask, problem_of, say
 
 
 @asynccontextmanager
@@ -94,7 +94,7 @@ async def test_what_is_too_large_is_not_sent() -> None:
     """A file over 16 MiB is refused at once, with its size; nobody has to be there."""
     file = bytes(16 * MIB + 1)
     async with Client(f"127.0.0.1:{free_port()}") as client:
-        for sending in (client.animate(ask(image=file)), client.upload(file)):
+        for sending in (client.animate(ask(image=file)), client.speak(say(voice=file)), client.upload(file)):
             with pytest.raises(ValueError, match="at most 16,777,216 bytes; this has 16,777,217"):
                 await sending
 

@@ -36,10 +36,13 @@ from reprise.v1.media_pb2 import (
     Preview,
     Progress,
     Result,
+    Samples,
+    SoundHeader,
     Stored,
+    SynthesizeSpeechRequest,
     WatchRequest,
 )
-from tests.gateway.world import World, ask, eventually, kinds, outcome, problem_of
+from tests.gateway.world import World, ask, eventually, kinds, outcome, problem_of, say
 
 ACCEPTED = GenerationEvent(sequence=1, accepted=Accepted(name="n", seed=77))
 PROGRESS = GenerationEvent(sequence=2, progress=Progress(stage="denoise", step=1, steps=2))
@@ -58,7 +61,9 @@ class Gateway:
     """One that answers each call as the next of its acts says: events, and how the stream ends."""
 
     acts: list[tuple[Sequence[GenerationEvent], Refused | grpc.StatusCode | None]] = field(default_factory=list)
-    asked: list[AnimateImageRequest | WatchRequest | CancelRequest] = field(default_factory=list)
+    asked: list[AnimateImageRequest | SynthesizeSpeechRequest | WatchRequest | CancelRequest] = field(
+        default_factory=list
+    )
     left: list[float | None] = field(default_factory=list)  # of the deadline, for each call
     address: str = ""
 
@@ -107,6 +112,9 @@ async def serving(*gateways: Gateway) -> AsyncIterator[None]:
         handlers: dict[str, Any] = {
             "AnimateImage": grpc.unary_stream_rpc_method_handler(
                 gateway.play, AnimateImageRequest.FromString, AnimateImageResponse.SerializeToString
+            ),
+            "SynthesizeSpeech": grpc.unary_stream_rpc_method_handler(
+                gateway.play, SynthesizeSpeechRequest.FromString, AnimateImageResponse.SerializeToString
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 gateway.play, WatchRequest.FromString, AnimateImageResponse.SerializeToString
@@ -211,6 +219,74 @@ async def test_variety_is_drawn_once() -> None:
     again = ask(seed=77, policy={"no_store": True})
     assert [fresh, fresh, again] == gateway.asked
     assert fresh.cache_policy.fresh
+
+
+# Sound.
+
+
+SOUND = GenerationEvent(sequence=2, sound=SoundHeader(sample_rate=8000))
+PCM = bytes(range(250)) * 4
+
+
+def samples(begin: int, end: int, sequence: int = 3) -> GenerationEvent:
+    return GenerationEvent(sequence=sequence, samples=Samples(offset=begin, pcm=PCM[2 * begin : 2 * end]))
+
+
+def told(events: list[GenerationEvent]) -> list[tuple[int, bytes]]:
+    return [(event.samples.offset, event.samples.pcm) for event in events if event.HasField("samples")]
+
+
+async def test_sound_goes_on_where_it_was() -> None:
+    """After a retry no sample is told twice, however the second try cuts them; the header is told once."""
+    gateway = Gateway().then(ACCEPTED, SOUND, samples(0, 100), samples(100, 200), ends=LOST)
+    gateway.then(ACCEPTED, SOUND, samples(0, 150), ends=NO_WORKER)
+    gateway.then(SOUND, samples(0, 150), samples(150, 300), samples(300, 500), PIECE, RESULT)
+    events: list[GenerationEvent] = []
+    async with meeting(gateway) as (client, _):
+        media = await client.speak(say(live=True), on_event=events.append)
+
+    assert [(0, 100), (100, 200), (200, 300), (300, 500)] == [
+        (offset, offset + len(pcm) // 2) for offset, pcm in told(events)
+    ]
+    assert PCM == b"".join(pcm for _, pcm in told(events))
+    assert (1, b"abc") == (kinds(events).count("sound"), media.data)
+    assert [say(live=True)] * 3 == gateway.asked
+
+
+async def test_sound_that_changed_begins_anew() -> None:
+    """Only where the service says so, which is told as the reason of the retry."""
+    gateway = Gateway().then(ACCEPTED, SOUND, samples(0, 100), ends=Unavailable("SOUND_CHANGED"))
+    gateway.then(SOUND, samples(0, 500), RESULT)
+    events: list[GenerationEvent] = []
+    reasons: list[str] = []
+    async with meeting(gateway) as (client, _):
+        await client.speak(
+            say(live=True), on_event=events.append, on_retry=lambda problem, _: reasons.append(problem.reason)
+        )
+
+    assert (["SOUND_CHANGED"], 2) == (reasons, kinds(events).count("sound"))
+    assert [(0, PCM[:200]), (0, PCM)] == told(events)
+
+
+async def test_watched_sound_is_not_told_twice() -> None:
+    """What is cut from a finished file has the number of the event before it, and comes again after a break."""
+    time, one, two = Time(), Gateway(), Gateway()
+    one.then(ACCEPTED, SOUND, samples(0, 100), samples(100, 200), ends=LOST)
+    two.then(samples(100, 200), samples(200, 500), PIECE, RESULT, STORED)
+    events: list[GenerationEvent] = []
+    async with serving(one, two), client_of(one.address, two.address, time=time) as client:
+        await client.rejoin("n", on_event=events.append)
+
+    assert PCM == b"".join(pcm for _, pcm in told(events))
+    assert [("n", 4)] == [(each.name, each.from_sequence) for each in two.asked]  # type: ignore[union-attr]
+
+
+async def test_fresh_speech_is_drawn_once() -> None:
+    """As a fresh video is."""
+    gateway = Gateway().then(ACCEPTED, ends=LOST).then(RESULT)
+    async with meeting(gateway) as (client, _):
+        await client.speak(say(policy={"fresh": True}))
+    assert [say(policy={"fresh": True}), say(seed=77, policy={"fresh": False})] == gateway.asked
 
 
 # For how long.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import DELIVERY_NONE, DELIVERY_URL, GenerationEvent, SynthesizeSpeechRequest
 from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests.gateway.speech import VOICE, samples_in, voice, wav
-from tests.gateway.worker import family, speaker
+from tests.gateway.worker import ScriptedWorker, family, speaker
 from tests.gateway.world import (
     MIB,
     Desk,
@@ -350,6 +351,26 @@ async def test_first_audio_is_measured(world: World) -> None:
     measured = [media.result.first_audio_seconds for media in (miss, hit)]
     assert measured == [span["reprise.first_audio_seconds"] for span in spans if "reprise.first_audio_seconds" in span]
     assert 3 == len(spans)
+
+
+async def test_speech_is_heard_in_a_loop(world: World) -> None:
+    """Event by event, up to the result; what ends it badly is raised, and who leaves early hangs up."""
+    worker = await world.worker(speaker())
+    desk = await world.desk(worker)
+    events = [event async for event in desk.client.listen(say(TEXT, live=True))]
+    assert of_file(await desk.speak(TEXT)) == heard(events)
+    assert "result" in kinds(events)[-1]
+    assert "VALUE_MISSING" == (await problem_of(anext(desk.client.listen(say(""))))).reason
+
+    gate = worker.hold("sentence")
+    async with aclosing(desk.client.listen(say("Something else.", live=True))) as listening:
+        await anext(listening)
+    await eventually(lambda: _following(worker), wanted=lambda streams: streams == 0)
+    gate.open()
+
+
+async def _following(worker: ScriptedWorker) -> int:
+    return worker.following
 
 
 # Delivery.

@@ -19,18 +19,39 @@ export function connect(address, { apiKey = "", interceptors = [] } = {}) {
 }
 
 /**
- * The events of a generation up to its result. A stream that breaks is picked up where it broke; if no gateway knows
- * the generation any more, or it failed for a reason that passes (no worker, no room), the request is made again, which
- * costs nothing that is stored already: its events then begin anew with another name. A `fresh` request asks for the
- * seed that it was told. `timeoutMs` bounds all of it, pauses included; without it a few tries in a row do.
+ * The events of a video's generation up to its result. A stream that breaks is picked up where it broke; if no gateway
+ * knows the generation any more, or it failed for a reason that passes (no worker, no room), the request is made again,
+ * which costs nothing that is stored already: its events then begin anew with another name. A `fresh` request asks for
+ * the seed that it was told. `timeoutMs` bounds all of it, pauses included; without it a few tries in a row do.
  * `onResume` hears the name, empty if the request is made again. Throws ConnectError: what the service refused, or
  * Canceled by `signal`.
  */
-export async function* animate(client, request, { signal, timeoutMs, onResume = () => {}, onTrailer } = {}) {
+export function animate(client, request, options) {
+  return make(client, (asked, call) => client.animateImage(asked, call), request, options);
+}
+
+/**
+ * The same for speech. Of a `live` request no sample is told twice: whatever breaks, the sound goes on where it was.
+ * Only where `onResume` is told the reason SOUND_CHANGED it begins anew, from its first sample.
+ */
+export async function* speak(client, request, options = {}) {
+  let ear = new Ear();
+  const onResume = (resumed) => {
+    if (resumed.reason === "SOUND_CHANGED") ear = new Ear();
+    options.onResume?.(resumed);
+  };
+  const events = make(client, (asked, call) => client.synthesizeSpeech(asked, call), request, { ...options, onResume });
+  for await (const event of events) {
+    const news = ear.unheard(event);
+    if (news) yield news;
+  }
+}
+
+async function* make(client, ask, request, { signal, timeoutMs, onResume = () => {}, onTrailer } = {}) {
   const until = timeoutMs === undefined ? Infinity : performance.now() + timeoutMs;
   const left = () => Math.max(1, Math.round(until - performance.now())); // gRPC takes whole ones only
   const options = () => ({ signal, onTrailer, ...(timeoutMs !== undefined && { timeoutMs: left() }) });
-  let stream = client.animateImage(request, options());
+  let stream = ask(request, options());
   let name = "";
   let sequence = 0n;
   let watching = false; // such a stream goes on after the result
@@ -52,15 +73,41 @@ export async function* animate(client, request, { signal, timeoutMs, onResume = 
       const again = unknownGeneration(error) || passes(error);
       // Progress makes up for broken streams, not for refusals: a request that ends every worker must end itself.
       const count = passes(error) ? refusals++ : failures++;
-      const wait = Math.max(pauseMs(count), 1000 * (explain(error).retrySeconds ?? 0));
+      const { reason, retrySeconds } = explain(error);
+      const wait = Math.max(pauseMs(count), 1000 * (retrySeconds ?? 0));
       const spent = until === Infinity ? count >= PATIENCE_MS.length : performance.now() + wait >= until;
       if (!(broken(error) || again) || spent) throw error;
       if (again) [name, sequence] = ["", 0n];
       await pause(wait, signal);
-      onResume({ name, from: sequence + 1n });
+      onResume({ name, from: sequence + 1n, reason });
       watching = Boolean(name);
-      stream = watching ? client.watch({ name, fromSequence: sequence + 1n }, options()) : client.animateImage(request, options());
+      stream = watching ? client.watch({ name, fromSequence: sequence + 1n }, options()) : ask(request, options());
     }
+  }
+}
+
+/** Keeps track of live sound, so that nobody hears a sample twice. */
+class Ear {
+  #tuned = false;
+  #heard = 0; // samples
+
+  /** The event, without what was heard before; nothing if that is all there is. */
+  unheard(event) {
+    if (event.sound) {
+      if (this.#tuned) return undefined;
+      this.#tuned = true;
+    }
+    if (event.samples) {
+      const offset = Number(event.samples.offset);
+      const end = offset + event.samples.pcm.length / 2;
+      if (end <= this.#heard) return undefined;
+      if (offset < this.#heard) {
+        event.samples.pcm = event.samples.pcm.subarray(2 * (this.#heard - offset));
+        event.samples.offset = BigInt(this.#heard);
+      }
+      this.#heard = end;
+    }
+    return event;
   }
 }
 
