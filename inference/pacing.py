@@ -1,11 +1,11 @@
 """Pacing: how fast samples are said, without a change of pitch, and at what rate they are taken. By the filters of
 ffmpeg: its time stretcher (`atempo`), which needs no model, and its resampler (`aresample`).
 
-What a stretcher makes of an end, and when it gives what, depends on the portions it is fed (at half speed the last 50
-ms come out otherwise, and some of them not at all). So samples go in as blocks of one size, and after the last there is
-silence instead of an end: what comes out follows from what went in, whatever the portions. As much comes out as the
-arithmetic says, to the sample: n samples become the number nearest to n * sample_rate / (rate * speed). Equal samples
-give equal bits on one host; across hosts nothing is promised, as the filters choose their code by the processor.
+What a stretcher makes of an end, and when it gives what, depends on the portions it is fed: at half speed the last of
+it may come out otherwise, or not at all. So samples go in as blocks of one size, and after the last comes silence
+instead of an end: what comes out follows from what went in, whatever the portions. As much comes out as the arithmetic
+says, to the sample: n samples become the number nearest to n * sample_rate / (rate * speed). Equal samples give equal
+bits on one host; across hosts nothing is promised, as the filters choose their code by the processor.
 """
 
 from __future__ import annotations

@@ -155,6 +155,16 @@ def test_a_model_that_checks_is_added_once(model: Path, tmp_path: Path, capfd: p
     assert before == (file.read_bytes(), file.stat().st_ino)
 
 
+def test_a_model_of_speech_is_checked_and_added_alike(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With its codec; a worker that reads the file has it, and `list` names it."""
+    folder = small.build(tmp_path / "Small Voice", family="pocket-tts")
+    file = written(tmp_path, "worker: {models: {a: b}}\n")
+    added = models("add", folder, "--config", file, "--device", "cpu")
+    assert (0, "PocketTTSAudioTokenizerModel" in capfd.readouterr().out) == (added.exit_code, True)
+    assert served_by_a_worker(file)["small-voice"].source == str(folder)
+    assert "small-voice" in models("list", "--address", NOWHERE, "--config", file).stdout
+
+
 def test_a_source_that_does_not_check_leaves_the_file_as_it_was(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

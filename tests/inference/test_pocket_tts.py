@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,19 @@ import numpy as np
 import pytest
 import torch
 
+from cache.sound import sound_identity
 from inference import pacing, tensors
 from inference.errors import InvalidInput
 from inference.models import small
-from inference.models.base import Call, Following, Tensors
+from inference.models.base import Artifact, Call, Following, Tensors
 from inference.models.pocket_tts import LONGEST_SENTENCE, MOST_SENTENCES, Decoding, PocketTTS, describe
 from inference.models.sentences import sentences
+from reprise.v1.inference_pb2 import Sound as SoundMessage
 from tests.inference.proof import Family, Request, as_tensors, base_request, joined, nudge, opened, results, run
 from tests.inference.proof_of_speech import EDITED, SAID, TURNED, SpeechProof
+from tests.inference.speech_fixtures import Recorded, ask_speech, live_sound, parts
 from tests.inference.voices import recording
+from tests.inference.worker_fixtures import open_bench
 
 LINES = (
     "Please hold the line.",
@@ -373,6 +379,42 @@ def test_the_prefix_is_the_voice_and_what_stands_before_it(model: PocketTTS, req
     assert {name: tuple(tensor.shape) for name, tensor in prefix.items()} == dict.fromkeys(
         ("keys", "values"), (2, 4, count + 1, 16)
     )
+
+
+# --- on a worker ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Voice(Recorded):
+    """The voice of requests here, as a gateway sends it."""
+
+    def message(self, *, with_sound: bool = True) -> SoundMessage:
+        sound = recording()
+        pcm = sound.pcm.numpy().astype("<i2").tobytes()
+        identity = sound_identity(sound.sample_rate, len(sound.pcm), pcm)
+        return SoundMessage(identity=identity, sample_rate=sound.sample_rate, samples=len(sound.pcm), pcm=pcm)
+
+
+async def test_a_worker_answers_what_the_model_makes_alone(model: PocketTTS, request_: Request, tmp_path: Path) -> None:
+    """Heard live or read from the file, sentences made anew or kept: the bits are those of a run without a worker."""
+    async with open_bench(tmp_path / "l3", model=model) as bench:
+        await bench.shop.compute(torch.set_num_threads, 1)  # which torch keeps for each thread
+        for text, runs in ((SAID, ["RUN", "RUN", "REUSED"]), (EDITED, ["NOT_NEEDED", "RUN", "NOT_NEEDED"])):
+            asked = ask_speech(model.description, text, voice=Voice(), speed=1.25)
+            heard = await bench.begin_request(asked).end()
+            assert heard.data == await asyncio.to_thread(file_of, model, request_.but(text=text, speed=1.25))
+            assert live_sound(heard) == heard.data[44:]
+            assert parts(heard, "latents") == runs
+        flac = ask_speech(model.description, EDITED, voice=Voice(), speed=1.25, format="flac")
+        told = (await bench.begin_request(flac).end()).stages
+        assert {stage for stage, (outcome, _) in told.items() if outcome == "RUN"} == {"pace", "file"}
+
+
+def file_of(model: PocketTTS, request: Request) -> bytes:
+    torch.set_num_threads(1)
+    file = run(model, request)["file"]
+    assert isinstance(file, Artifact)
+    return file.data
 
 
 # --- loading -------------------------------------------------------------------------------------------------------
