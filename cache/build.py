@@ -18,6 +18,7 @@ from cache.memory import MemoryTier
 from cache.metered import CacheMetrics, MeteredTier, Tally
 from cache.objects import ObjectsStore
 from cache.orders import Orders
+from cache.proven import ProvenTier
 from cache.redis import MAX_PAYLOAD, RedisStore
 from cache.redis_client import Door
 from cache.settings import CacheSettings
@@ -36,7 +37,7 @@ class Tiers:
     memory: MemoryTier
     memory_tally: Tally
     shared: list[MeteredTier]
-    breakers: dict[TierName, Breaker]
+    breakers: dict[TierName, Breaker]  # of reads
     redis: RedisStore | None
     objects: ObjectsStore | None
     writer: WriteBehind
@@ -75,12 +76,14 @@ def build_tiers(settings: CacheSettings, registry: CollectorRegistry, *, process
     breakers: dict[TierName, Breaker] = {}
 
     def guard(name: TierName, store: Store, budget: float | None) -> GuardedStore:
-        breakers[name] = Breaker(settings.breaker.failures, settings.breaker.rest)
-        metrics.watch_breaker(name, breakers[name])
-        return GuardedStore(store, breakers[name], budget=budget)
+        reading, writing = (Breaker(settings.breaker.failures, settings.breaker.rest) for _ in range(2))
+        breakers[name] = reading
+        metrics.watch_breaker(name, reading, writing)
+        return GuardedStore(store, reading, budget=budget, writing=writing)
 
     def tier(name: TierName, guarded: GuardedStore, max_payload: int | None) -> MeteredTier:
-        return MeteredTier(StoredTier(name, guarded, max_payload=max_payload), Tally(name, metrics))
+        stored = StoredTier(name, guarded, max_payload=max_payload, breaker=lambda: guarded.breaker.state)
+        return MeteredTier(ProvenTier(stored), Tally(name, metrics))
 
     memory = _memory(settings, switches)
     door = Door.of(settings.l2) if settings.l2.enabled else None

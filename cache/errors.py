@@ -2,6 +2,7 @@
 
     TierError           the tier failed
     ├── TierTimeout     it did not answer within its budget
+    ├── TierUnwritable  it answers, and takes no writes now
     └── TierResting     it was not asked: its breaker is open after failures
 
 Drivers' own exceptions are translated where the driver is called; nothing above a store knows redis or obstore. A
@@ -17,6 +18,10 @@ class TierError(Exception):
 
 class TierTimeout(TierError):
     """The tier did not answer within its budget."""
+
+
+class TierUnwritable(TierError):
+    """The tier's server answers and takes no writes: its memory or its disk is full, or it is a replica."""
 
 
 class TierResting(TierError):

@@ -42,7 +42,8 @@ class Frequency:
 
     async def asked(self, group: str, name: str) -> int:
         """Count it. How often it was asked in these days, this time included."""
-        return round(await self._guard.call(self._scores.count(self._sets(group), name, _MOST, _TTL)))
+        counting = self._scores.count(self._sets(group), name, _MOST, _TTL)
+        return round(await self._guard.call(counting, writes=True))
 
     async def most(self, group: str, *, least: int = 1) -> list[str]:
         """What was asked `least` times in these days, or more often; the most frequent first."""
@@ -56,7 +57,7 @@ class Frequency:
         return sorted((name for name in times if times[name] >= least), key=lambda name: (-worth[name], name))
 
     async def forget(self, group: str) -> None:
-        await self._guard.call(self._scores.delete_many(self._sets(group)))
+        await self._guard.call(self._scores.delete_many(self._sets(group)), writes=True)
 
     def _sets(self, group: str) -> list[str]:
         """Today's first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cache.bans import Bans
@@ -16,7 +16,7 @@ from cache.digest import Digest
 from cache.errors import TierError
 from cache.keys import Address, Key
 from cache.record import NotARecord, Record
-from cache.tier import Lookup, Outcome, Tier, TierName, proves_absence
+from cache.tier import FAULTS, Lookup, Outcome, Tier, TierName, proves_absence
 from cache.write_behind import Write, WriteBehind
 
 _NEGATIVE_SECONDS = 1.0  # for how long a stage that no tier had is not asked for again
@@ -59,11 +59,14 @@ class Hierarchy:
         if record.output.inline is not None:
             await self._promote(record, holder)
             return Found(tuple(lookups), record, record.output.inline, self.tiers[holder].name)
-        data, source, reads = await self._read(address.namespace, record.output.digest, ttl)
+        # A tier that failed a moment ago is not waited for again: a request pays its budget once.
+        failed = {lookup.tier for lookup in lookups if lookup.outcome in FAULTS}
+        data, source, reads = await self._read(address.namespace, record.output.digest, ttl, without=failed)
         if data is None:
-            if proves_absence(reads):
+            lost = proves_absence(reads) and not failed
+            if lost:
                 await self._forget(address)
-            return Found(_by_tier([*lookups, *reads]), lost=proves_absence(reads))
+            return Found(_by_tier([*lookups, *reads]), lost=lost)
         blob = _blob(record, data)
         await self._promote(record, holder, blob)
         await self._promote_writes([blob], self.tiers[holder:source])
@@ -171,10 +174,12 @@ class Hierarchy:
                 await _delete(tier, Key.of_record(address))
         return None, lookups, len(self.tiers)
 
-    async def _read(self, namespace: str, digest: Digest, ttl: float) -> tuple[bytes | None, int, list[Lookup]]:
+    async def _read(
+        self, namespace: str, digest: Digest, ttl: float, *, without: Collection[TierName] = ()
+    ) -> tuple[bytes | None, int, list[Lookup]]:
         key, lookups = Key.of_blob(namespace, digest), list[Lookup]()
         for position, tier in enumerate(self.tiers):
-            if not tier.holds(digest.size):
+            if not tier.holds(digest.size) or tier.name in without:
                 continue
             lookup = await _checked(tier, key, digest, await tier.get(key, ttl))
             lookups.append(lookup)

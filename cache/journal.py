@@ -30,7 +30,7 @@ class Journal:
 
     async def append(self, name: str, data: bytes, *, keep: int, ttl: float) -> None:
         """Add a row; the `keep` newest ones stay, and all go `ttl` seconds after the last one was added."""
-        await self._guard.call(self._lists.push(name, data, keep, ttl))
+        await self._guard.call(self._lists.push(name, data, keep, ttl), writes=True)
 
     async def tail(self, name: str, count: int) -> list[bytes]:
         """The newest rows, the newest first."""
@@ -38,4 +38,4 @@ class Journal:
 
     async def forget(self, name: str) -> None:
         """Remove all rows."""
-        await self._guard.call(self._lists.delete(name))
+        await self._guard.call(self._lists.delete(name), writes=True)

@@ -34,7 +34,10 @@ class CacheMetrics:
         self.evictions = Gauge(
             "reprise_cache_removals", "Entries that left, by cause", ["tier", "cause"], registry=registry
         )
-        self.breaker = Gauge("reprise_cache_breaker_open", "1 while a tier rests", ["tier"], registry=registry)
+        self.breaker = Gauge("reprise_cache_breaker_open", "1 while a tier is not read", ["tier"], registry=registry)
+        self.writing = Gauge(
+            "reprise_cache_write_breaker_open", "1 while it takes no writes", ["tier"], registry=registry
+        )
         self.write_behind = Gauge("reprise_write_behind", "Write-behind queue", ["what"], registry=registry)
 
     def watch_memory(self, memory: MemoryTier) -> None:
@@ -44,8 +47,10 @@ class CacheMetrics:
         for cause in Removal:
             self.evictions.labels(tier, cause.value).set_function(partial(entries.removals.__getitem__, cause))
 
-    def watch_breaker(self, tier: TierName, breaker: Breaker) -> None:
+    def watch_breaker(self, tier: TierName, breaker: Breaker, writing: Breaker | None = None) -> None:
         self.breaker.labels(tier.value).set_function(lambda: breaker.state != "closed")
+        if writing is not None:
+            self.writing.labels(tier.value).set_function(lambda: writing.state != "closed")
 
     def watch_writer(self, writer: WriteBehind) -> None:
         counts = writer.counts

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from cache.errors import TierUnwritable
 from cache.redis_client import Door, client_of, translated
 
 MAX_PAYLOAD = 1024 * 1024 - 4096  # a value just under a power of two wastes no allocator class
@@ -30,7 +31,11 @@ class RedisStore:
         return cls(client, connections=connections, guides=guides)
 
     async def get(self, name: str, ttl: float | None) -> bytes | None:
-        value: bytes | None = await self._ask(lambda client: client.getex(name, px=_milliseconds(ttl)))
+        value: bytes | None
+        try:
+            value = await self._ask(lambda client: client.getex(name, px=_milliseconds(ttl)))
+        except TierUnwritable:  # to Redis that is a write, because of the age
+            value = await self._ask(lambda client: client.get(name))
         return value
 
     async def get_many(self, names: Sequence[str], ttl: float | None) -> list[bytes | None]:
@@ -38,7 +43,14 @@ class RedisStore:
         pipeline = self._client.pipeline(transaction=False)
         for name in names:
             pipeline.getex(name, px=_milliseconds(ttl))
-        values: list[bytes | None] = await self._ask(lambda client: pipeline.execute())
+        values: list[bytes | None]
+        try:
+            values = await self._ask(lambda client: pipeline.execute())
+        except TierUnwritable:
+            plain = self._client.pipeline(transaction=False)
+            for name in names:
+                plain.get(name)
+            values = await self._ask(lambda client: plain.execute())
         return values
 
     async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:

@@ -18,15 +18,16 @@ from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from cache.errors import TierError, TierTimeout
+from cache.errors import TierError, TierTimeout, TierUnwritable
 from cache.settings import L2Settings, SettingsError
 from cache.tls import introduce, trusting
 
 _LOGIN = ("username", "password")
+_TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")  # how Redis begins to say so, where the library has no class for it
 _T = TypeVar("_T")
 
 
@@ -165,4 +166,9 @@ async def translated(command: Awaitable[_T]) -> _T:
     except (TimeoutError, RedisTimeoutError) as error:
         raise TierTimeout("redis") from error
     except (RedisError, RedisClusterException, OSError) as error:
-        raise TierError(type(error).__name__) from error
+        kind = TierUnwritable if _takes_no_writes(error) else TierError
+        raise kind(type(error).__name__) from error
+
+
+def _takes_no_writes(error: Exception) -> bool:
+    return isinstance(error, OutOfMemoryError | ReadOnlyError) or any(word in str(error) for word in _TAKES_NO_WRITES)

@@ -1,15 +1,15 @@
 """Store: the few things L2 and L3 ask of a driver; and the tier made of a store.
 
 Layers, from the wire up: a store (`redis.py`, `objects.py`) speaks to its server and translates its errors; `guard.py`
-gives it a budget and a breaker; `StoredTier` seals what goes in and believes nothing that comes out; `metered.py`
-counts.
+gives it a budget and breakers; `StoredTier` seals what goes in and believes nothing that comes out; `proven.py` looks
+whether that is what its name promises; `metered.py` counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cache.digest import AT_ONCE
@@ -39,27 +39,36 @@ class Store(Protocol):
 class StoredTier:
     """A store as a tier: entries in envelopes, verified on every read, damaged ones removed."""
 
-    def __init__(self, name: TierName, store: Store, *, max_payload: int | None = None) -> None:
+    def __init__(
+        self,
+        name: TierName,
+        store: Store,
+        *,
+        max_payload: int | None = None,
+        breaker: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`breaker` says what state the store's is in; every lookup tells what it was then."""
         self.name = name
         self.local = False
         self._store = store
         self._max_payload = max_payload
+        self._breaker = breaker
 
     def holds(self, size: int) -> bool:
         return self._max_payload is None or size <= self._max_payload
 
     async def get(self, key: Key, ttl: float | None) -> Lookup:
-        started_ns, start = time.time_ns(), time.perf_counter()
+        started_ns, start, breaker = time.time_ns(), time.perf_counter(), self._breaker()
         try:
             data = await self._store.get(str(key), ttl)
         except TierError as error:
             outcome, payload = _outcome_of(error), None
         else:
             outcome, payload = await self._verified(key, data, remove=ttl is not None)
-        return Lookup(self.name, outcome, payload, started_ns, time.perf_counter() - start)
+        return Lookup(self.name, outcome, payload, started_ns, time.perf_counter() - start, breaker)
 
     async def get_many(self, keys: Sequence[Key], ttl: float | None) -> list[Lookup]:
-        started_ns, start = time.time_ns(), time.perf_counter()
+        started_ns, start, breaker = time.time_ns(), time.perf_counter(), self._breaker()
         try:
             found = await self._store.get_many([str(key) for key in keys], ttl)
         except TierError as error:
@@ -68,7 +77,7 @@ class StoredTier:
             remove = ttl is not None
             answers = [await self._verified(key, data, remove=remove) for key, data in zip(keys, found, strict=True)]
         seconds = time.perf_counter() - start
-        return [Lookup(self.name, outcome, payload, started_ns, seconds) for outcome, payload in answers]
+        return [Lookup(self.name, outcome, payload, started_ns, seconds, breaker) for outcome, payload in answers]
 
     async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
         return await self._store.put(str(key), seal(key, payload), ttl, replace=replace)

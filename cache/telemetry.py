@@ -122,15 +122,18 @@ class Tracing:
         """One span for every tier that was consulted."""
         context = trace.set_span_in_context(parent)
         for lookup in lookups:
+            attributes: dict[str, AttributeValue] = {
+                "reprise.cache.tier": lookup.tier.value,
+                "reprise.cache.result": lookup.outcome.value,
+                "reprise.cache.bytes": len(lookup.value or b""),
+            }
+            if lookup.breaker:
+                attributes["reprise.cache.breaker"] = lookup.breaker
             span = self.begin(
                 f"cache.{lookup.tier.value}",
                 parent=context,
                 started_ns=lookup.started_ns,
-                attributes={
-                    "reprise.cache.tier": lookup.tier.value,
-                    "reprise.cache.result": lookup.outcome.value,
-                    "reprise.cache.bytes": len(lookup.value or b""),
-                },
+                attributes=attributes,
                 kind=trace.SpanKind.INTERNAL if lookup.tier.value == "l1" else trace.SpanKind.CLIENT,
             )
             if lookup.outcome in (Outcome.ERROR, Outcome.TIMEOUT, Outcome.CORRUPT):

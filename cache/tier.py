@@ -40,6 +40,7 @@ class Lookup:
     value: bytes | None = None
     started_ns: int = 0  # wall clock, nanoseconds since the epoch
     seconds: float = 0.0
+    breaker: str = ""  # what state the breaker was in when it was asked; empty where there is none
 
 
 FAULTS = frozenset({Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED})  # the tier could not be asked

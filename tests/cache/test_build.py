@@ -9,10 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from cache.build import Tiers, build_tiers
+from cache.envelope import seal
 from cache.keys import Key
 from cache.record import Record
 from cache.settings import CacheSettings
-from cache.tier import TierName
+from cache.tier import Outcome, TierName
 from gateway.stack.ports import LOOPBACK, free_port
 from tests.cache.helpers import address_of, record_of
 from tests.servers import S3
@@ -112,6 +113,34 @@ async def test_a_process_starts_and_serves_without_its_redis(tmp_path: Path) -> 
     assert {TierName.L2: "open", TierName.L3: "closed"} == {
         name: breaker.state for name, breaker in tiers.breakers.items()
     }
+
+
+async def test_lookups_say_what_their_breaker_was(tmp_path: Path) -> None:
+    """The one that opens it found it closed, the next one open; the metrics of the process say that it is."""
+    settings = _settings(l2={"url": _nobody()}, l3={"url": f"file://{tmp_path}"}, breaker={"failures": 1, "rest": 60})
+    registry = CollectorRegistry()
+    tiers = await asyncio.to_thread(build_tiers, settings, registry)
+    async with tiers:
+        addresses = [address_of(name) for name in ("one", "two")]
+        lookups = [(await tiers.through_memory.fetch(address, 60.0)).lookups for address in addresses]
+
+    assert [["", "closed", "closed"], ["", "open", "closed"]] == [[one.breaker for one in each] for each in lookups]
+    assert [1.0, 0.0] == [registry.get_sample_value("reprise_cache_breaker_open", {"tier": t}) for t in ("l2", "l3")]
+    assert 0.0 == registry.get_sample_value("reprise_cache_write_breaker_open", {"tier": "l3"})
+
+
+async def test_what_was_sealed_by_somebody_else_is_no_hit(local: Tiers) -> None:
+    """Bytes under a right seal that are not what their name says are damaged in the counts of their tier."""
+    async with local:
+        record = _now_record()
+        assert local.objects is not None
+        key = Key.of_record(record.address)
+        await local.objects.put(str(key), seal(key, b"sealed, and no record"), 60.0, replace=True)
+        found = await local.through_memory.fetch(record.address, 60.0)
+        gone = await local.objects.get(str(key), None)
+
+    assert (None, None) == (found.record, gone)
+    assert {Outcome.CORRUPT: 1} == local.shared[-1].tally.outcomes
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,47 @@ async def test_an_abandoned_call_that_fails_is_nobodys_surprise() -> None:
     assert "open" == guarded.breaker.state
 
 
+async def test_a_server_that_takes_no_writes_is_read_on() -> None:
+    """Writes that fail in a row are left for a rest and probed; reads notice nothing of it."""
+    clock = Clock()
+    store = ScriptedStore()
+    reading, writing = (Breaker(failures=2, rest=10.0, clock=clock) for _ in range(2))
+    guarded = GuardedStore(store, reading, budget=1.0, writing=writing)
+    for write in (guarded.put("a", b"", 1, replace=True), guarded.delete("a")):
+        store.fault = TierError("full")
+        with pytest.raises(TierError):
+            await write
+        store.fault = None
+        assert b"value" == await guarded.get("a", 1)
+    assert ("closed", "open") == (reading.state, writing.state)
+
+    asked = store.begun
+    with pytest.raises(TierResting):
+        await guarded.put("a", b"", 1, replace=True)
+    assert asked == store.begun
+    clock.advance(10.0)
+    await guarded.delete("a")
+    assert ("closed", "closed") == (reading.state, writing.state)
+
+
+async def test_writes_rest_while_reads_do_and_need_no_probe_of_theirs() -> None:
+    """A server that cannot be read is written to no more; when the rest is over a write is tried, whoever reads."""
+    clock = Clock()
+    store = ScriptedStore(fault=TierError("down"))
+    reading, writing = (Breaker(failures=1, rest=10.0, clock=clock) for _ in range(2))
+    guarded = GuardedStore(store, reading, budget=1.0, writing=writing)
+    with pytest.raises(TierError):
+        await guarded.get("a", 1)
+    store.fault = None
+
+    with pytest.raises(TierResting):
+        await guarded.put("a", b"", 1, replace=True)
+    assert 1 == store.begun
+    clock.advance(10.0)
+    assert await guarded.put("a", b"", 1, replace=True)
+    assert ("half-open", "closed") == (reading.state, writing.state)
+
+
 async def test_closing_waits_for_what_is_under_way() -> None:
     """The store is closed after the last call has ended."""
     store = ScriptedStore()
@@ -307,9 +348,10 @@ async def test_a_refused_port_is_an_error_at_once() -> None:
     outcomes = [(await tier.get(_KEY, 600.0)).outcome for _ in range(2)]
     with pytest.raises(TierError):
         await tier.put(_KEY, b"clip", 600.0)
+    outcomes.append((await tier.get(_KEY, 600.0)).outcome)
     outcomes += [lookup.outcome for lookup in await tier.get_many([_KEY, _KEY], 600.0)]
 
-    assert [Outcome.ERROR] * 2 + [Outcome.SKIPPED] * 2 == outcomes
+    assert [Outcome.ERROR] * 3 + [Outcome.SKIPPED] * 2 == outcomes
     assert time.perf_counter() - started < 2.0
     await tier.aclose()
 

@@ -383,6 +383,30 @@ async def test_a_tier_that_failed_proves_nothing(shared: Bench, fault: Outcome, 
     assert [_record_key()] == list(l2.entries) == list(l3.entries)
 
 
+@pytest.mark.parametrize("fault", [Outcome.ERROR, Outcome.TIMEOUT, Outcome.SKIPPED])
+async def test_a_tier_that_failed_is_asked_once_in_a_request(shared: Bench, fault: Outcome) -> None:
+    """Who has paid for a tier that does not answer does not pay for it again when the blob is read."""
+    _plant(shared.l3, record_of(DATA), DATA)
+    shared.l2.fault = fault
+
+    found = await shared.fetch()
+
+    assert (DATA, TierName.L3) == (found.data, found.tier)
+    assert [_record_key()] == shared.l2.gets
+    assert [fault, Outcome.HIT] == [lookup.outcome for lookup in found.lookups]
+
+
+async def test_bytes_that_only_a_failing_tier_may_have_are_not_lost(shared: Bench) -> None:
+    """The durable tier has a record and no blob; the fast one, which may have it, does not answer: nothing goes."""
+    _plant(shared.l3, record_of(DATA), None)
+    shared.l2.fault = Outcome.TIMEOUT
+
+    found = await shared.fetch()
+
+    assert (None, False) == (found.data, found.lost)
+    assert [_record_key()] == list(shared.l3.entries)
+
+
 async def test_a_damaged_blob_is_removed_and_served_from_below(shared: Bench) -> None:
     """Wrong bytes under a right name are never served: the copy goes, the next tier serves and heals it."""
     _plant(shared.l2, record_of(DATA), b"not what the digest says")

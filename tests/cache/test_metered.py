@@ -98,6 +98,18 @@ def test_a_breaker_is_watched() -> None:
     assert [0, 1, 1, 0] == readings
 
 
+def test_a_breaker_of_writes_is_watched_by_itself() -> None:
+    """1 while a tier takes no writes; that it is read is told apart."""
+    registry = CollectorRegistry()
+    reading, writing = Breaker(failures=1), Breaker(failures=1)
+    CacheMetrics(registry).watch_breaker(TierName.L2, reading, writing)
+
+    writing.failed()
+
+    assert 1 == _value(registry, "reprise_cache_write_breaker_open", tier="l2")
+    assert 0 == _value(registry, "reprise_cache_breaker_open", tier="l2")
+
+
 async def test_the_writer_is_watched() -> None:
     """What waits, what was written, given up and dropped."""
     registry = CollectorRegistry()

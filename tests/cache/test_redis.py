@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from anyio import wait_all_tasks_blocked
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from cache.errors import TierError, TierTimeout
+from cache.errors import TierError, TierTimeout, TierUnwritable
 from cache.guard import Breaker, GuardedStore
 from cache.redis import MAX_PAYLOAD, RedisStore
+from gateway.stack import Stack
 from gateway.stack.parts import Part, await_ready, end, launch, wait_until
 from gateway.stack.ports import LOOPBACK, free_port
 from gateway.stack.ready import CHECKS
 from gateway.stack.redis import command, find_server, flush
 from gateway.stack.redis import redis as redis_part
+from tests import servers
 
 _NOT_OF_A_SERVER = {"ChildDeadlockedError", "IncorrectPolicyType"}  # of forks, and of a search module's client
 _EXCEPTIONS = [
@@ -80,6 +83,34 @@ async def test_what_the_server_refuses_is_an_error(redis_url: str) -> None:
     with pytest.raises(TierError, match="ResponseError"):
         await store.get_many(["b", "a"], 1)
     await store.aclose()
+
+
+@pytest.mark.parametrize("full", ["disk", "memory"])
+async def test_a_server_that_takes_no_writes_is_read(breakable_redis: Stack, full: str) -> None:
+    """With its disk or its memory full Redis refuses writes and says so, and what it has can still be had."""
+    store = RedisStore.connect(servers.redis_url(breakable_redis), budget=10.0, connections=2)
+    await store.put("a", b"one", 60.0, replace=False)
+    part = breakable_redis.part("redis").part
+    if full == "disk":
+        await asyncio.to_thread(_lose_the_disk, part)
+    else:
+        await asyncio.to_thread(command, part.port, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+        await asyncio.to_thread(command, part.port, "CONFIG", "SET", "maxmemory", "1")
+
+    for write in (store.put("a", b"two", 60.0, replace=True), store.push("rows", b"row", 4, 60.0)):
+        with pytest.raises(TierUnwritable):
+            await write
+    assert b"one" == await store.get("a", 60.0) == await store.get("a", None)
+    assert [None, b"one"] == await store.get_many(["none", "a"], 60.0)
+    await store.aclose()
+
+
+def _lose_the_disk(part: Part) -> None:
+    """Have a snapshot fail, because its folder is gone; Redis takes no more writes then, unless it is told to."""
+    assert "+OK" == command(part.port, "CONFIG", "SET", "stop-writes-on-bgsave-error", "yes")
+    shutil.rmtree(part.folder)
+    command(part.port, "BGSAVE")
+    assert wait_until(lambda: command(part.port, "SET", "b", "b").startswith("-MISCONF"), 10.0)
 
 
 async def test_no_more_connections_are_opened_than_allowed(redis_url: str) -> None:

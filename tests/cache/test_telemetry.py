@@ -94,6 +94,17 @@ def test_lookups_become_spans_afterwards(tracing: Tracing, exported: InMemorySpa
     assert [StatusCode.UNSET, StatusCode.ERROR, StatusCode.UNSET] == [span.status.status_code for span in tiers]
 
 
+def test_the_state_of_a_breaker_is_told_where_there_is_one(tracing: Tracing, exported: InMemorySpanExporter) -> None:
+    """A span of a tier behind a breaker says what state it was in when the tier was asked."""
+    states = ["", "closed", "half-open", "open"]
+    tracing.lookups(
+        tracing.begin("request"), [Lookup(TierName.L2, Outcome.SKIPPED, None, 1, 0.0, state) for state in states]
+    )
+
+    told = [(span.attributes or {}).get("reprise.cache.breaker") for span in exported.get_finished_spans()]
+    assert [None, "closed", "half-open", "open"] == told
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [
