@@ -56,6 +56,8 @@ class RedisChannel:
                     await self._follow(subscription, hear, heal)
             except TierError as error:
                 _log.info("channel lost", error=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it was, a process must not be deaf for ever
+                _log.error("channel failed", error=type(error).__name__)
             finally:
                 self.connected = False
             await asyncio.sleep(pause)

@@ -26,6 +26,7 @@ from cache.errors import TierError, TierTimeout, TierUnwritable
 from cache.settings import L2Settings, SettingsError
 from cache.tls import introduce, trusting
 
+_HANDLE_CLOSED = "the handler is closed"
 _LOGIN = ("username", "password")
 _TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")  # how Redis begins to say so, where the library has no class for it
 _T = TypeVar("_T")
@@ -168,6 +169,11 @@ async def translated(command: Awaitable[_T]) -> _T:
     except (RedisError, RedisClusterException, OSError) as error:
         kind = TierUnwritable if _takes_no_writes(error) else TierError
         raise kind(type(error).__name__) from error
+    except RuntimeError as error:
+        # How uvloop says that the server has closed the connection in this moment; the library lets it through.
+        if _HANDLE_CLOSED not in str(error):
+            raise
+        raise TierError("ConnectionClosed") from error
 
 
 def _takes_no_writes(error: Exception) -> bool:
