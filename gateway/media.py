@@ -30,13 +30,13 @@ from gateway.studio import Studio
 from gateway.tasks import ANIMATE, SPEAK, TASKS, Task, request_in
 from gateway.uploads import Uploads
 from gateway.validate import parse
-from gateway.wire import CHUNK_BYTES
 from reprise.v1 import common_pb2 as pb
 from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 UNPARSED = frozenset(task.method for task in TASKS)  # methods that see to their messages themselves
 _ARTIFACT_TTL = 2 * HOUR  # seconds; how long Redis keeps what was downloaded
+_PIECE = 256 * 1024  # bytes of a download's message: a reader that stands still has some copies of one
 
 
 class MediaServicer:
@@ -130,7 +130,7 @@ class MediaServicer:
             response.digest.CopyFrom(pb.Digest(hex=file.hex, size=file.size))
             return response
 
-    async def Download(self, request: media.DownloadRequest, context: Context) -> AsyncIterator[media.DownloadResponse]:
+    async def Download(self, request: media.DownloadRequest, context: Context) -> AsyncIterator[bytes]:
         with self._visit("Download", context) as visit:
             digest = read_digest(request.artifact, "artifact")
             if request.offset > digest.size:
@@ -144,9 +144,8 @@ class MediaServicer:
                     break
             if data is None:
                 raise NotFound("ARTIFACT_UNKNOWN")
-            for offset in range(request.offset, max(digest.size, request.offset + 1), CHUNK_BYTES):
-                chunk = media.Chunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
-                yield media.DownloadResponse(chunk=chunk)
+            for offset in range(request.offset, max(digest.size, request.offset + 1), _PIECE):
+                yield _piece(data, offset)
 
     async def Explain(self, request: media.ExplainRequest, context: Context) -> media.ExplainResponse:
         with self._visit("Explain", context) as visit:
@@ -205,3 +204,9 @@ class MediaServicer:
 
 def metadata_of(context: Context) -> Mapping[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _piece(data: bytes, offset: int) -> bytes:
+    """A message of a download, in wire form, so that its parts are not kept while it waits."""
+    chunk = media.Chunk(offset=offset, data=data[offset : offset + _PIECE])
+    return media.DownloadResponse(chunk=chunk).SerializeToString()

@@ -220,6 +220,8 @@ def _guarded_call(behaviour: Callable[[Any, Context], Awaitable[Any]], method: s
             return await behaviour(request, context)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError:
+            raise _HasLeft from None
         except asyncio.CancelledError as error:
             await _pass_on(error, context, method)
         except Exception as error:  # noqa: BLE001  # this is the place where every other error is translated
@@ -242,6 +244,10 @@ def _guarded_stream(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None
             await _abort(context, error, method)
 
     return stream
+
+
+class _HasLeft(asyncio.CancelledError):
+    """Who was being written to. gRPC says so with an error, some time before it knows that the call is cancelled."""
 
 
 async def _pass_on(error: asyncio.CancelledError, context: Context, method: str) -> NoReturn:

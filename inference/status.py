@@ -72,6 +72,9 @@ def _guarded(behaviour: Any, method: str) -> Any:
             return await behaviour(request, context)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError:
+            # Who was being written to has left; gRPC says so some time before it knows that the call is cancelled.
+            raise asyncio.CancelledError from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():

@@ -77,6 +77,12 @@ class Running:
         """Whether this very process still runs: not ended, not a zombie, not another one under the same pid."""
         return _process(self) is not None
 
+    @property
+    def exit_status(self) -> int | None:
+        """What it ended with, negative for a signal; None while it runs, or if another process launched it."""
+        child = _children.get(self.pid)
+        return None if child is None else child.returncode
+
     def pause(self) -> None:
         """Stop it from running without ending it: connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)

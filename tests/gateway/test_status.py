@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from anyio import wait_all_tasks_blocked
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
@@ -193,6 +194,28 @@ async def test_a_fault_is_logged_once_without_its_text() -> None:
     assert entry["traceback"].index("KeyError") < entry["traceback"].index("which led to")
     assert "test_status.py" in entry["traceback"]
     assert CANARY not in str(entries)
+
+
+async def test_a_caller_that_leaves_while_it_is_written_to_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """One who reads the first message and goes, while the next one waits to be read, is no entry in any log."""
+
+    async def write(_request: Any, context: Any) -> None:
+        while True:
+            await context.write(bytes(1024 * 1024))
+
+    handler: Any = grpc.unary_stream_rpc_method_handler(write)
+    with capture_logs() as entries:
+        async with serving(ErrorInterceptor(), Stream=handler) as channel:
+            for _ in range(10):
+                calls = [channel.unary_stream("/test.Test/Stream")(b"") for _ in range(5)]
+                await asyncio.gather(*(call.read() for call in calls))
+                await wait_all_tasks_blocked()
+                for call in calls:
+                    call.cancel()
+                await wait_all_tasks_blocked()
+
+    assert [] == entries
+    assert [] == [record.message for record in caplog.records]
 
 
 async def test_parts_of_a_failed_task_group_are_in_the_log() -> None:

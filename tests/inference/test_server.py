@@ -13,12 +13,14 @@ import grpc
 import pytest
 import torch
 import yaml
+from anyio import wait_all_tasks_blocked
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from cache.accesses import read_accesses
 from cache.catalogue import Catalogue
@@ -32,6 +34,7 @@ from cache.telemetry import Telemetry, as_metadata
 from gateway.stack.ports import free_port
 from inference.server import SERVICE, InferenceServicer, Server
 from inference.settings import OTHERS, ModelSettings, RetentionSettings, WorkerSection, WorkerSettings
+from inference.status import ErrorInterceptor
 from inference.worker import Worker, open_worker, publish
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1.inference_pb2_grpc import InferenceServiceStub
@@ -214,6 +217,31 @@ async def test_a_fault_is_one_neutral_sentence(wire: Wire, bench: Bench) -> None
     error = await wire.error(wire.run(bench.ask()))
     assert (error.code().name, details(error)["ErrorInfo"].reason) == ("INTERNAL", "INTERNAL")
     assert "secret" not in str(error.details()) + str(error.trailing_metadata())
+
+
+async def test_a_follower_that_leaves_while_it_is_written_to_is_no_fault() -> None:
+    """A gateway that dies in the middle of a message is no entry in the worker's log."""
+
+    async def write(_request: Any, context: Any) -> None:
+        while True:
+            await context.write(bytes(1024 * 1024))
+
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+    handlers: dict[str, Any] = {"Run": grpc.unary_stream_rpc_method_handler(write)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with capture_logs() as entries:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method: Any = channel.unary_stream("/test.Test/Run")
+            call = method(b"")
+            await call.read()
+            await wait_all_tasks_blocked()
+            call.cancel()
+            await wait_all_tasks_blocked()
+        await server.stop(None)
+
+    assert [] == entries
 
 
 async def test_a_run_is_foreseen(wire: Wire, bench: Bench) -> None:
