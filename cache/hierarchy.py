@@ -126,7 +126,7 @@ class Hierarchy:
 
     async def keep(self, namespace: str, data: bytes, ttl: float) -> bool:
         """Store a blob by itself, and wait until the durable tier has it or has refused."""
-        write = Write(Key.of_blob(namespace, Digest.of(data)), data, ttl)
+        write = Write(Key.of_blob(namespace, await Digest.of_any_size(data)), data, ttl)
         await _remember([write], self.tiers)
         return await (await self._writer.submit([write]))
 

@@ -80,7 +80,7 @@ class StoredTier:
         return [Lookup(self.name, outcome, payload, started_ns, seconds, breaker) for outcome, payload in answers]
 
     async def put(self, key: Key, payload: bytes, ttl: float, *, replace: bool = False, cost: float = 0.0) -> bool:
-        return await self._store.put(str(key), seal(key, payload), ttl, replace=replace)
+        return await self._store.put(str(key), await sealed(key, payload), ttl, replace=replace)
 
     async def delete(self, key: Key) -> None:
         await self._store.delete(str(key))
@@ -104,6 +104,11 @@ class StoredTier:
             await self._store.delete(str(key))
         except TierError:
             return
+
+
+async def sealed(key: Key, payload: bytes) -> bytes:
+    """Like `seal`, off the event loop where that takes longer than a loop may stand still."""
+    return seal(key, payload) if len(payload) <= AT_ONCE else await asyncio.to_thread(seal, key, payload)
 
 
 async def unsealed(key: Key, data: bytes) -> bytes:
