@@ -7,6 +7,7 @@ from __future__ import annotations
 
 COMMANDS = {
     "getex": "records and blobs are read, which makes them younger",
+    "get": "and still read when Redis takes no writes, as which it counts a new age",
     "set": "and written",
     "unlink": "and removed",
     "lpush": "what callers asked lately is noted",

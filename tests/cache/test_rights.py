@@ -71,6 +71,9 @@ async def test_what_is_granted_is_what_is_used(guarded: Part) -> None:
         assert [[("member", 1.0)]] == await store.highest(["f/a/2"], 5)
         await store.delete_many(["r/a", "h/a", "f/a/2"])
         await store.usage()
+        await asyncio.to_thread(take_writes, guarded, False)
+        assert await store.get("r/none", 9.0) is None
+        await asyncio.to_thread(take_writes, guarded, True)
         await stands.wait()
         assert 1 == await channel.tell(b"order")
         assert b"order" == await heard.get()
@@ -85,6 +88,11 @@ async def test_what_is_granted_is_what_is_used(guarded: Part) -> None:
     assert set() == COMMANDS.keys() - used
 
 
+def take_writes(part: Part, takes: bool) -> None:
+    said = command(part.port, "CONFIG", "SET", "min-replicas-to-write", "0" if takes else "1", operators=part.folder)
+    assert "+OK" == said
+
+
 def accounts(part: Part) -> tuple[set[str], set[str]]:
     """What the server has refused, and the commands that were used."""
     password = password_file(part.folder, "operator").read_text()
@@ -94,7 +102,7 @@ def accounts(part: Part) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize(
-    "refused", ["keys *", "flushall", "config set maxmemory 1", "eval 'return 1' 0", "get r/a", "set x 1"]
+    "refused", ["keys *", "flushall", "config set maxmemory 1", "eval 'return 1' 0", "getdel r/a", "set x 1"]
 )
 def test_what_is_not_needed_is_refused(guarded: Part, refused: str) -> None:
     """Also a name that is none of ours."""
