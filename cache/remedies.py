@@ -25,6 +25,13 @@ class Remedy:
     change: str
 
 
+_INTRODUCE = Remedy(
+    "cache.l2.tls.certificate",
+    "it wants to see a certificate of ours that it believes",
+    "name one of its tls-ca-cert-file in cache.l2.tls.certificate and key, or set tls-auth-clients no",
+)
+
+
 def remedy_for(error: BaseException, *, encrypted: bool) -> Remedy | None:
     """`error` came of the first words to a server over a line that is `encrypted` or not. None: it has other causes."""
     for cause in _causes(error):
@@ -56,18 +63,16 @@ def remedy_for(error: BaseException, *, encrypted: bool) -> Remedy | None:
                     "name the authority that signed it in cache.l2.tls.ca, or have it renewed",
                 )
             case ssl.SSLError() if any(alert in text.upper().replace(" ", "_") for alert in _UNTRUSTED):
-                return Remedy(
-                    "cache.l2.tls.certificate",
-                    "it wants to see a certificate of ours that it believes",
-                    "name one of its tls-ca-cert-file in cache.l2.tls.certificate and key, or set tls-auth-clients no",
-                )
+                return _INTRODUCE
+            case _ if encrypted and any(words in text for words in _HUNG_UP):
+                return _INTRODUCE  # what it said of that is lost when the end of the connection comes first
         if encrypted and (isinstance(cause, ssl.SSLError) or _UNANSWERED in text):
             return Remedy(
                 "cache.l2.url",
                 "it does not do TLS there",
                 "write redis:// and leave cache.l2.tls.enabled out, or name its tls-port",
             )
-        if not encrypted and any(words in text for words in _HUNG_UP):
+        if any(words in text for words in _HUNG_UP):
             return Remedy(
                 "cache.l2.url",
                 "it hangs up at the first word, as a server does that wants TLS",

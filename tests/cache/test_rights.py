@@ -238,7 +238,7 @@ async def test_what_is_wrong_with_a_line_is_told_with_the_setting_to_change(encr
             "cache.l2.tls.ca": over_tls(encrypted, ca=stranger),
             "cache.l2.tls.certificate": over_tls(encrypted, certificate=None),
             "write rediss://": L2Settings(url=SecretStr(f"redis://{encrypted.address}/0"), budget=5.0),
-            "write redis://": L2Settings(url=SecretStr(plain), budget=5.0),
+            "write redis://": L2Settings(url=SecretStr(plain), budget=0.5),
         }
 
     for words, wrong in (await asyncio.to_thread(ways)).items():
