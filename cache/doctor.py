@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from cache.errors import TierError
+from cache.errors import TierError, TierTimeout
 from cache.keys import Key
 from cache.objects import ObjectsStore
 from cache.redis import RedisStore
@@ -123,14 +123,18 @@ async def _try_commands(store: RedisStore, settings: L2Settings) -> list[Finding
         "UNLINK": lambda: asyncio.gather(store.delete(name), store.delete(rows)),
     }
     refused: dict[str, str] = {}
-    remedy = None
+    remedy, answered = None, False
     for command, say in commands.items():
         try:
             await say()
         except TierError as error:
             refused[command] = str(error)
             remedy = remedy or remedy_for(error, encrypted=settings.encrypted)
-    if len(set(refused.values())) == 1 and len(refused) == len(commands):
+            if isinstance(error, TierTimeout):
+                break  # nobody need wait as long again for each of the others
+        else:
+            answered = True
+    if not answered and len(set(refused.values())) == 1:
         (kind,) = set(refused.values())
         if remedy is not None and kind != "NoPermissionError":
             return [fail("redis", remedy.what, f"{remedy.setting}: {remedy.change}")]
