@@ -20,12 +20,13 @@ from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from cache.value import policy_named
 from inference import models
-from inference.device import MIB, Device, DeviceThread, HostDevice, Memory, execution, open_device
+from inference.device import MIB, Device, DeviceThread, HostDevice, Memory, execution, free_unused, open_device
 from inference.engine import Engine
 from inference.favourites import Favourites
 from inference.metrics import WorkerMetrics
 from inference.models.base import Model
 from inference.pool import Pool
+from inference.rehearsal import rehearse
 from inference.retention import decide
 from inference.server import InferenceServicer, Server
 from inference.settings import ModelSettings, WorkerSection, WorkerSettings
@@ -170,7 +171,16 @@ async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) ->
             loaded[model.name] = opened
         except ValueError as error:
             raise SettingsError(f"worker.models: {model.name}: {error}") from error
+        await device.run(_rehearse, opened, device.device)
     return loaded
+
+
+def _rehearse(model: Model, device: Device) -> None:
+    try:
+        rehearse(model, device)
+    except Exception:  # noqa: BLE001  # what callers ask for may work all the same, and if not, they are told
+        _log.warning("rehearsal failed", model=model.description.model, exc_info=True)
+    free_unused(device)
 
 
 def _pool_bytes(section: WorkerSection, memory: Memory) -> int:

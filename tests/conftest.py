@@ -4,6 +4,7 @@
 kills, restarts it) asks for `breakable_redis` or `breakable_objects` instead: a `gateway.stack.Stack` of its own.
 """
 
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,6 +18,8 @@ from gateway.stack.objects import ensure_bucket
 from gateway.stack.redis import flush
 from tests import servers
 from tests.servers import S3
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there, as workers have it
 
 
 @pytest.fixture(scope="session")

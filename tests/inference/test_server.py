@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -535,6 +537,29 @@ async def test_a_second_signal_ends_a_process_now(tmp_path: Path, small_folder: 
         running.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(running.wait(), PATIENCE) == 128 + signal.SIGTERM
         call.cancel()
+
+
+def test_threads_that_wait_for_each_other_sleep(tmp_path: Path) -> None:
+    """As a worker has it unless its environment says otherwise: awake they would hold up whoever they wait for."""
+    assert waits_of({}, tmp_path) == "PASSIVE"
+    assert waits_of({"OMP_WAIT_POLICY": "ACTIVE"}, tmp_path) == "ACTIVE"
+
+
+def waits_of(environment: Mapping[str, str], tmp_path: Path) -> str:
+    """What OpenMP says of itself in a worker, which ends for want of a model."""
+    file = tmp_path / "reprise.yaml"
+    cache = {"secret": SECRET.hex(), "l2": {"enabled": False}, "l3": {"enabled": False}}
+    file.write_text(yaml.safe_dump({"cache": cache, "worker": {"port": 0, "models": {"none": str(tmp_path / "none")}}}))
+    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    run = subprocess.run(
+        [sys.executable, "-m", "inference", "--config", str(file)],
+        env={**own, "OMP_DISPLAY_ENV": "TRUE", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (said,) = re.findall(r"OMP_WAIT_POLICY = '(\w+)'", run.stderr)
+    return str(said)
 
 
 def _small_request(description: Description, **more: Any) -> pb.RunRequest:
