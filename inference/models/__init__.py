@@ -18,13 +18,18 @@ FAMILIES = {
     "StableVideoDiffusionPipeline": "inference.models.svd",
     "WanImageToVideoPipeline": "inference.models.wan_i2v",
 }
+# What weights become on an accelerator; those of families that are not here, half precision.
+ON_ACCELERATOR = {
+    "PocketTTSForConditionalGeneration": "float32",  # so few that it costs nothing
+    "WanImageToVideoPipeline": "bfloat16",  # as the model's makers run it
+}
 
 
 def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Model:
     """A model of any known family, called `name`, ready to run on `device`.
 
     `source` is a local folder or a hub id, `OWNER/NAME` or `OWNER/NAME@REVISION`. `dtype` is a torch type such as
-    "float16"; by default half precision on an accelerator and single on a CPU. Only safetensors weights are read.
+    "float16"; by default as `ON_ACCELERATOR` has it, and single precision on a CPU. Only safetensors weights are read.
     Raises ValueError for something that is no model, of no known family, or not loadable in this way.
     """
     from inference.models.sources import folder_of, pipeline_class

@@ -31,7 +31,7 @@ def check(source: str, device: str, dtype: str | None, tell: Path | None) -> Non
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     place = opened.place.type
-    kind = compute_type(place, dtype)
+    kind = compute_type(place, dtype, model.pipeline)
     click.echo("\n".join(_told(model)))
     need, have = model.parameters * kind.itemsize, _bytes_of(opened)
     name = str(kind).removeprefix("torch.")

@@ -40,7 +40,7 @@ DECODE_CHUNK = 1  # frames per call of the decoder, the library's default; anoth
 
 def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Model:
     """The model of a local folder or hub id, on `device`. Raises ValueError for what cannot be loaded in this way."""
-    pipeline = open_pipeline(I2VGenXLPipeline, source, compute_type(device, dtype))
+    pipeline = open_pipeline(I2VGenXLPipeline, source, compute_type(device, dtype, I2VGenXLPipeline.__name__))
     if getattr(pipeline.text_encoder.config, "use_attention_mask", False):
         raise ValueError(f"the text encoder of {source} reads more than token ids")
     give_back_text_model(pipeline.text_encoder)

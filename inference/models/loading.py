@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from inference.models import ON_ACCELERATOR
+
 MARKER = "reprise.json"  # in folders that `inference.models.small` made
 
 
@@ -37,9 +39,9 @@ def opening(source: str, kind: str) -> Iterator[None]:
         raise ValueError(f"{source} lacks a part of a {kind}, or has it in no safetensors file") from error
 
 
-def compute_type(device: str, dtype: str | None, *, accelerator: str = "float16") -> torch.dtype:
-    """The type named, by default single precision on a CPU and `accelerator` elsewhere. Raises ValueError."""
-    name = dtype or ("float32" if torch.device(device).type == "cpu" else accelerator)
+def compute_type(device: str, dtype: str | None, family: str) -> torch.dtype:
+    """The type named, by default single precision on a CPU and elsewhere the family's. Raises ValueError."""
+    name = dtype or ("float32" if torch.device(device).type == "cpu" else ON_ACCELERATOR.get(family, "float16"))
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"{name} is no floating point type of torch")

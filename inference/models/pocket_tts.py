@@ -82,8 +82,7 @@ class Speaker:
 
 def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Streamed:
     """The model of a local folder, on `device`. Raises ValueError for what cannot be loaded in this way."""
-    # So few weights that single precision costs nothing; the codec has it in any case, for the sound's sake.
-    speaker = _open(Path(source), compute_type(device, dtype, accelerator="float32"))
+    speaker = _open(Path(source), compute_type(device, dtype, PocketTTSForConditionalGeneration.__name__))
     _refuse_unknown(speaker, source)
     return PocketTTS(speaker, describe(speaker, name, random_weights=has_random_weights(source)), device)
 

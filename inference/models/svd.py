@@ -33,7 +33,9 @@ DECODE_CHUNK = 8  # frames that the decoder sees together: more need more memory
 
 def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Model:
     """The model of a local folder or hub id, on `device`. Raises ValueError for what cannot be loaded in this way."""
-    pipeline = open_pipeline(StableVideoDiffusionPipeline, source, compute_type(device, dtype))
+    pipeline = open_pipeline(
+        StableVideoDiffusionPipeline, source, compute_type(device, dtype, StableVideoDiffusionPipeline.__name__)
+    )
     if type(pipeline.scheduler) is not EulerDiscreteScheduler:
         raise ValueError(f"{source} has a scheduler that may draw noise which no seed decides")
     return SVD(pipeline, describe(pipeline, name, random_weights=has_random_weights(source)), device)

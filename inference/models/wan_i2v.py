@@ -43,8 +43,8 @@ SPANS = (17, 33, 81, 121)  # frames that `condition` encodes; the last is also t
 
 def load(source: str, *, name: str, device: str, dtype: str | None = None) -> Model:
     """The model of a local folder or hub id, on `device`. Raises ValueError for what cannot be loaded in this way."""
-    # As the model's makers run it: brain floats where the weights are many, single precision for the picture.
-    kinds = {"default": compute_type(device, dtype, accelerator="bfloat16")}
+    # As the model's makers run it: single precision for the picture.
+    kinds = {"default": compute_type(device, dtype, WanImageToVideoPipeline.__name__)}
     kinds |= dict.fromkeys(("vae", "image_encoder"), torch.float32)
     pipeline = open_pipeline(WanImageToVideoPipeline, source, kinds)
     _refuse_unknown(pipeline, source)

@@ -19,6 +19,7 @@ from inference.models.__main__ import main
 from inference.models.loading import MARKER
 from inference.models.sources import examine
 from tests.inference.proof import opened
+from tests.inference.scripted_device import ScriptedDevice
 
 CHECK_EACH = """
 import sys
@@ -121,6 +122,16 @@ def test_what_a_worker_could_serve_is_ready_to_be_configured(folder: Path) -> No
     assert f"weights as float32: {mib:,.1f} MiB, on a cpu with " in result.output
     assert result.output.endswith(f"{{name: NAME, source: {folder}}}\n")
     assert f"weights as bfloat16: {mib / 2:,.1f} MiB" in check(folder, "--dtype", "bfloat16", "--device", "cpu").output
+
+
+@pytest.mark.parametrize(("family", "kind"), [("svd", "float16"), ("wan-i2v", "bfloat16"), ("pocket-tts", "float32")])
+def test_memory_on_an_accelerator_is_told_as_the_family_runs_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kind: str
+) -> None:
+    """Half precision is no matter of course."""
+    monkeypatch.setattr("inference.models.__main__.open_device", lambda wanted: ScriptedDevice())
+    monkeypatch.setattr(ScriptedDevice, "place", torch.device("cuda"))
+    assert f"weights as {kind}: " in check(small.build(tmp_path / family, family=family)).output
 
 
 def test_what_a_worker_could_not_serve_fails_the_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
