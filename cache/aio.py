@@ -79,7 +79,7 @@ class PlainSerializer(BaseSerializer):  # type: ignore[misc]
             return None
         try:
             return msgpack.unpackb(data, strict_map_key=False)
-        except (ValueError, msgpack.UnpackException):
+        except (ValueError, TypeError, msgpack.UnpackException):  # TypeError: a mapping by what cannot be a key
             return None
 
 

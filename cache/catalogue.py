@@ -31,18 +31,12 @@ class Catalogue:
         content = description.to_bytes()
         if not await self._hierarchy.keep(self._namespace, content, _TTL):
             raise TierError("the description could not be stored")
-        pointer = {"revision": description.revision, "hex": description.digest.hex, "size": description.digest.size}
-        await self._objects.put(PREFIX + description.model, json.dumps(pointer).encode(), _TTL, replace=True)
+        await self._objects.put(PREFIX + description.model, pointer_of(description), _TTL, replace=True)
 
     async def active(self, model: str) -> Description | None:
         """The active description of a model; None if there is none that can be read. Raises TierError."""
         pointer = await self._objects.get(PREFIX + model, _TTL)
-        if pointer is None:
-            return None
-        try:
-            fields = json.loads(pointer)
-            digest = Digest(str(fields["hex"]), int(fields["size"]))
-        except (ValueError, KeyError, TypeError, OverflowError):
+        if pointer is None or (digest := pointer_to(pointer)) is None:
             return None
         content, _, _ = await self._hierarchy.read(self._namespace, digest, _TTL)
         try:
@@ -53,3 +47,18 @@ class Catalogue:
     async def models(self) -> list[str]:
         """Names of all models ever published. Raises TierError."""
         return sorted(name.removeprefix(PREFIX) for name in await self._objects.names(PREFIX))
+
+
+def pointer_of(description: Description) -> bytes:
+    """What `models/` says of a model whose active description this is."""
+    digest = description.digest
+    return json.dumps({"revision": description.revision, "hex": digest.hex, "size": digest.size}).encode()
+
+
+def pointer_to(data: bytes) -> Digest | None:
+    """The digest of the description that is active; None for what says none. Anybody may have written it."""
+    try:
+        fields = json.loads(data)
+        return Digest(str(fields["hex"]), int(fields["size"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

@@ -16,7 +16,6 @@ In memory are the names of one namespace's blobs, and a page of its entries.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from cache.catalogue import PREFIX as MODELS
+from cache.catalogue import pointer_to
 from cache.description import HOUR
 from cache.envelope import Damaged, unseal
 from cache.errors import TierError
@@ -201,10 +201,8 @@ async def _described(objects: ObjectsStore) -> set[str]:
     """Digests of the blobs that `models/` names."""
     named = set()
     for name in await objects.names(MODELS):
-        try:
-            named.add(str(json.loads(await objects.get(name, _TTL) or b"")["hex"]))
-        except (ValueError, KeyError, TypeError):
-            continue  # it names none that anybody could read
+        if (digest := pointer_to(await objects.get(name, _TTL) or b"")) is not None:
+            named.add(digest.hex)  # others name none that anybody could read
     return named
 
 

@@ -186,7 +186,8 @@ def _parsed(file: Path) -> object:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise KeyFileError(f"{file}: line {line}: not YAML; write a list with an entry for each key") from None
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        # What its readers of tagged values raise for `!!bool cat` and the like, too.
         raise KeyFileError(f"{file}: not YAML; write a list with an entry for each key") from None
 
 

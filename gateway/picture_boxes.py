@@ -25,6 +25,9 @@ from gateway.blueprint import LARGEST_FILE, LARGEST_PROFILE, MOST_PIXELS, Bluepr
 _MOST_BOXES = 16_384  # of a file
 _MOST_ITEMS = 4_096
 _MOST_TILES = 1_024
+_MOST_EXTENTS = 16_384  # of all items: each may be told in no bytes at all
+_MOST_PROPERTIES = 256  # of one item, which are looked through again and again
+_MOST_UNITS = 4_096  # of one coded picture's stream
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 _AVIF = frozenset({b"avif", b"avis"})
 _GRID = b"grid"
@@ -283,7 +286,7 @@ def _place(items: dict[int, _Item], iloc: bytes, data: bytes, idat: bytes) -> No
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_size = sizes & 15 if version else 0
     wide = 4 if version == 2 else 2
-    count, at, taken = _unsigned(iloc, 6, wide), 6 + wide, 0
+    count, at, taken, extents = _unsigned(iloc, 6, wide), 6 + wide, 0, 0
 
     def next_number(size: int) -> int:
         nonlocal at
@@ -295,8 +298,11 @@ def _place(items: dict[int, _Item], iloc: bytes, data: bytes, idat: bytes) -> No
         source = {0: data, 1: idat}.get(next_number(2) & 15 if version else 0)
         if next_number(2) or source is None:
             raise refused("PICTURE_UNREADABLE")  # in another file, or in another item
-        base = next_number(base_size)
-        for _ in range(next_number(2)):
+        base, many = next_number(base_size), next_number(2)
+        extents += many
+        if extents > _MOST_EXTENTS:
+            raise refused("PICTURE_UNREADABLE")
+        for _ in range(many):
             next_number(index_size)
             start = base + next_number(offset_size)
             length = next_number(length_size) or len(source) - start
@@ -326,7 +332,7 @@ def _associate(items: dict[int, _Item], ipma: bytes, store: Sequence[tuple[bytes
             value = _unsigned(ipma, at, 2 if broad else 1)
             at += 2 if broad else 1
             essential, index = divmod(value, 0x8000 if broad else 0x80)
-            if index > len(store):
+            if index > len(store) or (item is not None and len(item.properties) >= _MOST_PROPERTIES):
                 raise refused("PICTURE_UNREADABLE")
             if item is not None and index:
                 item.properties.append((*store[index - 1], bool(essential)))
@@ -394,8 +400,11 @@ def _hevc_size(configuration: bytes, data: bytes) -> tuple[int, int]:
 
 def _hevc_pictures(data: bytes, length_size: int) -> int:
     """How many pictures begin in this stream. A size in it would overrule the configuration's: refused."""
-    at = pictures = 0
+    at = pictures = units = 0
     while at < len(data):
+        units += 1
+        if units > _MOST_UNITS:
+            raise refused("PICTURE_UNREADABLE")
         length = _unsigned(data, at, length_size)
         at += length_size
         if length < 3 or at + length > len(data):
@@ -450,8 +459,11 @@ def _av1_size(configuration: bytes, data: bytes) -> tuple[int, int]:
 
 def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Kind and content of each unit of an AV1 stream."""
-    at = 0
+    at = units = 0
     while at < len(data):
+        units += 1
+        if units > _MOST_UNITS:
+            raise refused("PICTURE_UNREADABLE")
         head = data[at]
         at += 2 if head & 4 else 1
         length = len(data) - at

@@ -90,6 +90,9 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
+# Of a whole file, with the pictures that may follow in it. Each passes over every block of the picture, and a scan that
+# says nothing has thirty bytes: a small file could keep a decoder busy for an hour.
+_MOST_SCANS = 256
 _JPEG_END, _JPEG_SCAN, _JPEG_EXIF, _JPEG_PROFILE = 0xD9, 0xDA, 0xE1, 0xE2
 # JFIF (APP0) and Adobe (APP14) say how colours are coded. Other applications' segments and comments make no pixels.
 _JPEG_ASIDE = frozenset(range(0xE1, 0xF0)) - {0xEE} | {0xFE}
@@ -117,6 +120,8 @@ def _read_jpeg(data: bytes) -> Blueprint:
         raise refused("PICTURE_UNREADABLE")
     if data.rfind(b"\xff\xd9", scan) < 0:
         raise refused("PICTURE_TRUNCATED")
+    if data.count(b"\xff\xda", scan) > _MOST_SCANS:
+        raise refused("PICTURE_UNREADABLE")
     # More pictures may follow the first in one file: previews and gain maps of cameras. They are not what is shown.
     pixels = b"".join([*kept, b"\xff\xda", data[scan:]])
     return Blueprint(JpegImageFile, *size, orientation or 1, pixels, b"".join(profile[n] for n in sorted(profile)))

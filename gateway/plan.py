@@ -271,7 +271,7 @@ def _addresses(
 
 
 def _labels(message: CachePolicy) -> tuple[str, ...]:
-    labels = tuple(message.labels)
+    labels = tuple(message.labels[: _MOST_LABELS + 1])
     if len(labels) > _MOST_LABELS or not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
         raise InvalidField("cache_policy.labels", f"at most {_MOST_LABELS}, of 1 to {_LONGEST_LABEL} characters each")
     return labels

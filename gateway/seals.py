@@ -9,6 +9,7 @@ import hmac
 from cache.encoding import Value, decode, encode, keyed_hash_of
 
 _MAC_BYTES = 16
+_LONGEST = 8192  # letters; those that we make have some two hundred, and callers may send millions
 
 
 def seal(secret: bytes, domain: str, value: Value) -> str:
@@ -21,6 +22,8 @@ def seal(secret: bytes, domain: str, value: Value) -> str:
 
 def unseal(secret: bytes, domain: str, text: str) -> Value:
     """The value in a text that we sealed for this purpose. Raises ValueError for any other text."""
+    if len(text) > _LONGEST:
+        raise ValueError("longer than any sealed text")
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:

@@ -130,7 +130,7 @@ class _Decoding:
         self._skip = 0
         self._most = 0
         self._end: int | None = None  # where the recording ends, if the file says so
-        self._parts: list[bytes] = []
+        self._parts: list[bytes] = []  # of what is not skipped
 
     def run(self) -> tuple[int, bytes]:
         track, decoder = self._track, _decoder(self._track)
@@ -146,7 +146,7 @@ class _Decoding:
         if track.exact and track.length and self._have != track.length:
             raise refused("SOUND_TRUNCATED" if self._have < track.length else "SOUND_UNREADABLE")
         pcm = b"".join(self._parts)
-        return self._rate or track.sample_rate, pcm[2 * self._skip : None if self._end is None else 2 * self._end]
+        return self._rate or track.sample_rate, pcm[: None if self._end is None else 2 * (self._end - self._skip)]
 
     def _feed(self, decoder: Any, packet: Any) -> None:
         if packet.size:  # without any bytes it would mean the end
@@ -161,7 +161,10 @@ class _Decoding:
             self._have += frame.samples
             if self._have > self._most:
                 raise refused("SOUND_TOO_LONG", self._limits)
-            self._parts.append(_mono(frame))
+            # A file may skip whatever it likes: as much as it has is decoded, and none of it is kept.
+            unwanted = max(0, self._skip - (self._have - frame.samples))
+            if unwanted < frame.samples:
+                self._parts.append(_mono(frame)[2 * unwanted :])
 
     def _begin(self, rate: int) -> None:
         if not 0 < rate <= HIGHEST_RATE:

@@ -24,6 +24,7 @@ from reprise.v1.media_pb2 import AnimateImageRequest, Pronunciation, SynthesizeS
 _MOST_NAMED = 8  # of what a text must not have in it
 LONGEST_TEXT = 2000  # characters, where a model says nothing else
 EXTRA = "extra"
+_MOST_EXTRA = 256  # parameters in it; a message has room for millions
 M = TypeVar("M", bound=Message)
 _NEVER = {"model", "cache_policy", "delivery"}
 NOT_PARAMETERS: Mapping[str, frozenset[str]] = {  # of each request; whatever else it has is a parameter
@@ -117,6 +118,8 @@ def _extra_of(message: Message) -> dict[str, Scalar]:
     if EXTRA not in message.DESCRIPTOR.fields_by_name:
         return {}
     values: Mapping[str, Any] = getattr(message, EXTRA)
+    if len(values) > _MOST_EXTRA:
+        raise InvalidField(EXTRA, f"must be at most {_MOST_EXTRA} of them", reason="FIELD_UNKNOWN")
     extra: dict[str, Scalar] = {}
     for name, value in values.items():
         member = value.WhichOneof("value")
@@ -242,13 +245,14 @@ _FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # Composing makes one character out of four at most. A text longer than this stays too long, and is not composed at
 # all: that would take a second for the longest message.
 _MOST_COMPOSED = 4
+_MOST_SENT = 1_000_000  # characters with outer white space: even to look for that in a whole message takes long
 
 
 def _text(parameter: Parameter, value: Scalar) -> str:
     if not isinstance(value, str):
         raise _refused(parameter, "VALUE_TYPE")
     shortest, longest = _lengths(parameter)
-    if len(_trimmed(value)) > longest * _MOST_COMPOSED:
+    if len(value) > _MOST_SENT or len(_trimmed(value)) > longest * _MOST_COMPOSED:
         raise _refused(parameter, "TEXT_TOO_LONG")
     text = normalise(value)
     if _FORBIDDEN.search(text):

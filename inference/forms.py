@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import safetensors.torch
@@ -23,6 +24,7 @@ from inference import tensors
 from inference.models.base import Tensors
 
 _SCALARS = (bool, int, float, str)
+_MOST_SPREAD = 64  # of the memory a tensor is laid out in, per number in it: strides may say anything
 _Form = dict[str, Any]  # what JSON can say
 
 
@@ -96,6 +98,8 @@ def _name_of(tensor: torch.Tensor, held: dict[str, torch.Tensor], device: torch.
         raise NotStorable("a tensor on another device")
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise NotStorable("a tensor that repeats itself")
+    if _spread(tensor, tensor.stride()) > _MOST_SPREAD * tensor.numel():
+        raise NotStorable("a tensor that lies scattered")
     for name, known in held.items():
         if known is tensor:
             return name
@@ -136,8 +140,17 @@ def _class_of(module: str, name: str) -> Any:
 
 def _fresh(tensor: torch.Tensor, strides: list[int], device: torch.device) -> torch.Tensor:
     """A tensor of its own memory, so that whoever changes it changes nothing else, laid out as it was."""
+    if _spread(tensor, strides) > _MOST_SPREAD * tensor.numel():
+        raise ValueError("not the form of an output")
     laid_out = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=device)
     return laid_out.copy_(tensor)
+
+
+def _spread(tensor: torch.Tensor, strides: Sequence[int]) -> int:
+    """How many numbers' room it takes with these strides."""
+    if not tensor.numel():
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
