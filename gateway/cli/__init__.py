@@ -13,6 +13,7 @@ from gateway.cli import (
     models,
     savings,
     simulate,
+    sizing,
     speak,
     stack,
     stats,
@@ -30,6 +31,6 @@ for command in (
     *(stack.up, stack.down, animate.animate, speak.speak, explain.explain),
     *(follow.watch, follow.cancel, stats.stats, trace.trace),
     *(control.invalidate, control.switch, control.pin, warm.warm, savings.savings),
-    *(inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate),
+    *(inspect.inspect, gc.gc, doctor.doctor, models.models, simulate.simulate, sizing.sizing),
 ):
     main.add_command(command)

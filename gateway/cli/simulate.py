@@ -19,27 +19,10 @@ from cache.simulate import OVERHEAD, Replay, ReplayPolicy, advise, ceiling, repl
 from cache.synthetic import SYNTHETIC
 from gateway.cli.chart import draw
 from gateway.cli.options import console
+from gateway.cli.sizes import Sizes, size_word
 from gateway.cli.stack import data_option
 
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _STEPS = 6  # sizes that are tried when none are given, each twice the one before
-
-
-class _Sizes(click.ParamType[list[int]]):
-    name = "sizes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        return sorted({self._size(part.strip(), param, ctx) for part in str(value).split(",")})
-
-    def _size(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        number, unit = next(((text[: -len(unit)], unit) for unit in _UNITS if text.endswith(unit)), (text, ""))
-        try:
-            size = int(float(number) * _UNITS.get(unit, 1))
-        except (ValueError, OverflowError):
-            size = 0
-        if size <= 0:
-            self.fail(f"{text!r} is no size; write 64MiB, 1.5GiB or a number of bytes", param, ctx)
-        return size
 
 
 class _Names(click.ParamType[list[str]]):
@@ -75,7 +58,7 @@ class _Place:
 @click.option(
     "--policy", type=_Names(["value", "lru"]), default="lru,value", show_default=True, help="Of L1 and pools."
 )
-@click.option("--sizes", type=_Sizes(), help="To try, such as 64MiB,1GiB.  [default: six, up to all there is]")
+@click.option("--sizes", type=Sizes(), help="To try, such as 64MiB,1GiB.  [default: six, up to all there is]")
 @click.option("--entries", type=click.IntRange(min=1), help="Bound on the number of entries in L1 and pools too.")
 @click.option(
     "--share",
@@ -193,7 +176,7 @@ def _replay(
 def _summary(name: str, accesses: Sequence[Access], best: Replay) -> str:
     return (
         f"\n{name}: {best.lookups:,} lookups of {len({access.key for access in accesses}):,} entries "
-        f"in {best.seconds / 3600:.1f} h. Memory without end would hold up to {_size(best.peak_bytes)} and save "
+        f"in {best.seconds / 3600:.1f} h. Memory without end would hold up to {size_word(best.peak_bytes)} and save "
         f"{best.cost_saved:,.1f} of {best.cost_asked:,.1f} device seconds ({best.share_saved:.1%})"
     )
 
@@ -209,7 +192,7 @@ def _table(results: Sequence[tuple[_Place, list[Replay]]]) -> Table:
             table.add_row(
                 place.name,
                 each.policy,
-                _size(each.max_bytes),
+                size_word(each.max_bytes),
                 f"{each.hit_rate:.1%}",
                 f"{each.byte_hit_rate:.1%}",
                 f"{each.cost_saved:,.1f}",
@@ -226,9 +209,11 @@ def _advise(out: Console, results: Sequence[tuple[_Place, list[Replay]]], worth:
         advice = advise(replays, worth)
         rate = f"{advice.next_gib:,.1f} device seconds an hour"
         if advice.max_bytes is None:
-            told = f"more than {_size(replays[-1].max_bytes)} may pay: the last step still saved {rate} for each GiB"
+            told = (
+                f"more than {size_word(replays[-1].max_bytes)} may pay: the last step still saved {rate} for each GiB"
+            )
         else:
-            told = f"{_size(advice.max_bytes)}; from there on a GiB more saves {rate}"
+            told = f"{size_word(advice.max_bytes)}; from there on a GiB more saves {rate}"
         out.print(f"{place.name} with {replays[0].policy}: {told}")
 
 
@@ -237,7 +222,7 @@ def _draw(out: Console, folder: Path, name: str, results: Sequence[tuple[_Place,
         f"{place.name} {replays[0].policy}": [(each.max_bytes, each.cost_saved) for each in replays]
         for place, replays in results
     }
-    sizes = {size: _size(size) for points in curves.values() for size, _ in points}
+    sizes = {size: size_word(size) for points in curves.values() for size, _ in points}
     file = folder / f"{name.replace(' ', '-')}.png"
     picture = draw(f"{name}: saved by size", curves, unit="device seconds saved", ceiling=best.cost_saved, sizes=sizes)
     try:
@@ -246,8 +231,3 @@ def _draw(out: Console, folder: Path, name: str, results: Sequence[tuple[_Place,
     except OSError as error:
         raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None
     out.print(f"chart: {file}")
-
-
-def _size(size: int) -> str:
-    unit, scale = next(((unit, scale) for unit, scale in reversed(_UNITS.items()) if size >= scale), ("bytes", 1))
-    return f"{size / scale:.3g} {unit}"
