@@ -23,12 +23,14 @@ Watch = Callable[[str, str, float], None]
 
 
 class AlreadyRunning(StackError):
-    """The stack of this data folder is up; carries what runs."""
+    """The stack of this data folder is up, or a part of it is; carries what runs."""
 
-    def __init__(self, data: Path, running: Sequence[Running]) -> None:
-        self.running = list(running)
-        listing = "\n".join(f"  {each.part.name}  pid {each.pid}  {each.part.address}" for each in running)
-        super().__init__(f"the stack in {data} is already up:\n{listing}")
+    def __init__(self, data: Path, parts: Sequence[Running]) -> None:
+        self.running = [each for each in parts if each.alive()]
+        listing = "\n".join(_told(each, alive=each in self.running) for each in parts)
+        ended = len(self.running) < len(parts)
+        advice = "\nreprise down, then reprise up, starts all of it anew" if ended else ""
+        super().__init__(f"the stack in {data} is already up{', but for what has ended' * ended}:\n{listing}{advice}")
 
 
 class UnknownPart(StackError):
@@ -56,8 +58,8 @@ class Stack:
 
     def refuse_twice(self) -> None:
         """Raises AlreadyRunning when any part runs: for callers who have to prepare something before `up`."""
-        if running := self.running():
-            raise AlreadyRunning(self.data, running)
+        if self.running():
+            raise AlreadyRunning(self.data, self._remembered())
 
     def up(self, parts: Sequence[Part]) -> list[Running]:
         """Start all parts in order, each ready before the next. Raises AlreadyRunning, or PartFailed after having
@@ -150,6 +152,10 @@ class Stack:
             if not wait_until(lambda: _acquired(lock), patience):
                 raise StackError(f"another command is changing the stack in {self.data}")
             yield
+
+
+def _told(each: Running, *, alive: bool) -> str:
+    return f"  {each.part.name}  " + (f"pid {each.pid}  {each.part.address}" if alive else f"ended: {each.part.log}")
 
 
 def _acquired(lock: IO[bytes]) -> bool:

@@ -123,6 +123,19 @@ def test_a_second_up_is_refused(stack: Stack, redis_part: Part) -> None:
     assert running.alive()
 
 
+def test_a_second_up_says_what_has_ended(stack: Stack, redis_part: Part) -> None:
+    """With where its last words are, and what to do."""
+    sleeper = program(stack, "sleeper", sys.executable, "-c", "import time; time.sleep(600)")
+    sleeper = replace(sleeper, address=redis_part.address)  # where somebody answers
+    [_, ended] = stack.up([redis_part, sleeper])
+    ended.kill()
+    with pytest.raises(AlreadyRunning, match="but for what has ended") as refused:
+        stack.up([redis_part, sleeper])
+    assert f"sleeper  ended: {sleeper.log}" in str(refused.value)
+    assert "reprise down, then reprise up" in str(refused.value)
+    assert ["redis"] == [each.part.name for each in refused.value.running]
+
+
 def test_a_part_that_ends_early_shows_its_log_and_takes_the_rest_down(stack: Stack, redis_part: Part) -> None:
     broken = program(stack, "broken", sys.executable, "-c", "print('there is no model here'); exit(3)")
     with pytest.raises(PartFailed, match="there is no model here") as failure:
