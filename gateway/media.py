@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from cache.build import Tiers
 from cache.description import HOUR, Scope
+from cache.digest import Digest
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused
@@ -136,16 +137,22 @@ class MediaServicer:
             if request.offset > digest.size:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
             namespaces = self._planner.namespaces(visit.principal).values()
-            made = self._resolver.just_made(digest, namespaces)
-            data = made.data if made is not None else None
-            for namespace in namespaces if data is None else ():
-                data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL)
-                if data is not None:
-                    break
-            if data is None:
-                raise NotFound("ARTIFACT_UNKNOWN")
+            read = await self._artifact(digest, namespaces)
             for offset in range(request.offset, max(digest.size, request.offset + 1), _PIECE):
-                yield _piece(data, offset)
+                yield _piece(offset, read(offset, offset + _PIECE))
+
+    async def _artifact(self, digest: Digest, namespaces: Collection[str]) -> Callable[[int, int], bytes]:
+        """What reads a finished file from one byte to another. Raises NotFound.
+
+        A file in memory is not copied for each of its readers, who may take their time.
+        """
+        if (made := self._resolver.just_made(digest, namespaces)) is not None:
+            return made.read
+        for namespace in namespaces:
+            data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL)
+            if data is not None:
+                return partial(_cut, data)
+        raise NotFound("ARTIFACT_UNKNOWN")
 
     async def Explain(self, request: media.ExplainRequest, context: Context) -> media.ExplainResponse:
         with self._visit("Explain", context) as visit:
@@ -206,7 +213,10 @@ def metadata_of(context: Context) -> Mapping[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
-def _piece(data: bytes, offset: int) -> bytes:
+def _cut(data: bytes, start: int, stop: int) -> bytes:
+    return data[start:stop]
+
+
+def _piece(offset: int, data: bytes) -> bytes:
     """A message of a download, in wire form, so that its parts are not kept while it waits."""
-    chunk = media.Chunk(offset=offset, data=data[offset : offset + _PIECE])
-    return media.DownloadResponse(chunk=chunk).SerializeToString()
+    return media.DownloadResponse(chunk=media.Chunk(offset=offset, data=data)).SerializeToString()
