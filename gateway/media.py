@@ -19,6 +19,7 @@ from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused
 from gateway.explain import Explainer
 from gateway.identity import current_caller
+from gateway.large import Counter
 from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
@@ -35,7 +36,7 @@ from reprise.v1 import common_pb2 as pb
 from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-UNPARSED = frozenset(task.method for task in TASKS)  # methods that see to their messages themselves
+UNPARSED = frozenset({"Upload", *(task.method for task in TASKS)})  # methods that see to their messages themselves
 _ARTIFACT_TTL = 2 * HOUR  # seconds; how long Redis keeps what was downloaded
 _PIECE = 256 * 1024  # bytes of a download's message: a reader that stands still has some copies of one
 
@@ -72,6 +73,7 @@ class MediaServicer:
         self._replays = replays
         self._ledger = ledger
         self._tracing = tracing
+        self._counter = Counter()
 
     def AnimateImage(self, message: bytes, context: Context) -> AsyncGenerator[bytes]:
         return self._make(ANIMATE, message, context)
@@ -86,12 +88,11 @@ class MediaServicer:
                 for response in hit:
                     yield response
                 return
-            request = parse(task.request, message)
-            plan = await self._planner.plan(request, visit.principal)
+            request, file = await self._counter.open(task.request, message, task.medium)
+            plan = await self._planner.plan(request, visit.principal, file=file)
             self._plans.remember(same, request.model, plan, upload_in(request))
-            self._replays.note(plan, visit.principal, lambda: request)
-            del message
-            task.relieve(request)  # a stream lasts long, and may have many beside it
+            self._replays.note(plan, visit.principal, partial(parse, task.request, message))
+            del message, file  # a stream lasts long, and may have many beside it
             async with aclosing(self._resolver.resolve(plan, visit)) as responses:
                 async for response in responses:
                     yield response
@@ -114,9 +115,11 @@ class MediaServicer:
                 return media.CancelResponse(finished=not self._resolver.cancel(request.name, visit.principal))
             return await self._peers.cancel(home, request, current_caller())
 
-    async def Upload(self, request: media.UploadRequest, context: Context) -> media.UploadResponse:
+    async def Upload(self, message: bytes, context: Context) -> media.UploadResponse:
         with self._visit("Upload", context) as visit:
-            namespace, content = self._planner.own_files(visit.principal), request.content
+            _, content = await self._counter.open(media.UploadRequest, message, "content")
+            del message
+            content, namespace = content or b"", self._planner.own_files(visit.principal)
             response = media.UploadResponse()
             if is_sound(content):
                 take = await self._studio.identify(namespace, content)
