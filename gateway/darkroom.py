@@ -58,13 +58,15 @@ class Source(Received[_Developed]):
             self.look = (await self.content()).look
         return self.look
 
-    async def put_into(self, request: RunRequest, name: str, *, whole: bool) -> None:
-        rgb = (await self.pixels()).rgb if whole else b""
+    def put_into(self, request: RunRequest, name: str) -> None:
         picture = request.pictures[name]
         picture.identity, picture.width, picture.height = self.identity, self.width, self.height
-        picture.part_of, picture.rgb = self.part_of, rgb
-        if whole:
-            self.release()
+        picture.part_of = self.part_of
+
+    async def let_go(self) -> bytes:
+        rgb = (await self.pixels()).rgb
+        self.release()
+        return rgb
 
 
 class Darkroom(Reception[Framing, _Known, _Developed]):

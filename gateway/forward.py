@@ -66,8 +66,11 @@ class _Run:
     tuned: bool = False
     heard: int = 0  # samples
 
-    async def request(self, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
-        return await _run_request(self.plan, self.records, with_media=self.with_media, idle=idle, must_run=must_run)
+    def request(self, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
+        return _run_request(self.plan, self.records, idle=idle, must_run=must_run)
+
+    async def contents(self) -> dict[str, bytes]:
+        return await _contents(self.plan) if self.with_media else {}
 
     def hear(self, event: GenerationEvent) -> None:
         """Publish samples that were made. What is made again by another worker is not told again."""
@@ -140,7 +143,7 @@ class Forwarder:
         if worker is None:
             return None
         try:
-            foreseen = await worker.foresee(await _run_request(plan, records))
+            foreseen = await worker.foresee(_run_request(plan, records))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise from_upstream(error) from error
@@ -185,7 +188,7 @@ class Forwarder:
         """At a plan's home, or at the worker that the home has left it to."""
         description = run.plan.description
         idle = self._fleet.idle(description.model, description.revision, run.plan.affinity, without=[home, *failed])
-        async with self._sent(home, run, await run.request(idle=idle)) as told:
+        async with self._sent(home, run, run.request(idle=idle)) as told:
             if not isinstance(told, Elsewhere):
                 return told
             # As long as this stream is open, the home sends everybody who asks for the same to the same worker.
@@ -202,14 +205,14 @@ class Forwarder:
         return await self._run_here(home, run)
 
     async def _run_here(self, worker: Worker, run: _Run) -> _Artifact | None:
-        async with self._sent(worker, run, await run.request(must_run=True)) as told:
+        async with self._sent(worker, run, run.request(must_run=True)) as told:
             if isinstance(told, Elsewhere):
                 raise Internal("WORKER_SENT_AWAY")
             return told
 
     @contextmanager
     def _room_for_media(self, run: _Run) -> Iterator[None]:
-        """A run's request lives as long as the run, and its media are most of it. Raises Overloaded."""
+        """Decoded media are held until they are sent, and may be wanted again by another worker. Raises Overloaded."""
         plan = run.plan
         sent = [medium for name, medium in plan.media.items() if run.with_media and name not in plan.stand_ins]
         size = sum(medium.weight for medium in sent)
@@ -229,15 +232,14 @@ class Forwarder:
 
         The artifact if it still needs storing, None if the worker has seen to that, or who else has the run.
         """
+        contents = await run.contents()
         span = self._tracing.child(run.span, "reprise.worker", {"server.address": worker.address})
-        call = worker.run(request, span, patience=self._patience)
+        call = worker.run(request, contents, span, patience=self._patience)
         reading = asyncio.create_task(_read(worker, call, run, span))
         try:
             told = await asyncio.shield(reading)
             if isinstance(told, Elsewhere):
                 span.set_attribute("reprise.worker.elsewhere", told.worker)
-                request.ClearField("pictures")  # the call lives on, and has no use for media
-                request.ClearField("sounds")
             yield told
         except asyncio.CancelledError:
             if run.flight in self._abandoned and not reading.done():
@@ -277,7 +279,7 @@ async def known_encodings(
 
 async def _read(
     worker: Worker,
-    call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse],
+    call: grpc.aio.StreamStreamCall[RunRequest, RunResponse],
     run: _Run,
     span: Span,
 ) -> _Artifact | Elsewhere | None:
@@ -364,11 +366,10 @@ def _another_may(error: grpc.aio.AioRpcError) -> bool:
     return full or problem.code is grpc.StatusCode.UNAVAILABLE or problem.reason == "PLAN_DIFFERS"
 
 
-async def _run_request(
+def _run_request(
     plan: Plan,
     records: Mapping[str, tuple[Record, TierName]],
     *,
-    with_media: bool = False,
     idle: Sequence[str] = (),
     must_run: bool = False,
 ) -> RunRequest:
@@ -390,11 +391,15 @@ async def _run_request(
         idle_priority=plan.idle,
     )
     for name, medium in plan.media.items():
-        stand_in = plan.stand_ins.get(name)  # without pixels in any case: none are to be encoded under another's name
-        await medium.put_into(request, name, whole=with_media and stand_in is None)
-        if stand_in is not None:
+        medium.put_into(request, name)
+        if (stand_in := plan.stand_ins.get(name)) is not None:
             request.pictures[name].near_identity = stand_in.identity
     return request
+
+
+async def _contents(plan: Plan) -> dict[str, bytes]:
+    """What travels beside a plan, by name. No pixels of a picture whose encodings are to be another's."""
+    return {name: await medium.let_go() for name, medium in plan.media.items() if name not in plan.stand_ins}
 
 
 def _parameter(value: Scalar) -> pb.ParameterValue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -13,11 +13,13 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from cache.build import Tiers
 from cache.description import HOUR, Scope
+from cache.digest import Digest
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused
 from gateway.explain import Explainer
 from gateway.identity import current_caller
+from gateway.large import Counter
 from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.peers import Names, Peers
@@ -34,7 +36,7 @@ from reprise.v1 import common_pb2 as pb
 from reprise.v1 import media_pb2 as media
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-UNPARSED = frozenset(task.method for task in TASKS)  # methods that see to their messages themselves
+UNPARSED = frozenset({"Upload", *(task.method for task in TASKS)})  # methods that see to their messages themselves
 _ARTIFACT_TTL = 2 * HOUR  # seconds; how long Redis keeps what was downloaded
 _PIECE = 256 * 1024  # bytes of a download's message: a reader that stands still has some copies of one
 
@@ -71,6 +73,7 @@ class MediaServicer:
         self._replays = replays
         self._ledger = ledger
         self._tracing = tracing
+        self._counter = Counter()
 
     def AnimateImage(self, message: bytes, context: Context) -> AsyncGenerator[bytes]:
         return self._make(ANIMATE, message, context)
@@ -85,12 +88,11 @@ class MediaServicer:
                 for response in hit:
                     yield response
                 return
-            request = parse(task.request, message)
-            plan = await self._planner.plan(request, visit.principal)
+            request, file = await self._counter.open(task.request, message, task.medium)
+            plan = await self._planner.plan(request, visit.principal, file=file)
             self._plans.remember(same, request.model, plan, upload_in(request))
-            self._replays.note(plan, visit.principal, lambda: request)
-            del message
-            task.relieve(request)  # a stream lasts long, and may have many beside it
+            self._replays.note(plan, visit.principal, partial(parse, task.request, message))
+            del message, file  # a stream lasts long, and may have many beside it
             async with aclosing(self._resolver.resolve(plan, visit)) as responses:
                 async for response in responses:
                     yield response
@@ -113,9 +115,11 @@ class MediaServicer:
                 return media.CancelResponse(finished=not self._resolver.cancel(request.name, visit.principal))
             return await self._peers.cancel(home, request, current_caller())
 
-    async def Upload(self, request: media.UploadRequest, context: Context) -> media.UploadResponse:
+    async def Upload(self, message: bytes, context: Context) -> media.UploadResponse:
         with self._visit("Upload", context) as visit:
-            namespace, content = self._planner.own_files(visit.principal), request.content
+            _, content = await self._counter.open(media.UploadRequest, message, "content")
+            del message
+            content, namespace = content or b"", self._planner.own_files(visit.principal)
             response = media.UploadResponse()
             if is_sound(content):
                 take = await self._studio.identify(namespace, content)
@@ -136,16 +140,22 @@ class MediaServicer:
             if request.offset > digest.size:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
             namespaces = self._planner.namespaces(visit.principal).values()
-            made = self._resolver.just_made(digest, namespaces)
-            data = made.data if made is not None else None
-            for namespace in namespaces if data is None else ():
-                data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL)
-                if data is not None:
-                    break
-            if data is None:
-                raise NotFound("ARTIFACT_UNKNOWN")
+            read = await self._artifact(digest, namespaces)
             for offset in range(request.offset, max(digest.size, request.offset + 1), _PIECE):
-                yield _piece(data, offset)
+                yield _piece(offset, read(offset, offset + _PIECE))
+
+    async def _artifact(self, digest: Digest, namespaces: Collection[str]) -> Callable[[int, int], bytes]:
+        """What reads a finished file from one byte to another. Raises NotFound.
+
+        A file in memory is not copied for each of its readers, who may take their time.
+        """
+        if (made := self._resolver.just_made(digest, namespaces)) is not None:
+            return made.read
+        for namespace in namespaces:
+            data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL)
+            if data is not None:
+                return partial(_cut, data)
+        raise NotFound("ARTIFACT_UNKNOWN")
 
     async def Explain(self, request: media.ExplainRequest, context: Context) -> media.ExplainResponse:
         with self._visit("Explain", context) as visit:
@@ -206,7 +216,10 @@ def metadata_of(context: Context) -> Mapping[str, str]:
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
-def _piece(data: bytes, offset: int) -> bytes:
+def _cut(data: bytes, start: int, stop: int) -> bytes:
+    return data[start:stop]
+
+
+def _piece(offset: int, data: bytes) -> bytes:
     """A message of a download, in wire form, so that its parts are not kept while it waits."""
-    chunk = media.Chunk(offset=offset, data=data[offset : offset + _PIECE])
-    return media.DownloadResponse(chunk=chunk).SerializeToString()
+    return media.DownloadResponse(chunk=media.Chunk(offset=offset, data=data)).SerializeToString()

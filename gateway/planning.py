@@ -53,8 +53,8 @@ class Planner:
         self._similar = similar_by_default
         self.namespaces = lru_cache(maxsize=4096)(lambda principal: namespaces(secret, principal))
 
-    async def plan(self, request: Request, principal: Principal) -> Plan:
-        """The plan of a request on behalf of this principal. Raises Refused."""
+    async def plan(self, request: Request, principal: Principal, *, file: bytes | None = None) -> Plan:
+        """The plan of a request on behalf of this principal. Its file may come beside it. Raises Refused."""
         delivery, live = _delivery(request), isinstance(request, media.SynthesizeSpeechRequest) and request.live
         description = await self._models.describe(request.model, task_of(request).name)
         given, extra = given_fields(request)
@@ -65,7 +65,7 @@ class Planner:
             parameters, changed = folded(description, parameters)
         if live and not can_be_heard(parameters):
             raise InvalidField("live", f"samples can be had as they are made with the format {' or '.join(FORMATS)}")
-        medium = await self._medium(request, principal, description)
+        medium = await self._medium(request, file, principal, description)
         return make_plan(
             description,
             parameters,
@@ -94,7 +94,9 @@ class Planner:
             policy = replace(policy, similarity=USUAL_DISTANCE, lines=True)
         return policy.off() if self.is_off(description, principal) else policy
 
-    async def _medium(self, request: Request, principal: Principal, description: Description) -> Medium:
+    async def _medium(
+        self, request: Request, file: bytes | None, principal: Principal, description: Description
+    ) -> Medium:
         task, namespace = task_of(request), self.own_files(principal)
         identify: Callable[[str, bytes], Awaitable[Medium]]
         recognise: Callable[[str, Digest, Fetch], Awaitable[Medium]]
@@ -111,9 +113,11 @@ class Planner:
             medium = await recognise(namespace, named, partial(self._uploads.fetch, namespace, named))
             await self._uploads.used(namespace, named)
             return medium
-        if request.WhichOneof(task.source) is None:
-            raise InvalidField(task.medium, f"give a {task.source}, or the digest of one that was uploaded")
-        return await identify(namespace, task.file_of(request))
+        if file is None:
+            if request.WhichOneof(task.source) is None:
+                raise InvalidField(task.medium, f"give a {task.source}, or the digest of one that was uploaded")
+            file = task.file_of(request)
+        return await identify(namespace, file)
 
 
 def upload_in(request: Request) -> Digest | None:

@@ -37,9 +37,13 @@ class Medium(Protocol):
         """Bytes of its content, which a run that needs it holds for as long as it lasts."""
         ...
 
-    async def put_into(self, request: RunRequest, name: str, *, whole: bool) -> None:
-        """Say to a worker what it is, and if `whole` also its content, which is then let go of here. Raises what
-        fetching its file raises, and Internal if that has changed meanwhile.
+    def put_into(self, request: RunRequest, name: str) -> None:
+        """Say to a worker what it is."""
+        ...
+
+    async def let_go(self) -> bytes:
+        """Its content, as a worker reads it, which is let go of here. Raises what fetching its file raises, and
+        Internal if that has changed meanwhile.
         """
         ...
 

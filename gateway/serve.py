@@ -25,6 +25,7 @@ from cache.catalogue import Catalogue
 from cache.description import Scope
 from cache.flight import Flights
 from cache.keys import Principal, namespace
+from cache.lag import LoopLag
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from gateway.artifacts import Artifacts
@@ -112,6 +113,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         tiers = await stack.enter_async_context(
             await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry, process=section.name)
         )
+        await stack.enter_async_context(LoopLag(telemetry.registry))
         fleet = await stack.enter_async_context(Fleet(section.workers))
         fleet.watch(telemetry.registry)
         secret = settings.cache.secret_bytes

@@ -29,13 +29,14 @@ class Take(Received[Sound]):
     def weight(self) -> int:
         return self.facts.samples * 2
 
-    async def put_into(self, request: RunRequest, name: str, *, whole: bool) -> None:
-        pcm = (await self.content()).pcm if whole else b""
+    def put_into(self, request: RunRequest, name: str) -> None:
         sound = request.sounds[name]
         sound.identity, sound.sample_rate, sound.samples = self.identity, self.facts.sample_rate, self.facts.samples
-        sound.pcm = pcm
-        if whole:
-            self.release()
+
+    async def let_go(self) -> bytes:
+        pcm = (await self.content()).pcm
+        self.release()
+        return pcm
 
 
 class Studio(Reception[Recording, Facts, Sound]):

@@ -46,10 +46,6 @@ class Task:
         """Put the file itself into a request."""
         setattr(request, self.medium, file)
 
-    def relieve(self, request: Request) -> None:
-        """Take the file out of a request."""
-        request.ClearField(self.medium)
-
 
 ANIMATE = Task("animate_image", "AnimateImage", AnimateImageRequest, "image", "picture")
 SPEAK = Task("synthesize_speech", "SynthesizeSpeech", SynthesizeSpeechRequest, "voice", "recording")

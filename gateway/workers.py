@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import Any
 
 import grpc
@@ -29,6 +29,7 @@ from reprise.v1.inference_pb2 import (
     DescribeResponse,
     ForeseeRequest,
     ForeseeResponse,
+    MediaPiece,
     RunRequest,
     RunResponse,
     StatusRequest,
@@ -41,6 +42,7 @@ _FORESEE_TIMEOUT = 2.0  # seconds
 _CALL_TIMEOUT = 5.0  # seconds, for calls that answer at once
 _SIGN_OF_LIFE = 15.0  # a Status stream silent for longer is dead; workers speak every 5 seconds
 _RESOLVE_EVERY = 5.0
+_PIECE = 256 * 1024  # bytes of media in a message: what gRPC copies, and writes, without letting anybody else run
 _IDLE_NAMED = 8  # workers at most that a home is told of
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -54,6 +56,14 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _log = structlog.get_logger(__name__)
+
+
+async def _in_pieces(request: RunRequest, contents: dict[str, bytes]) -> AsyncGenerator[RunRequest]:
+    yield request
+    while contents:
+        name, content = contents.popitem()
+        for start in range(0, len(content), _PIECE):
+            yield RunRequest(piece=MediaPiece(name=name, content=content[start : start + _PIECE]))
 
 
 class WorkerSilent(Exception):
@@ -73,7 +83,7 @@ class Worker:
         self._stub = InferenceServiceStub(self._channel)
         self._watch = asyncio.create_task(self._watch_forever())
         self.silent = False
-        self._runs: set[grpc.aio.UnaryStreamCall[RunRequest, RunResponse]] = set()
+        self._runs: set[grpc.aio.StreamStreamCall[RunRequest, RunResponse]] = set()
         self._run_ended = News()
 
     @property
@@ -90,10 +100,11 @@ class Worker:
         return self.healthy and model in self.descriptions and self.descriptions[model].revision == revision
 
     def run(
-        self, request: RunRequest, span: Span, *, patience: float
-    ) -> grpc.aio.UnaryStreamCall[RunRequest, RunResponse]:
-        call: grpc.aio.UnaryStreamCall[RunRequest, RunResponse] = self._stub.Run(
-            request, timeout=patience, metadata=as_metadata(span)
+        self, request: RunRequest, contents: dict[str, bytes], span: Span, *, patience: float
+    ) -> grpc.aio.StreamStreamCall[RunRequest, RunResponse]:
+        """Have a plan run. The contents of its media are sent after it, and taken out of `contents` meanwhile."""
+        call: grpc.aio.StreamStreamCall[RunRequest, RunResponse] = self._stub.Run(
+            _in_pieces(request, contents), timeout=patience, metadata=as_metadata(span)
         )
         self._runs.add(call)
         call.add_done_callback(self._ended)

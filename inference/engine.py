@@ -83,9 +83,11 @@ class Engine:
         """Runs that are not over: waiting, running, or being stored."""
         return len(self._flights)
 
-    async def plan(self, request: RunRequest, parent: Context | None = None) -> Plan:
-        """The plan in a request. Raises InvalidInput and PlanDiffers."""
-        return await asyncio.to_thread(read_plan, request, self.models, parent)
+    async def plan(
+        self, request: RunRequest, contents: Mapping[str, bytes] | None = None, *, parent: Context | None = None
+    ) -> Plan:
+        """The plan in a request, with the media that came beside it. Raises InvalidInput and PlanDiffers."""
+        return await asyncio.to_thread(read_plan, request, self.models, contents, parent)
 
     async def run(self, plan: Plan) -> AsyncGenerator[RunResponse]:
         """Everything that happens to the run that answers this plan, to the very end. Raises Refused."""

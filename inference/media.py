@@ -56,11 +56,10 @@ class Picture:
     part_of: str = ""  # identity of the whole picture, where this is a part of one
 
     @classmethod
-    def read(cls, name: str, message: pb.Picture) -> Self:
+    def read(cls, name: str, message: pb.Picture, content: bytes) -> Self:
         """Raises InvalidInput unless the bytes, if there are any, are those that the identity names."""
-        picture = cls(
-            message.identity, message.width, message.height, message.rgb, message.near_identity, message.part_of
-        )
+        rgb = content or message.rgb
+        picture = cls(message.identity, message.width, message.height, rgb, message.near_identity, message.part_of)
         if not picture.there:
             return picture
         if len(picture.rgb) != picture.width * picture.height * 3:
@@ -93,9 +92,9 @@ class Sound:
     near_identity: str = ""  # nothing stands in for a voice
 
     @classmethod
-    def read(cls, name: str, message: pb.Sound) -> Self:
+    def read(cls, name: str, message: pb.Sound, content: bytes) -> Self:
         """Raises InvalidInput unless the bytes, if there are any, are those that the identity names."""
-        sound = cls(message.identity, message.sample_rate, message.samples, message.pcm)
+        sound = cls(message.identity, message.sample_rate, message.samples, content or message.pcm)
         if not sound.there:
             return sound
         if len(sound.pcm) != sound.samples * 2:
@@ -117,15 +116,22 @@ class Sound:
         return base.Sound(torch.from_numpy(np.frombuffer(self.pcm, "<i2").astype(np.int16)), self.sample_rate)
 
 
-def read_media(request: pb.RunRequest, description: Description, names: Iterable[str]) -> dict[str, Picture | Sound]:
-    """The media of these names in a request. Raises InvalidInput. Blocking: it hashes them."""
-    return {name: _read(request, name, sound=name in description.recordings) for name in sorted(set(names))}
+def read_media(
+    request: pb.RunRequest, description: Description, names: Iterable[str], contents: Mapping[str, bytes]
+) -> dict[str, Picture | Sound]:
+    """The media of these names in a request, or beside it. Raises InvalidInput. Blocking: it hashes them."""
+    return {
+        name: _read(request, name, contents.get(name, b""), sound=name in description.recordings)
+        for name in sorted(set(names))
+    }
 
 
-def _read(request: pb.RunRequest, name: str, *, sound: bool) -> Picture | Sound:
+def _read(request: pb.RunRequest, name: str, content: bytes, *, sound: bool) -> Picture | Sound:
     if name not in (request.sounds if sound else request.pictures):
         raise InvalidInput(name, "must be given")
-    return Sound.read(name, request.sounds[name]) if sound else Picture.read(name, request.pictures[name])
+    if sound:
+        return Sound.read(name, request.sounds[name], content)
+    return Picture.read(name, request.pictures[name], content)
 
 
 def identities(media: Mapping[str, Medium]) -> dict[str, str]:

@@ -78,15 +78,23 @@ class Plan:
         return self.max_age is None or now - record.made_at <= self.max_age
 
 
-def read_plan(request: inference_pb2.RunRequest, models: Mapping[str, Model], parent: Context | None = None) -> Plan:
-    """The plan in a request. Blocking: it hashes media. Raises InvalidInput and PlanDiffers."""
+def read_plan(
+    request: inference_pb2.RunRequest,
+    models: Mapping[str, Model],
+    contents: Mapping[str, bytes] | None = None,
+    parent: Context | None = None,
+) -> Plan:
+    """The plan in a request, with the contents of media that came beside it, by name.
+
+    Blocking: it hashes media. Raises InvalidInput and PlanDiffers.
+    """
     model = models.get(request.model)
     if model is None or model.description.revision != request.revision:
         raise PlanDiffers("this worker does not serve that model in that revision")
     description = model.description
     parameters = _parameters(request, description)
     wanted = (name for stage in description.active(parameters) for name in stage.media)
-    media = read_media(request, description, wanted)
+    media = read_media(request, description, wanted, contents or {})
     namespaces = _namespaces(request)
     return Plan(
         model=model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cache.news import News
 from cache.telemetry import parent_of
+from inference.arrival import arrive
 from inference.engine import Engine
 from inference.errors import NotReady
 from inference.status import ErrorInterceptor
@@ -74,10 +75,13 @@ class InferenceServicer(InferenceServiceServicer):
             started_at=self._started_at,
         )
 
-    async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]  # see above
+    async def Run(  # type: ignore[override]  # see above
+        self, request_iterator: AsyncIterator[pb.RunRequest], context: Context
+    ) -> None:
         engine = self._ready()
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        plan = await engine.plan(request, parent_of(metadata))
+        request, contents = await arrive(request_iterator)
+        plan = await engine.plan(request, contents, parent=parent_of(metadata))
         async with aclosing(engine.run(plan)) as responses:
             async for response in responses:
                 await context.write(response)

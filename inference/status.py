@@ -9,6 +9,7 @@ import asyncio
 import traceback
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from inspect import iscoroutinefunction
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -47,7 +48,9 @@ def report_fault(error: BaseException, **where: str) -> None:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """The outermost interceptor. Guards handlers that are coroutine functions, which all of ours are."""
+    """The outermost interceptor. Guards handlers that are coroutine functions, which all of ours are; reflection's is
+    a generator.
+    """
 
     async def intercept_service(
         self,
@@ -55,10 +58,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
+        if handler is None or (handler.request_streaming and not iscoroutinefunction(handler.stream_stream)):
             return handler
         method = handler_call_details.method
-        if handler.response_streaming:
+        if handler.request_streaming:
+            make, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        elif handler.response_streaming:
             make, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
         else:
             make, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary

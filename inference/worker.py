@@ -16,6 +16,7 @@ from cache.catalogue import Catalogue
 from cache.description import Description, Scope
 from cache.errors import TierError
 from cache.keys import Address, Principal, namespace
+from cache.lag import LoopLag
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from cache.value import policy_named
@@ -71,6 +72,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
         # In a thread, because opening a folder that is a tier takes a look at everything in it.
         tiers = await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry, process=section.name)
         await stack.enter_async_context(tiers)
+        await stack.enter_async_context(LoopLag(telemetry.registry))
         device, beside = await _open_device(section, stack)
         loaded = await _load_models(section.models, device)
         memory = await device.run(device.device.memory)

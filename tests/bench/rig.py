@@ -92,7 +92,9 @@ class Servers:
 
 
 @contextmanager
-def serving(data: Path, *, gateways: Sequence[str], step_seconds: float) -> Iterator[Servers]:
+def serving(
+    data: Path, *, gateways: Sequence[str], step_seconds: float, environment: Mapping[str, dict[str, str]] | None = None
+) -> Iterator[Servers]:
     """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens."""
     with (
         leashed(data / "storage") as storage,
@@ -106,7 +108,9 @@ def serving(data: Path, *, gateways: Sequence[str], step_seconds: float) -> Iter
         file.write_text(yaml.safe_dump(settings))
         arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds))
         worker.up([_program(worker.data, "worker", home, *arguments)])
-        started = standing.up([_gateway(standing.data, name, file, {}) for name in gateways])
+        started = standing.up(
+            [_gateway(standing.data, name, file, (environment or {}).get(name, {})) for name in gateways]
+        )
         yield Servers(storage, standing, [each.part.address for each in started])
 
 

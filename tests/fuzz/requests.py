@@ -16,6 +16,7 @@ from cache.switches import Switches
 from gateway.darkroom import Darkroom
 from gateway.errors import InvalidField, NotFound, PermissionDenied, Refused, Unauthenticated
 from gateway.identity import ApiKeys, KeyFileError, TrustedHeader, hash_key, read_keys
+from gateway.large import opened
 from gateway.links import PATH, Link, Links
 from gateway.peers import Names
 from gateway.planning import Planner
@@ -74,10 +75,12 @@ _planner = Planner(
 def _request(task: Task, data: bytes) -> bool:
     """Understood, twice alike and as it would be after a way over the wire; or refused by name."""
     try:
-        request = parse(task.request, data)
-        plan = _loop.run_until_complete(_planner.plan(request, _PRINCIPAL))
+        bare, file = opened(task.request, data, task.medium)
+        plan = _loop.run_until_complete(_planner.plan(bare, _PRINCIPAL, file=file))
     except Refused as refused:
         return _refused(refused)
+    request = parse(task.request, data)
+    assert (task.file_of(request) if request.WhichOneof(task.source) == task.medium else None) == file
     encode(dict(plan.parameters))
     again = parse(task.request, request.SerializeToString())
     if not plan.policy.fresh:

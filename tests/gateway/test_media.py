@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 import zlib
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from reprise.v1.media_pb2 import AnimateImageRequest, DownloadRequest, UploadReq
 from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests.gateway.worker import family
 from tests.gateway.world import MIB, PICTURE, Desk, World, ask, outcome, picture, problem_of
+
+_OWN_CHANNEL = (("grpc.use_local_subchannel_pool", 1),)
 
 
 def bomb() -> bytes:
@@ -194,6 +198,29 @@ async def test_an_artifact_is_downloaded_from_any_offset(world: World, size: int
         problem.reason,
         problem.field,
     )
+
+
+async def test_readers_that_stand_still_share_one_copy(world: World) -> None:
+    """Of a file that was just made, and of one out of the tiers: twenty readers of 8 MiB hold less than two files."""
+    size, readers = 8 * MIB, 20
+    worker = await world.worker()
+    desk, other = await world.desk(worker), await world.desk(worker)
+    made = await desk.animate(extra={"size": size})
+    await desk.stored(made)
+    for each in (desk, other):
+        assert size == len(await each.client.download(made.result.artifact))
+        async with AsyncExitStack() as stack:
+            tracemalloc.start()
+            stack.callback(tracemalloc.stop)
+            calls = []
+            for _ in range(readers):
+                channel = await stack.enter_async_context(grpc.aio.insecure_channel(each.address, options=_OWN_CHANNEL))
+                calls.append(MediaServiceStub(channel).Download(DownloadRequest(artifact=made.result.artifact)))
+                await calls[-1].read()
+            held = tracemalloc.get_traced_memory()[0]
+            for call in calls:
+                call.cancel()
+        assert held < 2 * size
 
 
 async def test_a_broken_transfer_goes_on_where_it_stopped(world: World) -> None:

@@ -15,7 +15,7 @@ from cache.keys import Principal, namespaces
 from cache.tags import of_media
 from gateway import studio as rooms
 from gateway.errors import Internal, InvalidField, NotFound, Overloaded, TooLarge
-from gateway.forward import _run_request
+from gateway.forward import _contents, _run_request
 from gateway.plan import Policy, make_plan
 from gateway.reception import Medium
 from gateway.sounds import Sound, decode
@@ -165,7 +165,7 @@ async def test_a_file_that_changed_is_a_fault_of_ours(studio: Studio) -> None:
     take = await studio.recognise("ns", Digest.of(b"name"), fetch, LIMITS)
 
     with pytest.raises(Internal) as caught:
-        await take.put_into(RunRequest(), "voice", whole=True)
+        await take.let_go()
     assert "SOUND_DIFFERS" == caught.value.reason
 
 
@@ -200,16 +200,15 @@ async def test_no_more_wait_than_there_is_room_for(monkeypatch: pytest.MonkeyPat
 # What a worker is told
 
 
-@pytest.mark.parametrize("whole", [True, False])
-async def test_a_worker_gets_the_samples_that_were_identified(studio: Studio, whole: bool) -> None:
-    """Exactly those, and only if it needs them; what is a picture's stays empty."""
+async def test_a_worker_gets_the_samples_that_were_identified(studio: Studio) -> None:
+    """Exactly those, beside the plan; what is a picture's stays empty."""
     take: Medium = await studio.identify("ns", flac(voice()), LIMITS)
     request = RunRequest()
-    await take.put_into(request, "voice", whole=whole)
+    take.put_into(request, "voice")
     told = request.sounds["voice"]
 
     assert (take.identity, 24_000, 12_000) == (told.identity, told.sample_rate, told.samples)
-    assert (voice().tobytes() if whole else b"") == told.pcm
+    assert (b"", voice().tobytes()) == (told.pcm, await take.let_go())
     assert (["voice"], []) == (list(request.sounds), list(request.pictures))
 
 
@@ -217,7 +216,7 @@ async def test_samples_are_let_go_of_once_they_are_sent(studio: Studio) -> None:
     """Who sends them a second time, to another worker, has them decoded again."""
     take = await studio.identify("ns", FILE, LIMITS)
     for decoded in (1, 2):
-        await take.put_into(RunRequest(), "voice", whole=True)
+        await take.let_go()
         assert decoded == studio.decoded
 
 
@@ -232,9 +231,9 @@ async def test_a_plan_with_a_voice_is_run_with_its_sound(studio: Studio) -> None
         namespaces(SECRET, Principal("t", "u")),
         Policy(),
     )
-    bare, whole = await _run_request(plan, {}), await _run_request(plan, {}, with_media=True)
+    request = _run_request(plan, {})
 
-    assert {"image": (take.identity, b"")} == {name: (each.identity, each.pcm) for name, each in bare.sounds.items()}
-    assert voice().tobytes() == whole.sounds["image"].pcm
-    assert [] == list(whole.pictures)
+    assert {"image": (take.identity, b"")} == {name: (each.identity, each.pcm) for name, each in request.sounds.items()}
+    assert {"image": voice().tobytes()} == await _contents(plan)
+    assert [] == list(request.pictures)
     assert (of_media(take.identity),) == plan.media_tags["image"]

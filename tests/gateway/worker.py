@@ -49,6 +49,7 @@ from cache.settings import CacheSettings
 from cache.sweep import Gone
 from cache.tier import TierName
 from cache.work import Work, divide
+from inference.arrival import arrive
 from inference.handover import Note, Notes
 from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
@@ -329,7 +330,15 @@ class ScriptedWorker(InferenceServiceServicer):
             await _abort(context, refusal)
             raise AssertionError("abort raises") from refusal
 
-    async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:
+    async def Run(
+        self, request_iterator: AsyncIterator[pb.RunRequest], context: Context
+    ) -> AsyncIterator[pb.RunResponse]:
+        request, contents = await arrive(request_iterator)
+        for name, content in contents.items():
+            if name in request.sounds:
+                request.sounds[name].pcm = content
+            else:
+                request.pictures[name].rgb = content
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
         if self.refusals:

@@ -62,7 +62,7 @@ class Wire:
 
     async def run(self, request: pb.RunRequest, **options: Any) -> Heard:
         heard = Heard()
-        async for response in self.inference.Run(request, timeout=PATIENCE, **options):
+        async for response in self.inference.Run(iter([request]), timeout=PATIENCE, **options):
             heard.responses.append(response)
         return heard
 
@@ -197,7 +197,7 @@ async def test_a_full_queue_says_when_to_come_again(wire: Wire, bench: Bench) ->
     gate.close()
     running = asyncio.create_task(wire.run(bench.ask(seed=1)))
     await gate.reached()
-    waiting = wire.inference.Run(bench.ask(seed=2))
+    waiting = wire.inference.Run(iter([bench.ask(seed=2)]))
     first = await waiting.read()
     assert isinstance(first, pb.RunResponse)
     assert first.event.HasField("queued")
@@ -262,7 +262,7 @@ async def test_a_run_is_foreseen(wire: Wire, bench: Bench) -> None:
 async def test_a_client_that_hangs_up_leaves(wire: Wire, bench: Bench) -> None:
     """A cancelled call is a follower less at once; what runs is finished."""
     bench.model.step_gate.close()
-    call = wire.inference.Run(bench.ask(follower="f"))
+    call = wire.inference.Run(iter([bench.ask(follower="f")]))
     reading = asyncio.ensure_future(call.read())
     await bench.model.step_gate.reached()
     call.cancel()
@@ -511,7 +511,7 @@ async def test_a_process_told_to_stop_ends_what_runs(tmp_path: Path, small_folde
         request = _small_request(Description.from_bytes(document), num_inference_steps=60)
         reports = wire.inference.Status(pb.StatusRequest())
         heard = Heard()
-        async for response in wire.inference.Run(request, timeout=60.0):
+        async for response in wire.inference.Run(iter([request]), timeout=60.0):
             heard.responses.append(response)
             if len(heard.steps) == 1 and response.event.HasField("progress"):
                 running.send_signal(signal.SIGTERM)
@@ -529,7 +529,7 @@ async def test_a_second_signal_ends_a_process_now(tmp_path: Path, small_folder: 
         (document,) = (await wire.inference.Describe(pb.DescribeRequest())).descriptions
         request = _small_request(Description.from_bytes(document), num_inference_steps=200, num_frames=16)
         reports = wire.inference.Status(pb.StatusRequest())
-        call = wire.inference.Run(request)
+        call = wire.inference.Run(iter([request]))
         await call.read()
         running.send_signal(signal.SIGTERM)
         while (await _report(reports)).state != DRAINING:

@@ -24,7 +24,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "revision", "parameters", "pictures", "sounds", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority")
+    __slots__ = ("model", "revision", "parameters", "pictures", "sounds", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority", "piece")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class RunRequest(_message.Message):
     MUST_RUN_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     IDLE_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
     parameters: _containers.MessageMap[str, _common_pb2.ParameterValue]
@@ -101,7 +102,16 @@ class RunRequest(_message.Message):
     must_run: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
     idle_priority: bool
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., sounds: _Optional[_Mapping[str, Sound]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., idle_priority: _Optional[bool] = ...) -> None: ...
+    piece: MediaPiece
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., sounds: _Optional[_Mapping[str, Sound]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., idle_priority: _Optional[bool] = ..., piece: _Optional[_Union[MediaPiece, _Mapping]] = ...) -> None: ...
+
+class MediaPiece(_message.Message):
+    __slots__ = ("name", "content")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    content: bytes
+    def __init__(self, name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("identity", "width", "height", "rgb", "near_identity", "part_of")

@@ -39,7 +39,7 @@ class InferenceServiceStub:
                 request_serializer=reprise_dot_v1_dot_inference__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_inference__pb2.DescribeResponse.FromString,
                 _registered_method=True)
-        self.Run = channel.unary_stream(
+        self.Run = channel.stream_stream(
                 '/reprise.v1.InferenceService/Run',
                 request_serializer=reprise_dot_v1_dot_inference__pb2.RunRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_inference__pb2.RunResponse.FromString,
@@ -74,9 +74,12 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Run(self, request, context):
+    def Run(self, request_iterator, context):
         """Runs a plan, or joins the run that is under way for the same result. Only stages whose output nobody has are
         computed. The stream holds what was produced so far, then follows; it ends after `stored`.
+
+        The plan is the first message. Pixels and samples follow it in pieces, so that neither side stands still for a
+        picture of sixty megabytes.
 
         A worker with a queue may hand a run over to an idle one that the plan names: it says `elsewhere`, and says the
         same to everybody who asks for the same result while any stream that it told so is open, and for a grace after
@@ -139,7 +142,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=reprise_dot_v1_dot_inference__pb2.DescribeRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_inference__pb2.DescribeResponse.SerializeToString,
             ),
-            'Run': grpc.unary_stream_rpc_method_handler(
+            'Run': grpc.stream_stream_rpc_method_handler(
                     servicer.Run,
                     request_deserializer=reprise_dot_v1_dot_inference__pb2.RunRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_inference__pb2.RunResponse.SerializeToString,
@@ -198,7 +201,7 @@ class InferenceService:
             _registered_method=True)
 
     @staticmethod
-    def Run(request,
+    def Run(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -208,8 +211,8 @@ class InferenceService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/reprise.v1.InferenceService/Run',
             reprise_dot_v1_dot_inference__pb2.RunRequest.SerializeToString,

@@ -20,9 +20,12 @@ class InferenceServiceStub:
     Errors:
     - UNAVAILABLE: still loading. Retry after RetryInfo.
     """
-    Run: _aio.UnaryStreamMultiCallable[_inference_pb2.RunRequest, _inference_pb2.RunResponse]
+    Run: _aio.StreamStreamMultiCallable[_inference_pb2.RunRequest, _inference_pb2.RunResponse]
     """Runs a plan, or joins the run that is under way for the same result. Only stages whose output nobody has are
     computed. The stream holds what was produced so far, then follows; it ends after `stored`.
+
+    The plan is the first message. Pixels and samples follow it in pieces, so that neither side stands still for a
+    picture of sixty megabytes.
 
     A worker with a queue may hand a run over to an idle one that the plan names: it says `elsewhere`, and says the
     same to everybody who asks for the same result while any stream that it told so is open, and for a grace after
@@ -78,11 +81,14 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Run(
         self,
-        request: _inference_pb2.RunRequest,
-        context: _aio.ServicerContext[_inference_pb2.RunRequest, _abc.AsyncIterator[_inference_pb2.RunResponse]],
+        request_iterator: _abc.AsyncIterator[_inference_pb2.RunRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_inference_pb2.RunRequest], _abc.AsyncIterator[_inference_pb2.RunResponse]],
     ) -> _abc.AsyncIterator[_inference_pb2.RunResponse]:
         """Runs a plan, or joins the run that is under way for the same result. Only stages whose output nobody has are
         computed. The stream holds what was produced so far, then follows; it ends after `stored`.
+
+        The plan is the first message. Pixels and samples follow it in pieces, so that neither side stands still for a
+        picture of sixty megabytes.
 
         A worker with a queue may hand a run over to an idle one that the plan names: it says `elsewhere`, and says the
         same to everybody who asks for the same result while any stream that it told so is open, and for a grace after
