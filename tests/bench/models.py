@@ -1,12 +1,31 @@
-"""Models to measure with: the small one, and one of I2VGen-XL's true size whose weights are random."""
+"""Models to measure with: the small one, and those of true size whose weights are random, or on `meta` none at all."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
+    I2VGenXLPipeline,
+    I2VGenXLUNet,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from inference.models import small
 from inference.models.i2vgen_xl import I2VGenXL, describe, give_back_text_model, load
@@ -51,6 +70,18 @@ def model_of(size: str, folder: Path, place: torch.device) -> I2VGenXL:
     return _true(folder, place)
 
 
+# UMT5-XXL, of which Wan uses the encoder.
+_LONG_TEXT = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+}
+_VIEW = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+
+
 def _true(folder: Path, place: torch.device) -> I2VGenXL:
     """Made where it will be, in the type it will compute in: half on an accelerator."""
     parts = I2VGenXLPipeline.from_pretrained(folder)  # for the tokenizer and the picture's preparation
@@ -59,20 +90,55 @@ def _true(folder: Path, place: torch.device) -> I2VGenXL:
     try:
         with torch.device(place):
             torch.manual_seed(0)
-            pipeline = I2VGenXLPipeline(
-                tokenizer=parts.tokenizer,
-                text_encoder=CLIPTextModel(CLIPTextConfig(**_TEXT, eos_token_id=parts.tokenizer.eos_token_id)),
-                feature_extractor=type(parts.feature_extractor)(
-                    size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}
-                ),
-                image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig(**_VISION)),
-                vae=AutoencoderKL(**_AUTOENCODER),
-                unet=I2VGenXLUNet(),
-                scheduler=DDIMScheduler.from_config(parts.scheduler.config),
-            )
+            pipeline = true_i2vgen_xl(parts)
     finally:
         torch.set_default_dtype(before)
     for part in (pipeline.text_encoder, pipeline.image_encoder, pipeline.vae, pipeline.unet):
         part.eval().requires_grad_(False)
-    give_back_text_model(pipeline.text_encoder)
     return I2VGenXL(pipeline, describe(pipeline, "true", random_weights=True), place)
+
+
+# Pipelines of true size, made on torch's current device. `parts` is the small one, for what has no weights.
+
+
+def true_i2vgen_xl(parts: Any) -> I2VGenXLPipeline:
+    pipeline = I2VGenXLPipeline(
+        tokenizer=parts.tokenizer,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**_TEXT, eos_token_id=parts.tokenizer.eos_token_id)),
+        feature_extractor=type(parts.feature_extractor)(**_VIEW),
+        image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig(**_VISION)),
+        vae=AutoencoderKL(**_AUTOENCODER),
+        unet=I2VGenXLUNet(),
+        scheduler=parts.scheduler,
+    )
+    give_back_text_model(pipeline.text_encoder)
+    return pipeline
+
+
+def true_svd(parts: Any) -> StableVideoDiffusionPipeline:
+    """SVD-XT, which is the UNet's own defaults."""
+    autoencoder = {name: value for name, value in _AUTOENCODER.items() if name != "up_block_types"}
+    return StableVideoDiffusionPipeline(
+        feature_extractor=parts.feature_extractor,
+        image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig(**_VISION)),
+        vae=AutoencoderKLTemporalDecoder(**autoencoder),
+        unet=UNetSpatioTemporalConditionModel(),
+        scheduler=parts.scheduler,
+    )
+
+
+def true_wan(parts: Any) -> WanImageToVideoPipeline:
+    """Wan 2.1 with 14 billion weights, or, where `parts` has two transformers, Wan 2.2: the library's own defaults."""
+    sees = parts.transformer.config.image_dim is not None
+    options = {"in_channels": 36} | ({"image_dim": 1280, "added_kv_proj_dim": 5120} if sees else {})
+    return WanImageToVideoPipeline(
+        tokenizer=parts.tokenizer,
+        text_encoder=UMT5EncoderModel(UMT5Config(**_LONG_TEXT)),
+        image_encoder=CLIPVisionModel(CLIPVisionConfig(**_VISION)) if sees else None,
+        image_processor=type(parts.image_processor)(**_VIEW) if sees else None,
+        vae=AutoencoderKLWan(),
+        transformer=WanTransformer3DModel(**options),
+        transformer_2=None if parts.transformer_2 is None else WanTransformer3DModel(**options),
+        scheduler=parts.scheduler,
+        boundary_ratio=parts.config.boundary_ratio,
+    )

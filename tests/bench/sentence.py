@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,8 +32,9 @@ from transformers import (
 
 from cache.parts import whole_name
 from inference.models import small
-from inference.models.base import Artifact, Call, Cancelled, Following, Output, Tensors
+from inference.models.base import Artifact, Call, Cancelled, Output, Tensors
 from inference.models.pocket_tts import PocketTTS, Speaker, describe
+from tests.bench.watched import Watched
 from tests.inference.proof import Request, base_request, opened, run, stored
 from tests.inference.voices import recording
 
@@ -53,53 +54,13 @@ class Told:
     differ: float  # share of the samples that differ at all
 
 
-@dataclass
-class Watched:
-    """A model that counts the processor's time of its own stages."""
-
-    model: PocketTTS
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    first: float | None = None  # when the first piece of paced sound was there
-
-    def __post_init__(self) -> None:
-        self.description, self.device, self.pipeline = self.model.description, self.model.device, self.model.pipeline
-
-    def run(self, stage: str, call: Call) -> Output:
-        with self._counted(stage):
-            return self.model.run(stage, call)
-
-    def follow(self, stage: str, call: Call) -> Following:
-        return _Counted(self, stage, self.model.follow(stage, call))
-
-    @contextmanager
-    def _counted(self, stage: str) -> Iterator[None]:
-        begun = time.process_time()
-        yield
-        self.seconds[stage] += time.process_time() - begun
-
-
-@dataclass
-class _Counted:
-    watched: Watched
-    stage: str
-    following: Following
-
-    def feed(self, piece: Tensors) -> Iterator[Tensors]:
-        with self.watched._counted(self.stage):
-            yield from list(self.following.feed(piece))
-
-    def end(self) -> Iterator[Tensors]:
-        with self.watched._counted(self.stage):
-            yield from list(self.following.end())
-
-
 def speaker(size: str, folder: Path) -> PocketTTS:
     model = opened(small.build(folder, family="pocket-tts"))
     assert isinstance(model, PocketTTS)
-    return model if size == "small" else _true(model)
+    return model if size == "small" else true_speaker(model)
 
 
-def _true(parts: PocketTTS) -> PocketTTS:
+def true_speaker(parts: PocketTTS) -> PocketTTS:
     """As published, but for the words it knows: the library's own configurations."""
     processor, config = parts.pipeline.processor, parts.model.config
     ids = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
@@ -121,11 +82,11 @@ def measure(model: PocketTTS, tries: int, latents: int | None) -> Told:
     request = Request(base.parameters, {"voice": recording(0, VOICE_SECONDS, VOICE_RATE)})
     seconds: dict[str, list[float]] = defaultdict(list)
     outputs: dict[str, Output] = {}
-    with _ending_after(model, latents):
+    with ending_after(model, latents):
         for _ in range(tries):
             watched = Watched(model)
             outputs = run(watched, request)
-            for stage, spent in watched.seconds.items():
+            for stage, spent in watched.spent.items():
                 seconds[stage].append(spent)
         first = statistics.median(_first_sound(model, request, outputs) for _ in range(tries))
     spoken, made = _tensor(outputs, "latents[0]", "latents"), _tensor(outputs, "waveform[0]", "pcm")
@@ -142,7 +103,7 @@ def measure(model: PocketTTS, tries: int, latents: int | None) -> Told:
 
 
 @contextmanager
-def _ending_after(model: PocketTTS, latents: int | None) -> Iterator[None]:
+def ending_after(model: PocketTTS, latents: int | None) -> Iterator[None]:
     """A model that was never taught where sentences end is cut off by its budget, which goes by this rate."""
     config = model.model.config
     rate = config.frame_rate

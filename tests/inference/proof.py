@@ -172,7 +172,7 @@ def run(
     """The outputs of all stages not `known`, each given exactly what it declares, its upstream through `pass_on`. Parts
     have names of their own.
     """
-    outputs = _understood(model, request, pass_on, known or {})
+    outputs = understood(model, request, pass_on, known or {})
     for stage in stages_of(model.description, request, outputs):
         if stage.name not in outputs:
             call = _call(stage, request, outputs, pass_on)
@@ -191,7 +191,7 @@ class Shelf:
 
     def run(self, model: StagedModel, request: Request) -> dict[str, Output]:
         """The outputs of all stages, read from here where they are here, and only then run."""
-        outputs = _understood(model, request, through_bytes, {})
+        outputs = understood(model, request, through_bytes, {})
         ids = ids_of(model.description, request, outputs)
         for stage in stages_of(model.description, request, outputs):
             if stage.name in outputs:
@@ -226,7 +226,7 @@ def by_stage(
     return {name: tuple(values[each] for each in parts) for name, parts in names.items() if parts[0] in values}
 
 
-def _understood(
+def understood(
     model: StagedModel, request: Request, pass_on: Callable[[Tensors], Tensors], known: Mapping[str, Output]
 ) -> dict[str, Output]:
     """What is known, and what canonicalising stages make of the request, with their parts."""
