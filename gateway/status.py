@@ -32,6 +32,7 @@ from gateway.errors import (
     Internal,
     InvalidField,
     Overloaded,
+    OverloadedReason,
     Refused,
     Unavailable,
 )
@@ -113,7 +114,8 @@ def from_upstream(error: grpc.RpcError) -> Refused:
         case grpc.StatusCode.RESOURCE_EXHAUSTED if problem.reason and problem.retry_after is None:
             return Overloaded("DEVICE_MEMORY", retry_after=None)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return Overloaded("QUEUE_FULL", retry_after=problem.retry_after or 1.0)
+            reason: OverloadedReason = "TENANT_SHARE" if problem.reason == "TENANT_SHARE" else "QUEUE_FULL"
+            return Overloaded(reason, retry_after=problem.retry_after or 1.0)
         case grpc.StatusCode.UNAVAILABLE:
             return Unavailable("NO_WORKER", retry_after=problem.retry_after or 1.0)
         case grpc.StatusCode.FAILED_PRECONDITION | grpc.StatusCode.ABORTED:

@@ -14,6 +14,7 @@ from cache.digest import Digest
 from cache.keys import Principal, namespaces
 from cache.tags import of_media
 from gateway import studio as rooms
+from gateway.costs import Costs
 from gateway.errors import Internal, InvalidField, NotFound, Overloaded, TooLarge
 from gateway.forward import _run_request
 from gateway.plan import Policy, make_plan
@@ -232,7 +233,7 @@ async def test_a_plan_with_a_voice_is_run_with_its_sound(studio: Studio) -> None
         namespaces(SECRET, Principal("t", "u")),
         Policy(),
     )
-    bare, whole = await _run_request(plan, {}), await _run_request(plan, {}, with_media=True)
+    bare, whole = await _run_request(plan, {}, Costs()), await _run_request(plan, {}, Costs(), with_media=True)
 
     assert {"image": (take.identity, b"")} == {name: (each.identity, each.pcm) for name, each in bare.sounds.items()}
     assert voice().tobytes() == whole.sounds["image"].pcm
