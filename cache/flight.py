@@ -92,6 +92,10 @@ class Flights(Generic[K, E]):
         """All that are not over, those included that nobody can join any more."""
         return len(self._tasks)
 
+    def __iter__(self) -> Iterator[Flight[E]]:
+        """The same."""
+        return iter(list(self._tasks))
+
     def get(self, key: K) -> Flight[E] | None:
         return self._flights.get(key)
 

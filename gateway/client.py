@@ -15,6 +15,7 @@ import grpc
 
 from cache.digest import Digest
 from gateway.blueprint import LARGEST_FILE
+from gateway.budget import RetryBudget
 from gateway.status import Problem, explain_error
 from gateway.tasks import Request, put_request, task_of
 from reprise.v1 import cache_pb2, common_pb2, media_pb2
@@ -66,8 +67,9 @@ class Client:
 
     Use as an async context manager. Requests are idempotent, so what a retry can avoid is not told: where a gateway
     dies, has no worker for the moment or says when there is room again, `animate` and `speak` ask again, within their
-    deadline if they have one, else `tries` times in all. Everything else raises grpc.aio.AioRpcError, and ValueError
-    for a file that is larger than any gateway takes. Streams last as long as they need; other calls have deadlines.
+    deadline if they have one, else `tries` times in all, and never without a `budget` for it, which all requests share,
+    and several clients may. Everything else raises grpc.aio.AioRpcError, and ValueError for a file that is larger than
+    any gateway takes. Streams last as long as they need; other calls have deadlines.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Client:
         api_key: str = "",
         session: str = "",
         tries: int = 4,
+        budget: RetryBudget | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -85,6 +88,7 @@ class Client:
         headers = {"authorization": f"Bearer {api_key}" if api_key else "", "x-reprise-session": session}
         self._metadata = tuple((key, value) for key, value in headers.items() if value)
         self._tries = tries
+        self._budget = budget if budget is not None else RetryBudget()
         self._sleep = sleep
         self._clock = clock
         self._chance = chance
@@ -148,6 +152,7 @@ class Client:
                 left = None if until is None else until - self._clock()
                 call = getattr(door.media, task.method)(request, timeout=left, metadata=self._metadata)
                 await heard.all(response.event async for response in call)
+                patience.succeeded()
                 trailers = dict(await call.trailing_metadata() or ())
                 return heard.media(str(trailers.get("cache-status", "")))
             except (grpc.aio.AioRpcError, ConnectionError) as error:
@@ -223,6 +228,7 @@ class Client:
             except grpc.aio.AioRpcError as error:
                 await patience.wait_after(error, door, _broken)
             else:
+                patience.succeeded()
                 return
 
     async def cancel(self, name: str) -> media_pb2.CancelResponse:
@@ -305,9 +311,12 @@ class Client:
         while True:
             door = self._doors[0]
             try:
-                return await call(door)
+                answer = await call(door)
             except grpc.aio.AioRpcError as error:
                 await patience.wait_after(error, door, _broken)
+            else:
+                patience.succeeded()
+                return answer
 
 
 class _Door:
@@ -332,6 +341,9 @@ class _Patience:
         """There was progress."""
         self._failures = 0
 
+    def succeeded(self) -> None:
+        self._client._budget.succeeded()
+
     async def wait_after(
         self,
         error: Exception,
@@ -342,11 +354,13 @@ class _Patience:
         """Wait as long as makes sense before another try, at another door. Raises the error if none does."""
         client = self._client
         problem = _problem(error)
+        if not worth_it(problem) or not client._budget.failed():
+            raise error
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._failures) * (0.5 + client._chance() / 2)
         pause = max(pause, (problem.retry_after or 0.0) * (1.0 + client._chance() / 4))
         self._failures += 1
         spent = self._failures >= self._tries if self._until is None else client._clock() + pause >= self._until
-        if spent or not worth_it(problem):
+        if spent:
             raise error
         if client._doors[0] is door:  # else a call beside this one has turned already
             client._doors.append(client._doors.pop(0))

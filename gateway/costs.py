@@ -114,6 +114,17 @@ class Costs:
         nearest = min(reversed(alike), key=lambda each: sum(abs(math.log(ratio)) for ratio in _ratios(each, work)))
         return median(variants[nearest]) * math.prod(_ratios(nearest, work))
 
+    def estimates(
+        self, description: Description, stages: Iterable[Stage], parameters: Mapping[str, Scalar]
+    ) -> dict[str, float]:
+        """What each of these stages of a request should take, as far as is known; as "stage[]" each part of one."""
+        guesses: dict[str, float | None] = {}
+        for stage in stages:
+            guesses[stage.name] = self.estimate(description, stage.name, parameters)
+            if stage.each:
+                guesses[f"{stage.name}[]"] = self.estimate(description, stage.name, parameters, part=True)
+        return {name: seconds for name, seconds in guesses.items() if seconds is not None}
+
 
 def _key(description: Description, stage: str, part: bool) -> _Key:
     return description.model, description.revision, f"{stage}[]" if part else stage

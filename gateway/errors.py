@@ -9,7 +9,7 @@
     ├── NotFound            NOT_FOUND: no such thing, or not the caller's
     ├── Overloaded          RESOURCE_EXHAUSTED: too much at once; waiting helps where `retry_after` says so
     ├── Unavailable         UNAVAILABLE: a part that is needed cannot be reached; waiting helps
-    ├── DeadlineExceeded    DEADLINE_EXCEEDED: a deadline passed before the answer was there
+    ├── DeadlineExceeded    DEADLINE_EXCEEDED: a deadline passed before the answer was there, or is bound to
     ├── Cancelled           CANCELLED: the work was given up
     └── Internal            INTERNAL: a fault of ours, always with the same neutral text
 
@@ -36,7 +36,7 @@ NotFoundReason: TypeAlias = Literal[
 UnavailableReason: TypeAlias = Literal[
     "NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED", "SOUND_CHANGED"
 ]
-OverloadedReason: TypeAlias = Literal["QUEUE_FULL", "DEVICE_MEMORY", "GATEWAY_BUSY"]
+OverloadedReason: TypeAlias = Literal["QUEUE_FULL", "QUEUE_TOO_LONG", "TENANT_SHARE", "DEVICE_MEMORY", "GATEWAY_BUSY"]
 
 _NOT_FOUND: dict[NotFoundReason, str] = {
     "MODEL_UNKNOWN": "no model of this name is served here",
@@ -56,6 +56,8 @@ _UNAVAILABLE: dict[UnavailableReason, str] = {
 }
 _OVERLOADED: dict[OverloadedReason, str] = {
     "QUEUE_FULL": "the queue is full",
+    "QUEUE_TOO_LONG": "the queue is longer than there is time",
+    "TENANT_SHARE": "this tenant has its share of what may wait or run",
     "DEVICE_MEMORY": "more than the device's memory holds: ask for fewer frames or fewer pixels",
     "GATEWAY_BUSY": "too many requests at once",
 }
@@ -185,12 +187,18 @@ class Unavailable(Refused):
 
 
 class DeadlineExceeded(Refused):
-    """The answer was not there in time. The work may go on, and may be asked for again."""
+    """The answer was not there in time, or cannot be. Work that was begun may go on, and may be asked for again."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
-    def __init__(self, message: str = "the answer was not there in time", *, reason: str = "DEADLINE_PASSED") -> None:
-        super().__init__(reason, message)
+    def __init__(
+        self,
+        message: str = "the answer was not there in time",
+        *,
+        reason: Literal["DEADLINE_PASSED", "DEADLINE_TOO_SHORT"] = "DEADLINE_PASSED",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(reason, message, metadata=metadata)
 
 
 class Cancelled(Refused):

@@ -24,6 +24,7 @@ from cache.shares import shares
 from cache.telemetry import Tracing
 from cache.tier import Lookup, TierName
 from gateway.answer import tier_message
+from gateway.costs import Costs
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Heard, Piece, Planned, Settled, Step, Tuned
 from gateway.live import can_be_heard
@@ -66,8 +67,8 @@ class _Run:
     tuned: bool = False
     heard: int = 0  # samples
 
-    def request(self, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
-        return _run_request(self.plan, self.records, idle=idle, must_run=must_run)
+    def request(self, costs: Costs, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
+        return _run_request(self.plan, self.records, costs, idle=idle, must_run=must_run)
 
     async def contents(self) -> dict[str, bytes]:
         return await _contents(self.plan) if self.with_media else {}
@@ -90,6 +91,7 @@ class Forwarder:
         self,
         hierarchy: Hierarchy,
         fleet: Fleet,
+        costs: Costs,
         tracing: Tracing,
         *,
         patience: float,
@@ -98,6 +100,7 @@ class Forwarder:
     ) -> None:
         self._hierarchy = hierarchy
         self._fleet = fleet
+        self._costs = costs
         self._tracing = tracing
         self._patience = patience
         self._max_media_bytes = max_media_bytes
@@ -143,7 +146,7 @@ class Forwarder:
         if worker is None:
             return None
         try:
-            foreseen = await worker.foresee(_run_request(plan, records))
+            foreseen = await worker.foresee(_run_request(plan, records, self._costs))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise from_upstream(error) from error
@@ -188,7 +191,7 @@ class Forwarder:
         """At a plan's home, or at the worker that the home has left it to."""
         description = run.plan.description
         idle = self._fleet.idle(description.model, description.revision, run.plan.affinity, without=[home, *failed])
-        async with self._sent(home, run, run.request(idle=idle)) as told:
+        async with self._sent(home, run, run.request(self._costs, idle=idle)) as told:
             if not isinstance(told, Elsewhere):
                 return told
             # As long as this stream is open, the home sends everybody who asks for the same to the same worker.
@@ -205,7 +208,7 @@ class Forwarder:
         return await self._run_here(home, run)
 
     async def _run_here(self, worker: Worker, run: _Run) -> _Artifact | None:
-        async with self._sent(worker, run, run.request(must_run=True)) as told:
+        async with self._sent(worker, run, run.request(self._costs, must_run=True)) as told:
             if isinstance(told, Elsewhere):
                 raise Internal("WORKER_SENT_AWAY")
             return told
@@ -369,6 +372,7 @@ def _another_may(error: grpc.aio.AioRpcError) -> bool:
 def _run_request(
     plan: Plan,
     records: Mapping[str, tuple[Record, TierName]],
+    costs: Costs,
     *,
     idle: Sequence[str] = (),
     must_run: bool = False,
@@ -389,6 +393,7 @@ def _run_request(
         idle=idle,
         must_run=must_run,
         idle_priority=plan.idle,
+        estimates=costs.estimates(plan.description, plan.stages, plan.parameters),
     )
     for name, medium in plan.media.items():
         medium.put_into(request, name)

@@ -189,6 +189,7 @@ class MediaServicer:
             parent=parent_of(metadata_of(context)),
             set_cache_status=lambda status: context.set_trailing_metadata((("cache-status", status),)),
             started_ns=time.time_ns(),
+            left=context.time_remaining,
         )
         try:
             yield visit

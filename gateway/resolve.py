@@ -25,9 +25,10 @@ from cache.sweep import Gone
 from cache.telemetry import Tracing, bind, trace_id_of
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as LookupOutcome
+from gateway.admission import Admission
 from gateway.answer import Answer, Outcome, hit_stages, lookup_message, tier_name, with_lookups
 from gateway.costs import Costs
-from gateway.errors import NotFound, Overloaded, Refused
+from gateway.errors import NotFound, Refused
 from gateway.forward import Forwarder
 from gateway.generation import Completed, Generation, Generations, Planned, Settled, Step, result_message
 from gateway.history import History
@@ -54,6 +55,7 @@ class Visit:
     set_cache_status: Callable[[str], None]
     started_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.perf_counter)
+    left: Callable[[], float | None] = lambda: None  # seconds until the caller's deadline, if there is one
     warming: bool = False  # nobody asks: it is made ahead
     traced: bool = False  # it has a span
     answer: Answer | None = None
@@ -64,6 +66,7 @@ class Resolver:
         self,
         tiers: Tiers,
         forwarder: Forwarder,
+        admission: Admission,
         flights: Flights[object, Step],
         generations: Generations,
         names: Names,
@@ -74,7 +77,6 @@ class Resolver:
         costs: Costs,
         savings: Savings,
         *,
-        max_generations: int,
         heartbeat: float,
         links: Links | None = None,
         clock: Callable[[], float] = time.time,
@@ -84,6 +86,7 @@ class Resolver:
         self._hierarchy = tiers.below_memory
         self._bans = tiers.bans
         self._forwarder = forwarder
+        self._admission = admission
         self._flights = flights
         self._errands: Errands[object, tuple[Found, Reply | None]] = Errands()
         self._listening: Errands[tuple[Address, Digest], Reply] = Errands()
@@ -91,10 +94,10 @@ class Resolver:
         self._names = names
         self._look_alikes = look_alikes
         self._tracing = tracing
-        self._max_generations = max_generations
         self._heartbeat = heartbeat
         self._links = links
         self._clock = clock
+        self._tenants: WeakKeyDictionary[Flight[Step], str] = WeakKeyDictionary()  # for whom each was begun
         self._leaders: WeakKeyDictionary[Flight[Step], Span] = WeakKeyDictionary()
         self._ledger = ledger
         self._savings = savings
@@ -119,6 +122,7 @@ class Resolver:
             raise NotFound("NOT_CACHED")
         span = self._begin_span(plan, visit, lookups)
         try:
+            await self._admit(plan, visit)
             generation = self._join(plan, visit, lookups, missed, span)
             plan = generation.plan  # which holds no picture: only the leader's task needs one
             try:
@@ -298,10 +302,19 @@ class Resolver:
         """It is still being stored for somebody who is here: whoever wants a URL waits with them."""
         return not reply.durable and self._url_of(plan) is not None and self._flights.get(_flight_key(plan)) is not None
 
+    async def _admit(self, plan: Plan, visit: Visit) -> None:
+        """Raises Refused, unless this joins what is under way."""
+        if self._flights.get(_flight_key(plan)) is None:
+            self._check_place(plan)
+            await self._admission.check_deadline(plan, visit.left)
+
+    def _check_place(self, plan: Plan) -> None:
+        self._admission.check_place(plan, (self._tenants[flight] for flight in self._flights))
+
     def _join(self, plan: Plan, visit: Visit, lookups: Sequence[Lookup], missed: Seen, span: Span) -> Generation:
         key = _flight_key(plan)
-        if self._flights.get(key) is None and len(self._flights) >= self._max_generations:
-            raise Overloaded("GATEWAY_BUSY")
+        if self._flights.get(key) is None:
+            self._check_place(plan)
 
         async def lead(flight: Flight[Step]) -> None:
             generate = self._tracing.child(span, "reprise.generate")
@@ -321,6 +334,7 @@ class Resolver:
         flight, led = self._flights.join(key, lead)
         if led:
             self._leaders[flight] = span
+            self._tenants[flight] = tenant
         elif (leader := self._leaders.get(flight)) is not None:
             span.add_link(leader.get_span_context())
             span.set_attribute("reprise.flight.leader_trace_id", trace_id_of(leader))

@@ -28,6 +28,7 @@ from cache.keys import Principal, namespace
 from cache.lag import LoopLag
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
+from gateway.admission import Admission
 from gateway.artifacts import Artifacts
 from gateway.control import Control
 from gateway.costs import Costs
@@ -153,6 +154,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         forwarder = Forwarder(
             tiers.below_memory,
             fleet,
+            costs,
             telemetry.tracing,
             patience=section.longest_generation,
             max_media_bytes=section.max_pixel_bytes,
@@ -163,9 +165,11 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         links = _links(section, secret, http)
         look_alikes = LookAlikes(tiers.below_memory, max_bytes=section.similarity.max_bytes)
         tiers.orders.on_order(look_alikes.obey)
+        admission = Admission(fleet, forwarder, costs, places=section.max_generations, share=section.tenant_share)
         resolver = Resolver(
             tiers,
             forwarder,
+            admission,
             flights,
             Generations(linger=section.linger, max_bytes=section.linger_bytes),
             names,
@@ -175,7 +179,6 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             history,
             costs,
             savings,
-            max_generations=section.max_generations,
             heartbeat=section.heartbeat,
             links=links,
         )

@@ -32,6 +32,7 @@ from gateway.errors import (
     Internal,
     InvalidField,
     Overloaded,
+    OverloadedReason,
     Refused,
     Unavailable,
 )
@@ -44,6 +45,8 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
 
 _DETAILS = "grpc-status-details-bin"
+_PUSHBACK = "grpc-retry-pushback-ms"
+_PUSHBACK_MS = re.compile(r"[0-9]{1,9}")
 _FIELD_PATH = re.compile(r"[a-z][a-z0-9_]{0,63}(\.[a-z][a-z0-9_]{0,63})?")
 
 
@@ -90,6 +93,15 @@ def _details(error: Refused) -> list[Message]:
     return details
 
 
+def pushback_of(error: Refused) -> tuple[tuple[str, str], ...]:
+    """What gRPC libraries go by that retry by themselves (proposal A6): how long to wait; a negative time for never,
+    where they could take a code for one that passes.
+    """
+    if error.retry_after is not None:
+        return ((_PUSHBACK, str(round(error.retry_after * 1000))),)
+    return ((_PUSHBACK, "-1"),) if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED else ()
+
+
 def refusal(error: Exception) -> Refused:
     """The error of ours that tells a caller about this exception, and tells no more than that."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
@@ -113,7 +125,8 @@ def from_upstream(error: grpc.RpcError) -> Refused:
         case grpc.StatusCode.RESOURCE_EXHAUSTED if problem.reason and problem.retry_after is None:
             return Overloaded("DEVICE_MEMORY", retry_after=None)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return Overloaded("QUEUE_FULL", retry_after=problem.retry_after or 1.0)
+            reason: OverloadedReason = "TENANT_SHARE" if problem.reason == "TENANT_SHARE" else "QUEUE_FULL"
+            return Overloaded(reason, retry_after=problem.retry_after or 1.0)
         case grpc.StatusCode.UNAVAILABLE:
             return Unavailable("NO_WORKER", retry_after=problem.retry_after or 1.0)
         case grpc.StatusCode.FAILED_PRECONDITION | grpc.StatusCode.ABORTED:
@@ -135,6 +148,8 @@ def explain_error(error: grpc.RpcError) -> Problem:
     problem: dict[str, Any] = {"reason": "", "field": None, "retry_after": None, "message": error.details() or ""}
     for detail in status.details:
         problem |= _explained(detail)
+    if problem["retry_after"] is None:
+        problem["retry_after"] = _pushed_back(error)
     return Problem(code=error.code(), **problem)
 
 
@@ -153,6 +168,13 @@ def _explained(detail: Any) -> dict[str, Any]:
     except (DecodeError, OverflowError, ValueError):
         return {}
     return {}
+
+
+def _pushed_back(error: grpc.RpcError) -> float | None:
+    """Seconds after which to come again, as something says that knows no details: a proxy, say."""
+    metadata: Any = error.trailing_metadata() or ()
+    said = str(dict(metadata).get(_PUSHBACK, ""))
+    return int(said) / 1000 if _PUSHBACK_MS.fullmatch(said) else None
 
 
 def _rich_status(error: grpc.RpcError) -> status_pb2.Status:
@@ -268,7 +290,7 @@ async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
         log_fault(error, refused, method)
     status = rpc_status.to_status(status_of(refused))
     already = tuple(context.trailing_metadata() or ())  # a cache-status, say, which abort would replace
-    await context.abort(status.code, status.details, already + status.trailing_metadata)
+    await context.abort(status.code, status.details, already + status.trailing_metadata + pushback_of(refused))
     raise AssertionError("abort raises")
 
 

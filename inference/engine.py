@@ -44,6 +44,7 @@ from inference.meaning import Meaning, meaning_of, understand
 from inference.models.base import Model, Tensors, weight_of
 from inference.plan import Plan, read_plan
 from inference.status import report_fault
+from inference.turns import Ticket
 from inference.workshop import Workshop
 from reprise.v1.inference_pb2 import Elsewhere, ForeseeResponse, RunRequest, RunResponse, StatusResponse
 
@@ -112,13 +113,21 @@ class Engine:
     async def foresee(self, plan: Plan) -> ForeseeResponse:
         """What a run of this plan would reuse and compute, without running it. Raises Refused."""
         meaning = await self._understand(plan)
-        reports = await foresee(self.shop, plan, meaning)
+        key = self._key(plan, meaning)
+        reports, run = await foresee(self.shop, plan, meaning)
+        ticket = Ticket(idle=plan.idle_priority, whose=plan.tenant, seconds=plan.seconds_of(run))
         named = {
             part_name(stage.name, place) if stage.each else stage.name: meaning.addresses[name]
             for stage in plan.stages
             for place, name in enumerate(meaning.names(stage))
         }
-        return ForeseeResponse(stages=reports, addresses={name: str(address) for name, address in named.items()})
+        return ForeseeResponse(
+            stages=reports,
+            addresses={name: str(address) for name, address in named.items()},
+            under_way=self._flights.get(key) is not None or self._notes.find(key) is not None,
+            wait_seconds=self.shop.turns.wait_of(ticket),
+            run_seconds=ticket.seconds or 0.0,
+        )
 
     def abandon(self, follower: str) -> None:
         """End a follower's stream; if nobody else follows its run, end that too. Raises NoSuchRun."""
@@ -175,6 +184,7 @@ class Engine:
             model_bytes=self._model_bytes,
             host_bytes=shop.stock.host.bytes,
             host_entries=len(shop.stock.host),
+            queue_seconds=shop.turns.seconds,
         )
 
     async def _understand(self, plan: Plan) -> Meaning:

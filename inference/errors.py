@@ -87,12 +87,13 @@ class NearGone(Refused):
 
 
 class QueueFull(Refused):
-    """As many runs wait for the device as may."""
+    """As many runs wait for the device as may, or as many of this tenant as may."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("QUEUE_FULL", "the queue is full", retry_after=retry_after)
+    def __init__(self, retry_after: float, reason: Literal["QUEUE_FULL", "TENANT_SHARE"] = "QUEUE_FULL") -> None:
+        full = "the queue is full" if reason == "QUEUE_FULL" else "this tenant has its share of the queue"
+        super().__init__(reason, full, retry_after=retry_after)
 
 
 class DeviceMemory(Refused):

@@ -25,21 +25,23 @@ class _Sight:
         self.reasons: dict[str, Reason | None] = {}
 
 
-async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> list[pb.StageReport]:
-    """A report for every stage, as a run of this plan would give it now. Device seconds only of what is reused."""
+async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> tuple[list[pb.StageReport], Sequence[Stage]]:
+    """A report for every stage, as a run of this plan would give it now, and the stages that it would run, each part of
+    a text a stage of its own. Device seconds only of what is reused.
+    """
     final = meaning.final
     sight = _Sight()
     if not plan.reuse_nothing:
         await _look(shop, plan, meaning, sight, [stage for stage in meaning.stages if stage.cached])
     if final.name in sight.records:
-        return [*map(not_needed_report, plan.stages[:-1]), _reused(final, sight)]
+        return [*map(not_needed_report, plan.stages[:-1]), _reused(final, sight)], ()
 
     def ran(stage: Stage) -> pb.StageReport:
         # Why there is no result, a gateway knows better.
         return run_report(stage, sight.reasons.get(stage.name) if stage is not final else None)
 
     work = divide(meaning.stages, meaning.outputs, sight.records)
-    return reports_of(plan.stages, meaning, work, ran, lambda stage: _reused(stage, sight))
+    return reports_of(plan.stages, meaning, work, ran, lambda stage: _reused(stage, sight)), work.run
 
 
 async def _look(shop: Workshop, plan: Plan, meaning: Meaning, sight: _Sight, stages: Sequence[Stage]) -> None:

@@ -70,7 +70,7 @@ class Job:
             if stage.media and stage.cached and not plan.store_nothing and stage.name not in plan.records
         }  # of media, that other runs may read and only this one may be about to make
         self._on_shared = on_shared
-        self._ticket = Ticket(idle=plan.idle_priority)
+        self._ticket = Ticket(idle=plan.idle_priority, whose=plan.tenant)
         self._shop = shop
         self._plan = plan
         self._meaning = meaning
@@ -138,6 +138,7 @@ class Job:
         with Inputs(self._shop, self._plan, self._meaning, self.span) as inputs:
             await inputs.find()
             self._share_what_is_found(inputs)
+            self._ticket.seconds = self._plan.seconds_of(inputs.work().run)
             try:
                 async with asyncio.TaskGroup() as group, AsyncExitStack() as device:
                     near = group.create_task(inputs.bring_near())

@@ -6,7 +6,7 @@ names again, and a plan that says otherwise is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
@@ -47,6 +47,7 @@ class Plan:
     tags: frozenset[str] = frozenset()  # for whatever is made
     idle: tuple[str, ...] = ()  # addresses of workers that could run this at once, the best first
     must_run: bool = False  # here, whatever is idle
+    estimates: Mapping[str, float] = field(default_factory=dict)  # device seconds, by stage; "stage[]" of its parts
     parent: Context | None = None  # the caller's trace
 
     @property
@@ -66,6 +67,22 @@ class Plan:
     def address(self) -> Address:
         """Of the result, as the request was written."""
         return self.addresses[self.description.final.name]
+
+    def seconds_of(self, run: Iterable[Stage]) -> float | None:
+        """Device seconds that these stages should take, each part of a text a stage of its own. None: nobody knows."""
+        total = 0.0
+        for stage in run:
+            whole = whole_name(stage.name)
+            seconds = self.estimates.get(whole if stage.name == whole else f"{whole}[]")
+            if seconds is None:
+                return None
+            total += seconds
+        return total
+
+    @property
+    def tenant(self) -> str:
+        """The namespace of the tenant it is run for."""
+        return self.namespaces[Scope.TENANT]
 
     def brought(self, stage: str, canonical: Address, now: float) -> Record | None:
         """The record that the gateway found for a stage, if it is of this canonical address and can be used."""
@@ -112,6 +129,7 @@ def read_plan(
         tags=frozenset({*request.tags, tags.of_tenant(namespaces[Scope.TENANT]), tags.of_user(namespaces[Scope.USER])}),
         idle=tuple(request.idle),
         must_run=request.must_run,
+        estimates=dict(request.estimates),
         parent=parent,
     )
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from cache.description import LONGEST_AGE, Scope
+from cache.fair import SHARE
 from cache.keys import Address
 from cache.settings import ProcessSettings, Section
 from cache.value import PolicyName
@@ -45,6 +46,7 @@ class WorkerSection(Section):
     host_pool_bytes: int | None = Field(None, ge=0)  # None: 1 GiB beside an accelerator, nothing on a processor
     favourites: tuple[str, ...] = ()  # addresses as reports give them; what they mean stays in the pool
     queue: int = Field(64, ge=0)  # runs that may wait for the device
+    tenant_share: float = Field(SHARE, gt=0, le=1)  # of these places that one tenant may have, of what others leave
     spill_after: int | None = Field(1, ge=0)  # runs that wait here before others go to idle workers; None: none ever
     grace: float = Field(10.0, ge=0)  # how long queued work waits for its last follower to come back
     drain: float = Field(60.0, ge=0)  # how long a stopping worker lets runs finish

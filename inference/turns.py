@@ -1,4 +1,10 @@
-"""Turns: who may use the device. One at a time, in the order in which they came, and a bounded number waiting.
+"""Turns: who may use the device. One at a time, a bounded number waiting, and everybody in turn.
+
+A tenant's runs come in the order in which they came. Among tenants the one goes first who has had least of the device
+since they wait for it (start-time fair queueing): a run starts, by the clock of what was given away, where its tenant's
+run before it ended, or now, if that is later. So nobody saves up turns by staying away, a long run counts for more than
+a short one, and whoever fills the line delays themselves. No tenant takes more than its share of the places
+(`cache/fair.py`).
 
 Those for whom nobody waits (idle ones) stand behind all others, whenever these come, and have a bound of their own:
 they can neither delay nor crowd out what somebody waits for. Only one that has the device already keeps it.
@@ -6,11 +12,12 @@ they can neither delay nor crowd out what somebody waits for. Only one that has 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from cache.fair import may_take
 from cache.news import News
 from inference.errors import QueueFull
 
@@ -20,22 +27,66 @@ class Ticket:
     """Somebody's place in the line, once they stand in it."""
 
     idle: bool = False
+    whose: str = ""  # the tenant's namespace
+    seconds: float | None = None  # that the turn should last; None: nobody knows
+    number: int = 0  # who came first has the least
 
 
 class Turns:
-    """`limit` is how many of either kind may wait. `changed` hears of every change of `waiting` and `busy`."""
+    """`limit` is how many of either kind may wait, `share` what one tenant may have of that. `changed` hears of every
+    change of `waiting` and `busy`.
+    """
 
-    def __init__(self, limit: int, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        changed: Callable[[], None] = lambda: None,
+        *,
+        share: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._limit = limit
+        self._share = share
         self._changed = changed
-        self._line: list[Ticket] = []  # idle ones last
+        self._now = clock
+        self._line: list[Ticket] = []  # as they will be served, if nobody else comes
         self._news = News()
-        self.busy = False
-        self.typical = 1.0  # seconds the last turn took: a guess at when there is room again
+        self._arrivals = 0
+        self._running: Ticket | None = None
+        self._since = 0.0
+        self._measured: float | None = None  # seconds the last turn took
+        self._clock = 0.0  # of what was given away: where the last turn started
+        self._ends: dict[
+            str, float
+        ] = {}  # on that clock, by tenant, of its last turn; those that are past are forgotten
 
     @property
     def waiting(self) -> int:
         return len(self._line)
+
+    @property
+    def busy(self) -> bool:
+        return self._running is not None
+
+    @property
+    def typical(self) -> float:
+        """Seconds of a turn: a guess at when there is room again."""
+        return 1.0 if self._measured is None else self._measured
+
+    @property
+    def seconds(self) -> float:
+        """That the line should take, from the start of the turn that is under way to the last one's end."""
+        running = [self._running] if self._running is not None else []
+        return self._sum([*running, *self._line])
+
+    def wait_of(self, ticket: Ticket) -> float:
+        """Seconds that somebody with this ticket should wait, if they came now. Nothing known counts as nothing."""
+        ticket.number = self._arrivals + 1
+        line = self._in_order([*self._line, ticket])
+        wait = self._sum(line[: line.index(ticket)])
+        if self._running is not None:
+            wait += max(0.0, self._sum([self._running]) - (self._now() - self._since))
+        return wait
 
     @asynccontextmanager
     async def turn(self, moved: Callable[[int], None], ticket: Ticket | None = None) -> AsyncIterator[None]:
@@ -44,14 +95,13 @@ class Turns:
         `moved` hears how many are before this one, at first and whenever that changes; never, if nobody is. Raises
         QueueFull.
         """
-        await self._wait(moved, ticket or Ticket())
-        started = asyncio.get_running_loop().time()
-        self._become(busy=True)
+        ticket = ticket or Ticket()
+        await self._wait(moved, ticket)
+        self._begin(ticket)
         try:
             yield
         finally:
-            self.typical = asyncio.get_running_loop().time() - started
-            self._become(busy=False)
+            self._end(ticket)
 
     def lift(self, ticket: Ticket) -> None:
         """Somebody waits for this one after all: it stands where it would if it had come now."""
@@ -66,8 +116,7 @@ class Turns:
     async def _wait(self, moved: Callable[[int], None], ticket: Ticket) -> None:
         if not self.busy and not self._line:
             return
-        if sum(other.idle == ticket.idle for other in self._line) >= self._limit:
-            raise QueueFull(retry_after=max(1.0, self.typical))
+        self._check_room(ticket)
         self._line_up(ticket)
         told: int | None = None
         try:
@@ -79,16 +128,55 @@ class Turns:
                 await self._news.wait()
         finally:
             self._line.remove(ticket)
+            self._line = self._in_order(self._line)
             self._announce()
 
+    def _check_room(self, ticket: Ticket) -> None:
+        alike = [other.whose for other in self._line if other.idle == ticket.idle]
+        own = alike.count(ticket.whose)
+        if not may_take(own, len(alike) - own, places=self._limit, share=self._share):
+            full = len(alike) >= self._limit
+            raise QueueFull(max(1.0, self.typical), "QUEUE_FULL" if full else "TENANT_SHARE")
+
     def _line_up(self, ticket: Ticket) -> None:
-        behind = len(self._line) if ticket.idle else sum(not other.idle for other in self._line)
-        self._line.insert(behind, ticket)
+        self._arrivals += 1
+        ticket.number = self._arrivals
+        self._line = self._in_order([*self._line, ticket])
         self._news.announce()  # those behind it have moved
 
-    def _become(self, *, busy: bool) -> None:
-        self.busy = busy
+    def _in_order(self, tickets: Iterable[Ticket]) -> list[Ticket]:
+        """As they are served: by where each starts on the clock, idle ones last."""
+        ends = dict(self._ends)
+        starts: dict[Ticket, float] = {}
+        for ticket in sorted(tickets, key=lambda each: (each.idle, each.number)):
+            starts[ticket] = max(self._clock, ends.get(ticket.whose, 0.0))
+            ends[ticket.whose] = starts[ticket] + self._guess(ticket)
+        return sorted(starts, key=lambda each: (each.idle, starts[each], each.number))
+
+    def _begin(self, ticket: Ticket) -> None:
+        self._clock = max(self._clock, self._ends.get(ticket.whose, 0.0))
+        self._ends[ticket.whose] = self._clock + self._guess(ticket)
+        self._ends = {whose: end for whose, end in self._ends.items() if end > self._clock}
+        self._running, self._since = ticket, self._now()
+        self._line = self._in_order(self._line)
         self._announce()
+
+    def _end(self, ticket: Ticket) -> None:
+        took = self._now() - self._since
+        if ticket.whose in self._ends:  # what it took counts, not what it should have taken
+            self._ends[ticket.whose] += took - self._guess(ticket)
+        self._measured, self._running = took, None
+        if not self._line:
+            self._clock, self._ends = 0.0, {}
+        self._line = self._in_order(self._line)
+        self._announce()
+
+    def _guess(self, ticket: Ticket) -> float:
+        return self.typical if ticket.seconds is None else ticket.seconds
+
+    def _sum(self, tickets: Iterable[Ticket]) -> float:
+        unknown = self._measured or 0.0
+        return sum(unknown if each.seconds is None else each.seconds for each in tickets)
 
     def _announce(self) -> None:
         self._news.announce()

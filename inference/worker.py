@@ -85,6 +85,7 @@ async def open_worker(settings: WorkerSettings, telemetry: Telemetry) -> AsyncIt
             telemetry.tracing,
             host=Pool(max_bytes=_host_pool_bytes(section, device.device)),
             queue=section.queue,
+            tenant_share=section.tenant_share,
             execution=await device.run(execution, device.device),
             bans=tiers.bans,
             news=servicer.news,

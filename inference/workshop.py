@@ -9,6 +9,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from cache.accesses import AccessLog
 from cache.bans import Bans
 from cache.description import Stage
+from cache.fair import SHARE
 from cache.hierarchy import Hierarchy
 from cache.news import News
 from cache.record import Record
@@ -47,6 +48,7 @@ class Workshop:
         *,
         host: Pool | None = None,
         queue: int,
+        tenant_share: float = SHARE,
         execution: Mapping[str, str],
         bans: Bans | None = None,
         news: News | None = None,
@@ -64,7 +66,7 @@ class Workshop:
         self.bans = bans if bans is not None else Bans()
         self.news = news if news is not None else News()
         self._accesses = accesses
-        self.turns = Turns(queue, self.news.announce)
+        self.turns = Turns(queue, self.news.announce, share=tenant_share)
         self.stock = Stock(pool, host if host is not None else Pool(max_bytes=0), beside, self.news.announce)
         self.waiting: set[Holder] = set()  # those with leases whose turn has not come
         self.generations = 0

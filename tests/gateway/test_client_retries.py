@@ -12,6 +12,7 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
+from gateway.budget import RetryBudget
 from gateway.client import Client
 from gateway.errors import (
     Cancelled,
@@ -134,8 +135,14 @@ async def serving(*gateways: Gateway) -> AsyncIterator[None]:
             await server.stop(0)
 
 
-def client_of(*addresses: str, time: Time, tries: int = 4, chance: Callable[[], float] = lambda: 0.0) -> Client:
-    return Client(",".join(addresses), tries=tries, sleep=time.sleep, clock=time.clock, chance=chance)
+def client_of(
+    *addresses: str,
+    time: Time,
+    tries: int = 4,
+    budget: RetryBudget | None = None,
+    chance: Callable[[], float] = lambda: 0.0,
+) -> Client:
+    return Client(",".join(addresses), tries=tries, budget=budget, sleep=time.sleep, clock=time.clock, chance=chance)
 
 
 @asynccontextmanager
@@ -332,6 +339,76 @@ async def test_with_a_deadline_it_is_the_bound() -> None:
         assert "NO_WORKER" == (await problem_of(client.animate(ask(), deadline=9.0))).reason
     assert [2.0] * 4 == time.slept
     assert [9, 7, 5, 3, 1] == [round(left) for left in gateway.left if left is not None]
+
+
+# A budget of tries.
+
+
+async def test_a_client_that_is_mostly_refused_stops_asking_again() -> None:
+    """Its requests share a budget: when half of it is gone, each is made once, whatever its own tries or deadline."""
+    gateway = Gateway()
+    for _ in range(9):
+        gateway.then(ends=Overloaded("QUEUE_FULL"))
+    async with meeting(gateway, budget=RetryBudget(8.0)) as (client, _):
+        for _ in range(2):
+            await problem_of(client.animate(ask(), deadline=60.0))
+        assert 5 == len(gateway.asked)  # four times, the last without another try; then once
+        await problem_of(client.animate(ask(), deadline=60.0))
+    assert 6 == len(gateway.asked)
+
+
+async def test_answers_give_tries_back() -> None:
+    """A tenth of one each, up to the whole budget and no further."""
+    gateway, budget = Gateway(), RetryBudget(4.0, ratio=0.5)
+    for _ in range(3):
+        gateway.then(ends=Overloaded("QUEUE_FULL"))
+    for _ in range(4):
+        gateway.then(*WHOLE)
+    gateway.then(ends=LOST).then(*WHOLE)
+    async with meeting(gateway, budget=budget) as (client, time):
+        assert "QUEUE_FULL" == (await problem_of(client.animate(ask()))).reason
+        assert "QUEUE_FULL" == (await problem_of(client.animate(ask()))).reason
+        assert (3, 1) == (len(gateway.asked), len(time.slept))
+        for _ in range(4):
+            await client.animate(ask())
+        assert 3.0 == budget.tokens
+        with pytest.raises(grpc.aio.AioRpcError):
+            await client.animate(ask())
+        for _ in range(9):
+            budget.succeeded()
+    assert 4.0 == budget.tokens
+
+
+async def test_what_is_the_requests_own_fault_costs_no_tries() -> None:
+    """Nothing that another try could not help is counted."""
+    gateway, budget = Gateway().then(ends=InvalidField("prompt", "must be given")), RetryBudget(4.0)
+    async with meeting(gateway, budget=budget) as (client, _):
+        await problem_of(client.animate(ask()))
+    assert 4.0 == budget.tokens
+
+
+async def test_many_streams_of_a_gateway_that_dies_are_all_made_again() -> None:
+    """In good times a budget has room for a bad moment."""
+    gateway = Gateway()
+    for _ in range(40):
+        gateway.then(ACCEPTED, ends=LOST)
+    for _ in range(40):
+        gateway.then(*WHOLE)
+    async with meeting(gateway) as (client, _):
+        media = await asyncio.gather(*(client.animate(ask()) for _ in range(40)))
+    assert [b"abc"] * 40 == [each.data for each in media]
+
+
+async def test_clients_may_share_a_budget() -> None:
+    """What one of them uses up, the other has no more."""
+    gateway, budget, time = Gateway(), RetryBudget(4.0), Time()
+    for _ in range(3):
+        gateway.then(ends=Overloaded("QUEUE_FULL"))
+    async with serving(gateway), client_of(gateway.address, time=time, budget=budget) as one:
+        await problem_of(one.animate(ask()))
+        async with client_of(gateway.address, time=time, budget=budget) as other:
+            await problem_of(other.animate(ask()))
+    assert 3 == len(gateway.asked)
 
 
 # Several gateways.

@@ -11,7 +11,7 @@ from cache.description import Description, Parameter, Scalar
 from cache.keys import Address
 from gateway.costs import Costs
 from gateway.history import Asked
-from tests.gateway.worker import family
+from tests.gateway.worker import family, speaker
 
 _PROPORTIONAL = {"num_frames": "onward", "num_inference_steps": "stage"}
 
@@ -138,3 +138,14 @@ def test_rows_teach_what_they_can() -> None:
     assert costs.estimate(FAMILY, "denoise", parameters()) is None
     costs.learn_row(FAMILY, good)
     assert 8.0 == costs.estimate(FAMILY, "denoise", parameters(num_frames=32))
+
+
+def test_all_stages_of_a_request_at_once() -> None:
+    """Those of which something is known; of a stage that runs sentence by sentence also each sentence."""
+    costs, description = Costs(), speaker()
+    said = {each.name: each.default or 0 for each in description.parameters} | {"text": "A cat. A dog."}
+    costs.learn(description, "voice", said, 0.5)
+    costs.learn(description, "latents", said, 4.0)
+    costs.learn(description, "latents", said, 2.0, part=True)
+
+    assert {"voice": 0.5, "latents": 4.0, "latents[]": 2.0} == costs.estimates(description, description.stages, said)

@@ -24,6 +24,7 @@ from gateway.errors import (
     NotFound,
     Overloaded,
     Refused,
+    TooLarge,
     Unavailable,
 )
 from gateway.status import ErrorInterceptor, Problem, explain_error, from_upstream, refusal, status_of
@@ -34,14 +35,14 @@ NEUTRAL = Internal().message
 
 
 @asynccontextmanager
-async def serving(*interceptors: grpc.aio.ServerInterceptor, **handlers: Any) -> AsyncIterator[Any]:
+async def serving(*interceptors: grpc.aio.ServerInterceptor, options: Any = (), **handlers: Any) -> AsyncIterator[Any]:
     """A channel to a real server with these handlers as methods of /test.Test, behind these interceptors."""
     server = grpc.aio.server(interceptors=list(interceptors), options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             yield channel
     finally:
         await server.stop(None)
@@ -139,6 +140,44 @@ def test_metadata_travels_in_the_error_info() -> None:
     status_of(Overloaded(metadata={"queued": "12"})).details[0].Unpack(info)
 
     assert {"queued": "12"} == dict(info.metadata)
+
+
+_RETRIES = """{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 3, "initialBackoff": "%s",
+"maxBackoff": "60s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]}}]}"""
+
+
+@pytest.mark.parametrize(
+    ("error", "backoff", "asked", "pushback"),
+    [
+        (Overloaded("QUEUE_FULL", retry_after=0.05), "60s", 3, "50"),
+        (Unavailable("NO_WORKER", retry_after=0.05), "60s", 3, "50"),
+        (Overloaded("DEVICE_MEMORY", retry_after=None), "0.01s", 1, "-1"),
+        (TooLarge("image", "must be smaller"), "0.01s", 1, "-1"),
+        (InvalidField("prompt", "must be given"), "0.01s", 1, None),
+    ],
+    ids=lambda value: getattr(value, "reason", None),
+)
+async def test_who_retries_by_grpc_alone_is_told_when(
+    error: Refused, backoff: str, asked: int, pushback: str | None
+) -> None:
+    """A client with nothing but gRPC's own policy waits as long as it is told, not as long as it would; or never asks
+    again, where waiting does not help.
+    """
+    calls: list[bytes] = []
+
+    async def refuse(request: bytes, _context: Any) -> bytes:
+        calls.append(request)
+        raise error
+
+    handlers: dict[str, Any] = {"Call": grpc.unary_unary_rpc_method_handler(refuse)}
+    async with serving(
+        ErrorInterceptor(), options=[("grpc.service_config", _RETRIES % backoff)], **handlers
+    ) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/test.Test/Call")(b"", timeout=10)
+
+    assert (error.code, asked) == (caught.value.code(), len(calls))
+    assert pushback == dict(caught.value.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
 
 
 async def test_an_error_names_its_trace() -> None:
@@ -520,6 +559,18 @@ async def test_a_server_that_is_not_there_is_explained_without_details() -> None
         problem.field,
         problem.retry_after,
     )
+
+
+@pytest.mark.parametrize(
+    ("pushback", "seconds"),
+    [("1500", 1.5), ("0", 0.0), ("-1", None), ("soon", None), ("", None), ("9" * 400, None), ("\u0663", None)],
+)
+def test_a_pushback_without_details_is_a_time_to_come_again(pushback: str, seconds: float | None) -> None:
+    """As a proxy may send it, which knows nothing of ours; what is no such time is none."""
+    trailers = grpc.aio.Metadata(("grpc-retry-pushback-ms", pushback))
+    error = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), trailers, "text")
+
+    assert Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "", None, "text", seconds) == explain_error(error)
 
 
 @pytest.mark.parametrize("details", [b"\xff\xff", b"", b"\x1a\x02\x0a"])

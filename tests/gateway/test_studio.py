@@ -14,6 +14,7 @@ from cache.digest import Digest
 from cache.keys import Principal, namespaces
 from cache.tags import of_media
 from gateway import studio as rooms
+from gateway.costs import Costs
 from gateway.errors import Internal, InvalidField, NotFound, Overloaded, TooLarge
 from gateway.forward import _contents, _run_request
 from gateway.plan import Policy, make_plan
@@ -231,7 +232,7 @@ async def test_a_plan_with_a_voice_is_run_with_its_sound(studio: Studio) -> None
         namespaces(SECRET, Principal("t", "u")),
         Policy(),
     )
-    request = _run_request(plan, {})
+    request = _run_request(plan, {}, Costs())
 
     assert {"image": (take.identity, b"")} == {name: (each.identity, each.pcm) for name, each in request.sounds.items()}
     assert {"image": voice().tobytes()} == await _contents(plan)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -50,7 +50,9 @@ from cache.sweep import Gone
 from cache.tier import TierName
 from cache.work import Work, divide
 from inference.arrival import arrive
+from inference.errors import QueueFull
 from inference.handover import Note, Notes
+from inference.turns import Ticket, Turns
 from reprise.v1 import common_pb2 as common
 from reprise.v1 import inference_pb2 as pb
 from reprise.v1 import media_pb2 as media
@@ -234,6 +236,9 @@ class ScriptedWorker(InferenceServiceServicer):
         self.queued: Callable[[int], int] = lambda stream: 3  # what each stream of Status is told, counted from 0
         self.hands_over = False  # new runs go to the first idle worker they name
         self.notes: Notes[object] = Notes(grace=60.0)
+        self.turns: Turns | None = None  # before the denoising; None: everybody at once (see `line_up`)
+        self.queue_seconds = 0.0  # that it says a run would wait, where it has no line
+        self.costs: Mapping[str, float] = COSTS
         self.step_seconds = 0.0  # that every step, and every block of speech, lasts
         self.inlines = False  # keep small outputs inside their records, as workers with devices do
         self.hierarchy = hierarchy
@@ -252,6 +257,10 @@ class ScriptedWorker(InferenceServiceServicer):
         """Stop every run at this point from now on."""
         self._gates[point] = Gate()
         return self._gates[point]
+
+    def line_up(self, limit: int, *, share: float = 1.0) -> None:
+        """Denoise one run at a time, as a worker with one device does."""
+        self.turns = Turns(limit, self._status.announce, share=share)
 
     def say(self, state: pb.StatusResponse.State) -> None:
         self._state = state
@@ -303,8 +312,16 @@ class ScriptedWorker(InferenceServiceServicer):
         stream = self._watchers
         self._watchers += 1
         while True:
-            queued = self.queued(stream)
-            yield pb.StatusResponse(state=self._state, queued=queued, pool_bytes=5, pool_entries=1)
+            status = pb.StatusResponse(
+                state=self._state,
+                queued=self.queued(stream),
+                queue_seconds=self.queue_seconds,
+                pool_bytes=5,
+                pool_entries=1,
+            )
+            if (turns := self.turns) is not None:
+                status.queued, status.busy, status.queue_seconds = turns.waiting, turns.busy, turns.seconds
+            yield status
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.speaks_every):
                     await self._status.wait()
@@ -348,7 +365,7 @@ class ScriptedWorker(InferenceServiceServicer):
             job = _Job(self, request)
         except Refusal as refusal:
             await _abort(context, refusal)
-        key = (job.canonical_address(), request.reuse_nothing, request.store_nothing, request.max_age)
+        key = job.key
         if (note := self._note(key, request)) is not None:
             with self.notes.telling(note):
                 yield pb.RunResponse(elsewhere=pb.Elsewhere(worker=note.worker))
@@ -382,6 +399,10 @@ class ScriptedWorker(InferenceServiceServicer):
             if self.hands_over and request.idle:
                 return self.notes.write(key, request.idle[0])
         return None
+
+    def has(self, key: object) -> bool:
+        """Whether a run is under way for this."""
+        return self._flights.get(key) is not None
 
     async def at(self, point: str) -> None:
         if gate := self._gates.get(point):
@@ -437,8 +458,18 @@ class _Job:
         ids = content_ids(self.description, self.parameters, self.media, canonical, self.instead)
         return addresses(self.description, ids, self.namespaces, self.instead)
 
-    def canonical_address(self) -> Address:
-        return self.addresses[self.description.final.name]
+    @property
+    def key(self) -> object:
+        """What equal runs have in common."""
+        request = self.request
+        final = self.addresses[self.description.final.name]
+        return final, request.reuse_nothing, request.store_nothing, request.max_age
+
+    def ticket(self, run: Iterable[Stage]) -> Ticket:
+        """For the device, to run these stages."""
+        known = [self.request.estimates.get(whole_name(stage.name)) for stage in run]
+        seconds = sum(each for each in known if each is not None) if None not in known else None
+        return Ticket(whose=self.request.namespaces[Scope.TENANT], seconds=seconds)
 
     async def lead(self, flight: Flight[pb.RunResponse]) -> None:
         worker, final = self.worker, self.description.final
@@ -500,8 +531,13 @@ class _Job:
         for stage in self.whole.stages:
             for place, name in enumerate(self._names(stage) if stage.each else ()):
                 where[part_name(stage.name, place)] = name
+        ticket, turns = self.ticket(work.run), self.worker.turns
         return pb.ForeseeResponse(
-            stages=self._told_reports(), addresses={told: str(self.addresses[name]) for told, name in where.items()}
+            stages=self._told_reports(),
+            addresses={told: str(self.addresses[name]) for told, name in where.items()},
+            under_way=self.worker.has(self.key),
+            wait_seconds=turns.wait_of(ticket) if turns is not None else self.worker.queue_seconds,
+            run_seconds=ticket.seconds or 0.0,
         )
 
     def told(self, finished: pb.Finished, *, joined: bool) -> pb.Finished:
@@ -555,18 +591,19 @@ class _Job:
             parts = len(self._names(self.whole.stage(whole)))
             flight.publish(_event(progress=media.Progress(stage=whole, step=1, steps=1, part=part, parts=parts)))
         if stage.name == "denoise":
-            steps = int(self.parameters["num_inference_steps"])
-            for step in range(1, steps + 1):
-                await self.worker.at("step")
-                if self.worker.step_seconds:
-                    await asyncio.sleep(self.worker.step_seconds)
-                flight.publish(_event(progress=media.Progress(stage=stage.name, step=step, steps=steps)))
-            flight.publish(_event(preview=media.Preview(image=b"jpeg", step=steps)))
+            async with self._turn(stage):
+                steps = int(self.parameters["num_inference_steps"])
+                for step in range(1, steps + 1):
+                    await self.worker.at("step")
+                    if self.worker.step_seconds:
+                        await asyncio.sleep(self.worker.step_seconds)
+                    flight.publish(_event(progress=media.Progress(stage=stage.name, step=step, steps=steps)))
+                flight.publish(_event(preview=media.Preview(image=b"jpeg", step=steps)))
         address = self.addresses[stage.name]
         data = self._compute(stage, upstream)
         self.worker.ran[whole] += 1
         self.reports[stage.name] = common.StageReport(
-            stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=COSTS[whole]
+            stage=stage.name, outcome=common.STAGE_OUTCOME_RUN, device_seconds=self.worker.costs[whole]
         )
         inline = data if self.worker.inlines and len(data) <= INLINE_LIMIT else None
         media_type = self._media_type() if stage is self.description.final else "application/test"
@@ -577,8 +614,8 @@ class _Job:
             stage=whole,
             fingerprint=stage.fingerprint,
             output=Output(Digest.of(data), media_type, inline),
-            device_seconds=COSTS[whole],
-            total_device_seconds=self._whole_cost() if stage is self.description.final else COSTS[whole],
+            device_seconds=self.worker.costs[whole],
+            total_device_seconds=self._whole_cost() if stage is self.description.final else self.worker.costs[whole],
             made_at=self.began,
             touched_at=time.time(),
             ttl=stage.ttl,
@@ -588,6 +625,18 @@ class _Job:
         if stage.cached and stage is not self.description.final and not self.request.store_nothing:
             await self.worker.hierarchy.commit(record, data, replace=self.request.replace)
         return data, record
+
+    @asynccontextmanager
+    async def _turn(self, stage: Stage) -> AsyncIterator[None]:
+        """The device, where there is a line for it."""
+        if (turns := self.worker.turns) is None:
+            yield
+            return
+        try:
+            async with turns.turn(lambda position: None, self.ticket([stage])):
+                yield
+        except QueueFull as full:
+            raise Refusal(full.code, full.reason, retry_after=round(full.retry_after or 0.0)) from full
 
     def _tags(self, stage: Stage) -> tuple[str, ...]:
         before = ancestors(self.description, stage.name) & self.addresses.keys()
@@ -622,7 +671,7 @@ class _Job:
         return f"audio/{self.parameters['format']}" if self.whole.task == "synthesize_speech" else "video/mp4"
 
     def _whole_cost(self) -> float:
-        return sum(COSTS.get(whole_name(stage.name), 0.0) for stage in self.stages)
+        return sum(self.worker.costs.get(whole_name(stage.name), 0.0) for stage in self.stages)
 
     def _names(self, stage: Stage) -> list[str]:
         """What a stage is called in this run, at each place of its text; once, if it has none."""

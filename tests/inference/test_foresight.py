@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from cache.keys import Address
+from cache.keys import Address, Principal
 from inference.models.i2vgen_xl import I2VGenXL
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import ForeseeResponse, RunRequest
-from tests.inference.worker_fixtures import Bench, Heard, Pixels, open_bench
+from tests.inference.worker_fixtures import ALICE, Bench, Heard, Pixels, open_bench
 from tests.inference.worker_fixtures import ask as ask_model
 
 OTHER = Pixels(colour=200)
@@ -174,3 +174,35 @@ async def test_the_real_model_does_what_was_foreseen(tmp_path: Path, model: I2VG
     assert {each.stage: each.tier for each in heard.finished.stages} == {
         each.stage: each.tier for each in foreseen.stages
     }
+
+
+async def test_what_a_run_would_take_and_wait_for_is_foreseen(bench: Bench) -> None:
+    """By the estimates that came with the plans: its own of what would run, and those of the runs before it."""
+    await bench.run()
+    gate = bench.model.gates["denoise"]
+    gate.close()
+    seconds = {"text": 1.0, "moments": 2.0, "denoise": 8.0, "video": 4.0}
+
+    def asked(seed: int, principal: Principal = ALICE) -> RunRequest:
+        request = bench.ask(seed=seed, principal=principal)
+        request.estimates.update(seconds)
+        return request
+
+    running = bench.begin_request(asked(1))
+    await gate.reached()
+    waiting = bench.begin_request(asked(2))
+    await waiting.hears(lambda heard: heard.positions == [0])
+    mine, joined, theirs = [
+        await foresee(bench, request) for request in (asked(3), asked(2), asked(3, Principal("other", "carol")))
+    ]
+    unknown = await foresee(bench, seed=3)
+
+    assert 24.0 == bench.engine.status().queue_seconds
+    assert [12.0, 12.0, 0.0] == [mine.run_seconds, joined.run_seconds, unknown.run_seconds]
+    assert mine.wait_seconds == pytest.approx(24.0, abs=10.0)
+    assert theirs.wait_seconds == pytest.approx(12.0, abs=10.0)  # in turn: not behind what waits there
+    assert mine.wait_seconds - theirs.wait_seconds == pytest.approx(12.0, abs=1.0)
+    assert [False, True, False] == [each.under_way for each in (mine, joined, theirs)]
+    gate.open()
+    for follower in (running, waiting):
+        await follower.end()

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from anyio import wait_all_tasks_blocked
 
 from inference.errors import QueueFull
 from inference.turns import Ticket, Turns
+from tests.cache.helpers import Clock
 
 
 class Visitor:
     """Takes a turn, and leaves when told."""
 
-    def __init__(self, turns: Turns, *, idle: bool = False) -> None:
+    def __init__(self, turns: Turns, *, idle: bool = False, whose: str = "", seconds: float | None = None) -> None:
         self.positions: list[int] = []
-        self.ticket = Ticket(idle=idle)
+        self.ticket = Ticket(idle=idle, whose=whose, seconds=seconds)
         self.leave = asyncio.Event()
         self.inside = False
         self.task = asyncio.create_task(self._visit(turns))
@@ -150,3 +152,124 @@ async def test_changes_are_announced() -> None:
     second.leave.set()
     await asyncio.gather(first.task, second.task)
     assert seen == [(True, 0), (True, 1), (False, 1), (False, 0), (True, 0), (False, 0)]
+
+
+# Tenants.
+
+
+async def served(clock: Clock, visitors: Sequence[Visitor], **lasts: float) -> str:
+    """The tenants in the order in which they have the device; a turn lasts as long as it was to, unless `lasts` says
+    otherwise.
+    """
+    order = ""
+    while len(order) < len(visitors):
+        await wait_all_tasks_blocked()
+        (inside,) = [each for each in visitors if each.inside]
+        whose = inside.ticket.whose
+        order += whose
+        clock.now += lasts.get(whose, inside.ticket.seconds or 0.0)
+        inside.leave.set()
+        await inside.task
+    return order
+
+
+async def lined_up(turns: Turns, *runs: tuple[str, float]) -> list[Visitor]:
+    visitors = [Visitor(turns, whose=whose, seconds=seconds) for whose, seconds in runs]
+    await wait_all_tasks_blocked()
+    return visitors
+
+
+async def test_tenants_take_turns() -> None:
+    """Who fills the line delays themselves: another's run goes before all but what has begun, and so on in turn."""
+    clock = Clock()
+    turns = Turns(20, clock=clock)
+    many = await lined_up(turns, *[("a", 2.0)] * 5)
+    few = await lined_up(turns, *[("b", 2.0)] * 2)
+    assert [[0], [2]] == [each.positions for each in few]
+    assert [0, 1] == many[1].positions
+    assert "ababaaa" == await served(clock, [*many, *few])
+
+
+async def test_a_long_run_counts_for_more() -> None:
+    """Tenants get equal time, not equally many turns; what a run really took is what counts."""
+    clock = Clock()
+    turns = Turns(20, clock=clock)
+    line = await lined_up(turns, *[("a", 6.0)] * 2, *[("b", 2.0)] * 4)
+    assert "abbbab" == await served(clock, line)
+    line = await lined_up(turns, *[("a", 1.0)] * 2, *[("b", 2.0)] * 4)
+    assert "abbbab" == await served(clock, line, a=6.0)
+
+
+async def test_staying_away_saves_nothing_up() -> None:
+    """Who comes late takes turns from now on, and does not make up for what others had before."""
+    clock = Clock()
+    turns = Turns(20, clock=clock)
+    first, second, *rest = await lined_up(turns, *[("a", 2.0)] * 4)
+    assert "a" == await served(clock, [first])
+    await wait_all_tasks_blocked()
+    late = await lined_up(turns, *[("b", 2.0)] * 3)
+    assert "abab" + "ab" == await served(clock, [second, *rest, *late])
+
+
+async def test_one_who_leaves_costs_their_tenant_nothing() -> None:
+    """A place that is given up is forgotten: the tenant's next run stands where that one stood."""
+    clock = Clock()
+    turns = Turns(20, clock=clock)
+    _, gone, *rest = line = await lined_up(turns, *[("a", 2.0)] * 2, *[("b", 2.0)] * 3)
+    gone.task.cancel()
+    await asyncio.gather(gone.task, return_exceptions=True)
+    again = await lined_up(turns, ("a", 2.0))
+    assert "abbab" == await served(clock, [line[0], *rest, *again])
+
+
+async def test_a_tenant_has_its_share_of_the_places() -> None:
+    """One alone leaves room for another, who is refused nothing until they hold as much; and told apart from full."""
+    turns = Turns(10, share=0.5)
+    visitors = await lined_up(turns, *[("a", 1.0)] * 6)  # one of them has the device
+    assert 5 == turns.waiting
+    for whose, places, reason in (("a", 0, "TENANT_SHARE"), ("b", 3, "TENANT_SHARE"), ("c", 1, "TENANT_SHARE")):
+        visitors += await lined_up(turns, *[(whose, 1.0)] * places)
+        with pytest.raises(QueueFull) as refused:
+            async with turns.turn(lambda _: None, Ticket(whose=whose)):
+                raise AssertionError
+        assert (reason, True) == (refused.value.reason, (refused.value.retry_after or 0.0) >= 1.0)
+    visitors += await lined_up(turns, ("d", 1.0))
+    with pytest.raises(QueueFull) as refused:
+        async with turns.turn(lambda _: None, Ticket(whose="e")):
+            raise AssertionError
+    assert "QUEUE_FULL" == refused.value.reason
+    for each in visitors:
+        each.leave.set()
+    await asyncio.gather(*(each.task for each in visitors))
+
+
+async def test_how_long_somebody_would_wait() -> None:
+    """For what is before them in turn, and for the rest of what has begun; the whole line is more than that."""
+    clock = Clock()
+    turns = Turns(20, clock=clock)
+    assert (0.0, 0.0) == (turns.seconds, turns.wait_of(Ticket(whose="b", seconds=9.0)))
+    line = await lined_up(turns, *[("a", 4.0)] * 3)
+    clock.now += 1.0
+    assert 12.0 == turns.seconds
+    assert 11.0 == turns.wait_of(Ticket(whose="a", seconds=9.0))
+    assert 3.0 == turns.wait_of(Ticket(whose="b", seconds=9.0))
+    assert 11.0 == turns.wait_of(Ticket(whose="b", idle=True))
+    clock.now += 5.0
+    assert 8.0 == turns.wait_of(Ticket(whose="a"))  # it takes longer than it should: no less than nothing is left
+    assert 2 == turns.waiting  # asking takes no place
+    await served(clock, line)
+
+
+async def test_what_nobody_knows_counts_as_nothing() -> None:
+    """Until a turn was measured; from then on as what the last one took."""
+    clock = Clock()
+    turns = Turns(20, clock=clock)
+    line = [Visitor(turns, whose="a") for _ in range(3)]
+    await wait_all_tasks_blocked()
+    assert 0.0 == turns.wait_of(Ticket())
+    clock.now += 5.0
+    line[0].leave.set()
+    await line[0].task
+    await wait_all_tasks_blocked()
+    assert (10.0, 10.0) == (turns.wait_of(Ticket(whose="a")), turns.seconds)
+    await served(clock, line[1:])

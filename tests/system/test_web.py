@@ -330,7 +330,13 @@ def test_pages_of_known_origins_may_ask(edge: str) -> None:
     assert set(wanted.split(",")) <= set(known.headers["access-control-allow-headers"].split(","))
     assert unknown.headers["access-control-allow-origin"] is None
     readable = set(answer.headers["access-control-expose-headers"].split(","))
-    assert {"grpc-status", "grpc-message", "grpc-status-details-bin", "cache-status"} <= readable
+    assert {
+        "grpc-status",
+        "grpc-message",
+        "grpc-status-details-bin",
+        "grpc-retry-pushback-ms",
+        "cache-status",
+    } <= readable
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import { createGrpcWebTransport } from "@connectrpc/connect-web";
 
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import { MediaService } from "../gen/reprise/v1/media_pb.js";
+import { RetryBudget } from "./budget.js";
 
+const BUDGETS = new WeakMap(); // of each client, for all its requests
 const PATIENCE_MS = [200, 500, 1000, 2000, 4000]; // at most, between attempts to pick a broken stream up again
 
 /** A client of the gateways behind `address`, such as http://localhost:8080. */
@@ -22,7 +24,8 @@ export function connect(address, { apiKey = "", interceptors = [] } = {}) {
  * The events of a video's generation up to its result. A stream that breaks is picked up where it broke; if no gateway
  * knows the generation any more, or it failed for a reason that passes (no worker, no room), the request is made again,
  * which costs nothing that is stored already: its events then begin anew with another name. A `fresh` request asks for
- * the seed that it was told. `timeoutMs` bounds all of it, pauses included; without it a few tries in a row do.
+ * the seed that it was told. `timeoutMs` bounds all of it, pauses included; without it a few tries in a row do. All
+ * requests of a client share a `budget` of tries (see budget.js), so that they do not multiply a load that is too much.
  * `onResume` hears the name, empty if the request is made again. Throws ConnectError: what the service refused, or
  * Canceled by `signal`.
  */
@@ -47,7 +50,8 @@ export async function* speak(client, request, options = {}) {
   }
 }
 
-async function* make(client, ask, request, { signal, timeoutMs, onResume = () => {}, onTrailer } = {}) {
+async function* make(client, ask, request, { signal, timeoutMs, budget, onResume = () => {}, onTrailer } = {}) {
+  budget ??= budgetOf(client);
   const until = timeoutMs === undefined ? Infinity : performance.now() + timeoutMs;
   const left = () => Math.max(1, Math.round(until - performance.now())); // gRPC takes whole ones only
   const options = () => ({ signal, onTrailer, ...(timeoutMs !== undefined && { timeoutMs: left() }) });
@@ -64,9 +68,9 @@ async function* make(client, ask, request, { signal, timeoutMs, onResume = () =>
         if (event.accepted) request = sameAgain(request, event.accepted.seed);
         finished = Boolean(event.result);
         yield event;
-        if (finished && watching) return;
+        if (finished && watching) return budget.succeeded();
       }
-      if (finished) return;
+      if (finished) return budget.succeeded();
       throw new ConnectError("the stream ended before its result", Code.Unavailable);
     } catch (error) {
       if (finished) return;
@@ -76,7 +80,7 @@ async function* make(client, ask, request, { signal, timeoutMs, onResume = () =>
       const { reason, retrySeconds } = explain(error);
       const wait = Math.max(pauseMs(count), 1000 * (retrySeconds ?? 0));
       const spent = until === Infinity ? count >= PATIENCE_MS.length : performance.now() + wait >= until;
-      if (!(broken(error) || again) || spent) throw error;
+      if (!(broken(error) || again) || !budget.failed() || spent) throw error;
       if (again) [name, sequence] = ["", 0n];
       await pause(wait, signal);
       onResume({ name, from: sequence + 1n, reason });
@@ -84,6 +88,11 @@ async function* make(client, ask, request, { signal, timeoutMs, onResume = () =>
       stream = watching ? client.watch({ name, fromSequence: sequence + 1n }, options()) : ask(request, options());
     }
   }
+}
+
+function budgetOf(client) {
+  if (!BUDGETS.has(client)) BUDGETS.set(client, new RetryBudget());
+  return BUDGETS.get(client);
 }
 
 /** Keeps track of live sound, so that nobody hears a sample twice. */

@@ -26,7 +26,7 @@ from reprise.v1 import common_pb2 as reprise_dot_v1_dot_common__pb2
 from reprise.v1 import media_pb2 as reprise_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1areprise/v1/inference.proto\x12\nreprise.v1\x1a\x17reprise/v1/common.proto\x1a\x16reprise/v1/media.proto\"\x11\n\x0f\x44\x65scribeRequest\"L\n\x10\x44\x65scribeResponse\x12\x14\n\x0c\x64\x65scriptions\x18\x01 \x03(\x0c\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x12\n\nstarted_at\x18\x03 \x01(\x01\"\xcc\x07\n\nRunRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12:\n\nparameters\x18\x03 \x03(\x0b\x32&.reprise.v1.RunRequest.ParametersEntry\x12\x36\n\x08pictures\x18\x04 \x03(\x0b\x32$.reprise.v1.RunRequest.PicturesEntry\x12\x32\n\x06sounds\x18\x11 \x03(\x0b\x32\".reprise.v1.RunRequest.SoundsEntry\x12:\n\nnamespaces\x18\x05 \x03(\x0b\x32&.reprise.v1.RunRequest.NamespacesEntry\x12\x38\n\taddresses\x18\x06 \x03(\x0b\x32%.reprise.v1.RunRequest.AddressesEntry\x12\x34\n\x07records\x18\x07 \x03(\x0b\x32#.reprise.v1.RunRequest.RecordsEntry\x12\x15\n\rreuse_nothing\x18\x08 \x01(\x08\x12\x15\n\rstore_nothing\x18\t \x01(\x08\x12\x0f\n\x07replace\x18\n \x01(\x08\x12\x10\n\x08\x66ollower\x18\x0b \x01(\t\x12\x14\n\x07max_age\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04idle\x18\r \x03(\t\x12\x10\n\x08must_run\x18\x10 \x01(\x08\x12\x0c\n\x04tags\x18\x0e \x03(\t\x12\x15\n\ridle_priority\x18\x0f \x01(\x08\x12%\n\x05piece\x18\x12 \x01(\x0b\x32\x16.reprise.v1.MediaPiece\x1aM\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.reprise.v1.ParameterValue:\x02\x38\x01\x1a\x44\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.reprise.v1.Picture:\x02\x38\x01\x1a@\n\x0bSoundsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.reprise.v1.Sound:\x02\x38\x01\x1a\x31\n\x0fNamespacesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cRecordsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\n\n\x08_max_age\"+\n\nMediaPiece\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"o\n\x07Picture\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0b\n\x03rgb\x18\x04 \x01(\x0c\x12\x15\n\rnear_identity\x18\x05 \x01(\t\x12\x0f\n\x07part_of\x18\x06 \x01(\t\"L\n\x05Sound\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x13\n\x0bsample_rate\x18\x02 \x01(\r\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\x0b\n\x03pcm\x18\x04 \x01(\x0c\"\xaf\x01\n\x0bRunResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.reprise.v1.GenerationEvent\x12&\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x14.reprise.v1.Finished\x12\"\n\x06stored\x18\x03 \x01(\x0b\x32\x12.reprise.v1.Stored\x12(\n\telsewhere\x18\x04 \x01(\x0b\x32\x15.reprise.v1.Elsewhere\"\x1b\n\tElsewhere\x12\x0e\n\x06worker\x18\x01 \x01(\t\"}\n\x08\x46inished\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\'\n\x06stages\x18\x02 \x03(\x0b\x32\x17.reprise.v1.StageReport\x12\x19\n\x11\x63\x61nonical_address\x18\x03 \x01(\t\x12\r\n\x05\x61lias\x18\x04 \x01(\x0c\x12\x0e\n\x06joined\x18\x05 \x01(\x08\"5\n\x0e\x46oreseeRequest\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.reprise.v1.RunRequest\"\xab\x01\n\x0f\x46oreseeResponse\x12\'\n\x06stages\x18\x01 \x03(\x0b\x32\x17.reprise.v1.StageReport\x12=\n\taddresses\x18\x02 \x03(\x0b\x32*.reprise.v1.ForeseeResponse.AddressesEntry\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x0e\x41\x62\x61ndonRequest\x12\x10\n\x08\x66ollower\x18\x01 \x01(\t\"\x11\n\x0f\x41\x62\x61ndonResponse\"\x0f\n\rStatusRequest\"\x84\x03\n\x0eStatusResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .reprise.v1.StatusResponse.State\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x13\n\x0bgenerations\x18\x04 \x01(\x04\x12\x12\n\npool_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cpool_entries\x18\x06 \x01(\x04\x12\x16\n\x0epool_evictions\x18\x07 \x01(\x04\x12\x19\n\x11\x64\x65vice_bytes_free\x18\x08 \x01(\x04\x12\x1a\n\x12\x64\x65vice_bytes_total\x18\t \x01(\x04\x12\x13\n\x0bmodel_bytes\x18\n \x01(\x04\x12\x12\n\nhost_bytes\x18\x0b \x01(\x04\x12\x14\n\x0chost_entries\x18\x0c \x01(\x04\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x32\xe0\x02\n\x10InferenceService\x12\x45\n\x08\x44\x65scribe\x12\x1b.reprise.v1.DescribeRequest\x1a\x1c.reprise.v1.DescribeResponse\x12:\n\x03Run\x12\x16.reprise.v1.RunRequest\x1a\x17.reprise.v1.RunResponse(\x01\x30\x01\x12\x42\n\x07\x41\x62\x61ndon\x12\x1a.reprise.v1.AbandonRequest\x1a\x1b.reprise.v1.AbandonResponse\x12\x42\n\x07\x46oresee\x12\x1a.reprise.v1.ForeseeRequest\x1a\x1b.reprise.v1.ForeseeResponse\x12\x41\n\x06Status\x12\x19.reprise.v1.StatusRequest\x1a\x1a.reprise.v1.StatusResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1areprise/v1/inference.proto\x12\nreprise.v1\x1a\x17reprise/v1/common.proto\x1a\x16reprise/v1/media.proto\"\x11\n\x0f\x44\x65scribeRequest\"L\n\x10\x44\x65scribeResponse\x12\x14\n\x0c\x64\x65scriptions\x18\x01 \x03(\x0c\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x12\n\nstarted_at\x18\x03 \x01(\x01\"\xb8\x08\n\nRunRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12:\n\nparameters\x18\x03 \x03(\x0b\x32&.reprise.v1.RunRequest.ParametersEntry\x12\x36\n\x08pictures\x18\x04 \x03(\x0b\x32$.reprise.v1.RunRequest.PicturesEntry\x12\x32\n\x06sounds\x18\x11 \x03(\x0b\x32\".reprise.v1.RunRequest.SoundsEntry\x12:\n\nnamespaces\x18\x05 \x03(\x0b\x32&.reprise.v1.RunRequest.NamespacesEntry\x12\x38\n\taddresses\x18\x06 \x03(\x0b\x32%.reprise.v1.RunRequest.AddressesEntry\x12\x34\n\x07records\x18\x07 \x03(\x0b\x32#.reprise.v1.RunRequest.RecordsEntry\x12\x15\n\rreuse_nothing\x18\x08 \x01(\x08\x12\x15\n\rstore_nothing\x18\t \x01(\x08\x12\x0f\n\x07replace\x18\n \x01(\x08\x12\x10\n\x08\x66ollower\x18\x0b \x01(\t\x12\x14\n\x07max_age\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04idle\x18\r \x03(\t\x12\x10\n\x08must_run\x18\x10 \x01(\x08\x12\x0c\n\x04tags\x18\x0e \x03(\t\x12\x15\n\ridle_priority\x18\x0f \x01(\x08\x12\x38\n\testimates\x18\x12 \x03(\x0b\x32%.reprise.v1.RunRequest.EstimatesEntry\x12%\n\x05piece\x18\x13 \x01(\x0b\x32\x16.reprise.v1.MediaPiece\x1aM\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.reprise.v1.ParameterValue:\x02\x38\x01\x1a\x44\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.reprise.v1.Picture:\x02\x38\x01\x1a@\n\x0bSoundsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.reprise.v1.Sound:\x02\x38\x01\x1a\x31\n\x0fNamespacesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cRecordsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a\x30\n\x0e\x45stimatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_max_age\"+\n\nMediaPiece\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"o\n\x07Picture\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0b\n\x03rgb\x18\x04 \x01(\x0c\x12\x15\n\rnear_identity\x18\x05 \x01(\t\x12\x0f\n\x07part_of\x18\x06 \x01(\t\"L\n\x05Sound\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x13\n\x0bsample_rate\x18\x02 \x01(\r\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\x0b\n\x03pcm\x18\x04 \x01(\x0c\"\xaf\x01\n\x0bRunResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.reprise.v1.GenerationEvent\x12&\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x14.reprise.v1.Finished\x12\"\n\x06stored\x18\x03 \x01(\x0b\x32\x12.reprise.v1.Stored\x12(\n\telsewhere\x18\x04 \x01(\x0b\x32\x15.reprise.v1.Elsewhere\"\x1b\n\tElsewhere\x12\x0e\n\x06worker\x18\x01 \x01(\t\"}\n\x08\x46inished\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\'\n\x06stages\x18\x02 \x03(\x0b\x32\x17.reprise.v1.StageReport\x12\x19\n\x11\x63\x61nonical_address\x18\x03 \x01(\t\x12\r\n\x05\x61lias\x18\x04 \x01(\x0c\x12\x0e\n\x06joined\x18\x05 \x01(\x08\"5\n\x0e\x46oreseeRequest\x12#\n\x03run\x18\x01 \x01(\x0b\x32\x16.reprise.v1.RunRequest\"\xe9\x01\n\x0f\x46oreseeResponse\x12\'\n\x06stages\x18\x01 \x03(\x0b\x32\x17.reprise.v1.StageReport\x12=\n\taddresses\x18\x02 \x03(\x0b\x32*.reprise.v1.ForeseeResponse.AddressesEntry\x12\x11\n\tunder_way\x18\x03 \x01(\x08\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\x01\x12\x13\n\x0brun_seconds\x18\x05 \x01(\x01\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x0e\x41\x62\x61ndonRequest\x12\x10\n\x08\x66ollower\x18\x01 \x01(\t\"\x11\n\x0f\x41\x62\x61ndonResponse\"\x0f\n\rStatusRequest\"\x9b\x03\n\x0eStatusResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .reprise.v1.StatusResponse.State\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x13\n\x0bgenerations\x18\x04 \x01(\x04\x12\x12\n\npool_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cpool_entries\x18\x06 \x01(\x04\x12\x16\n\x0epool_evictions\x18\x07 \x01(\x04\x12\x19\n\x11\x64\x65vice_bytes_free\x18\x08 \x01(\x04\x12\x1a\n\x12\x64\x65vice_bytes_total\x18\t \x01(\x04\x12\x13\n\x0bmodel_bytes\x18\n \x01(\x04\x12\x12\n\nhost_bytes\x18\x0b \x01(\x04\x12\x14\n\x0chost_entries\x18\x0c \x01(\x04\x12\x15\n\rqueue_seconds\x18\r \x01(\x01\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x32\xe0\x02\n\x10InferenceService\x12\x45\n\x08\x44\x65scribe\x12\x1b.reprise.v1.DescribeRequest\x1a\x1c.reprise.v1.DescribeResponse\x12:\n\x03Run\x12\x16.reprise.v1.RunRequest\x1a\x17.reprise.v1.RunResponse(\x01\x30\x01\x12\x42\n\x07\x41\x62\x61ndon\x12\x1a.reprise.v1.AbandonRequest\x1a\x1b.reprise.v1.AbandonResponse\x12\x42\n\x07\x46oresee\x12\x1a.reprise.v1.ForeseeRequest\x1a\x1b.reprise.v1.ForeseeResponse\x12\x41\n\x06Status\x12\x19.reprise.v1.StatusRequest\x1a\x1a.reprise.v1.StatusResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNREQUEST_ADDRESSESENTRY']._serialized_options = b'8\001'
   _globals['_RUNREQUEST_RECORDSENTRY']._loaded_options = None
   _globals['_RUNREQUEST_RECORDSENTRY']._serialized_options = b'8\001'
+  _globals['_RUNREQUEST_ESTIMATESENTRY']._loaded_options = None
+  _globals['_RUNREQUEST_ESTIMATESENTRY']._serialized_options = b'8\001'
   _globals['_FORESEERESPONSE_ADDRESSESENTRY']._loaded_options = None
   _globals['_FORESEERESPONSE_ADDRESSESENTRY']._serialized_options = b'8\001'
   _globals['_DESCRIBEREQUEST']._serialized_start=91
@@ -52,47 +54,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBERESPONSE']._serialized_start=110
   _globals['_DESCRIBERESPONSE']._serialized_end=186
   _globals['_RUNREQUEST']._serialized_start=189
-  _globals['_RUNREQUEST']._serialized_end=1161
-  _globals['_RUNREQUEST_PARAMETERSENTRY']._serialized_start=787
-  _globals['_RUNREQUEST_PARAMETERSENTRY']._serialized_end=864
-  _globals['_RUNREQUEST_PICTURESENTRY']._serialized_start=866
-  _globals['_RUNREQUEST_PICTURESENTRY']._serialized_end=934
-  _globals['_RUNREQUEST_SOUNDSENTRY']._serialized_start=936
-  _globals['_RUNREQUEST_SOUNDSENTRY']._serialized_end=1000
-  _globals['_RUNREQUEST_NAMESPACESENTRY']._serialized_start=1002
-  _globals['_RUNREQUEST_NAMESPACESENTRY']._serialized_end=1051
-  _globals['_RUNREQUEST_ADDRESSESENTRY']._serialized_start=1053
-  _globals['_RUNREQUEST_ADDRESSESENTRY']._serialized_end=1101
-  _globals['_RUNREQUEST_RECORDSENTRY']._serialized_start=1103
-  _globals['_RUNREQUEST_RECORDSENTRY']._serialized_end=1149
-  _globals['_MEDIAPIECE']._serialized_start=1163
-  _globals['_MEDIAPIECE']._serialized_end=1206
-  _globals['_PICTURE']._serialized_start=1208
-  _globals['_PICTURE']._serialized_end=1319
-  _globals['_SOUND']._serialized_start=1321
-  _globals['_SOUND']._serialized_end=1397
-  _globals['_RUNRESPONSE']._serialized_start=1400
-  _globals['_RUNRESPONSE']._serialized_end=1575
-  _globals['_ELSEWHERE']._serialized_start=1577
-  _globals['_ELSEWHERE']._serialized_end=1604
-  _globals['_FINISHED']._serialized_start=1606
-  _globals['_FINISHED']._serialized_end=1731
-  _globals['_FORESEEREQUEST']._serialized_start=1733
-  _globals['_FORESEEREQUEST']._serialized_end=1786
-  _globals['_FORESEERESPONSE']._serialized_start=1789
-  _globals['_FORESEERESPONSE']._serialized_end=1960
-  _globals['_FORESEERESPONSE_ADDRESSESENTRY']._serialized_start=1053
-  _globals['_FORESEERESPONSE_ADDRESSESENTRY']._serialized_end=1101
-  _globals['_ABANDONREQUEST']._serialized_start=1962
-  _globals['_ABANDONREQUEST']._serialized_end=1996
-  _globals['_ABANDONRESPONSE']._serialized_start=1998
-  _globals['_ABANDONRESPONSE']._serialized_end=2015
-  _globals['_STATUSREQUEST']._serialized_start=2017
-  _globals['_STATUSREQUEST']._serialized_end=2032
-  _globals['_STATUSRESPONSE']._serialized_start=2035
-  _globals['_STATUSRESPONSE']._serialized_end=2423
-  _globals['_STATUSRESPONSE_STATE']._serialized_start=2337
-  _globals['_STATUSRESPONSE_STATE']._serialized_end=2423
-  _globals['_INFERENCESERVICE']._serialized_start=2426
-  _globals['_INFERENCESERVICE']._serialized_end=2778
+  _globals['_RUNREQUEST']._serialized_end=1269
+  _globals['_RUNREQUEST_PARAMETERSENTRY']._serialized_start=845
+  _globals['_RUNREQUEST_PARAMETERSENTRY']._serialized_end=922
+  _globals['_RUNREQUEST_PICTURESENTRY']._serialized_start=924
+  _globals['_RUNREQUEST_PICTURESENTRY']._serialized_end=992
+  _globals['_RUNREQUEST_SOUNDSENTRY']._serialized_start=994
+  _globals['_RUNREQUEST_SOUNDSENTRY']._serialized_end=1058
+  _globals['_RUNREQUEST_NAMESPACESENTRY']._serialized_start=1060
+  _globals['_RUNREQUEST_NAMESPACESENTRY']._serialized_end=1109
+  _globals['_RUNREQUEST_ADDRESSESENTRY']._serialized_start=1111
+  _globals['_RUNREQUEST_ADDRESSESENTRY']._serialized_end=1159
+  _globals['_RUNREQUEST_RECORDSENTRY']._serialized_start=1161
+  _globals['_RUNREQUEST_RECORDSENTRY']._serialized_end=1207
+  _globals['_RUNREQUEST_ESTIMATESENTRY']._serialized_start=1209
+  _globals['_RUNREQUEST_ESTIMATESENTRY']._serialized_end=1257
+  _globals['_MEDIAPIECE']._serialized_start=1271
+  _globals['_MEDIAPIECE']._serialized_end=1314
+  _globals['_PICTURE']._serialized_start=1316
+  _globals['_PICTURE']._serialized_end=1427
+  _globals['_SOUND']._serialized_start=1429
+  _globals['_SOUND']._serialized_end=1505
+  _globals['_RUNRESPONSE']._serialized_start=1508
+  _globals['_RUNRESPONSE']._serialized_end=1683
+  _globals['_ELSEWHERE']._serialized_start=1685
+  _globals['_ELSEWHERE']._serialized_end=1712
+  _globals['_FINISHED']._serialized_start=1714
+  _globals['_FINISHED']._serialized_end=1839
+  _globals['_FORESEEREQUEST']._serialized_start=1841
+  _globals['_FORESEEREQUEST']._serialized_end=1894
+  _globals['_FORESEERESPONSE']._serialized_start=1897
+  _globals['_FORESEERESPONSE']._serialized_end=2130
+  _globals['_FORESEERESPONSE_ADDRESSESENTRY']._serialized_start=1111
+  _globals['_FORESEERESPONSE_ADDRESSESENTRY']._serialized_end=1159
+  _globals['_ABANDONREQUEST']._serialized_start=2132
+  _globals['_ABANDONREQUEST']._serialized_end=2166
+  _globals['_ABANDONRESPONSE']._serialized_start=2168
+  _globals['_ABANDONRESPONSE']._serialized_end=2185
+  _globals['_STATUSREQUEST']._serialized_start=2187
+  _globals['_STATUSREQUEST']._serialized_end=2202
+  _globals['_STATUSRESPONSE']._serialized_start=2205
+  _globals['_STATUSRESPONSE']._serialized_end=2616
+  _globals['_STATUSRESPONSE_STATE']._serialized_start=2530
+  _globals['_STATUSRESPONSE_STATE']._serialized_end=2616
+  _globals['_INFERENCESERVICE']._serialized_start=2619
+  _globals['_INFERENCESERVICE']._serialized_end=2971
 # @@protoc_insertion_point(module_scope)

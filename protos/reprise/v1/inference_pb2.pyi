@@ -24,7 +24,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "revision", "parameters", "pictures", "sounds", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority", "piece")
+    __slots__ = ("model", "revision", "parameters", "pictures", "sounds", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority", "estimates", "piece")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,13 @@ class RunRequest(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class EstimatesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +91,7 @@ class RunRequest(_message.Message):
     MUST_RUN_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     IDLE_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATES_FIELD_NUMBER: _ClassVar[int]
     PIECE_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
@@ -102,8 +110,9 @@ class RunRequest(_message.Message):
     must_run: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
     idle_priority: bool
+    estimates: _containers.ScalarMap[str, float]
     piece: MediaPiece
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., sounds: _Optional[_Mapping[str, Sound]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., idle_priority: _Optional[bool] = ..., piece: _Optional[_Union[MediaPiece, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _common_pb2.ParameterValue]] = ..., pictures: _Optional[_Mapping[str, Picture]] = ..., sounds: _Optional[_Mapping[str, Sound]] = ..., namespaces: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., records: _Optional[_Mapping[str, bytes]] = ..., reuse_nothing: _Optional[bool] = ..., store_nothing: _Optional[bool] = ..., replace: _Optional[bool] = ..., follower: _Optional[str] = ..., max_age: _Optional[float] = ..., idle: _Optional[_Iterable[str]] = ..., must_run: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., idle_priority: _Optional[bool] = ..., estimates: _Optional[_Mapping[str, float]] = ..., piece: _Optional[_Union[MediaPiece, _Mapping]] = ...) -> None: ...
 
 class MediaPiece(_message.Message):
     __slots__ = ("name", "content")
@@ -180,7 +189,7 @@ class ForeseeRequest(_message.Message):
     def __init__(self, run: _Optional[_Union[RunRequest, _Mapping]] = ...) -> None: ...
 
 class ForeseeResponse(_message.Message):
-    __slots__ = ("stages", "addresses")
+    __slots__ = ("stages", "addresses", "under_way", "wait_seconds", "run_seconds")
     class AddressesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -190,9 +199,15 @@ class ForeseeResponse(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     STAGES_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RUN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     stages: _containers.RepeatedCompositeFieldContainer[_common_pb2.StageReport]
     addresses: _containers.ScalarMap[str, str]
-    def __init__(self, stages: _Optional[_Iterable[_Union[_common_pb2.StageReport, _Mapping]]] = ..., addresses: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    under_way: bool
+    wait_seconds: float
+    run_seconds: float
+    def __init__(self, stages: _Optional[_Iterable[_Union[_common_pb2.StageReport, _Mapping]]] = ..., addresses: _Optional[_Mapping[str, str]] = ..., under_way: _Optional[bool] = ..., wait_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ...) -> None: ...
 
 class AbandonRequest(_message.Message):
     __slots__ = ("follower",)
@@ -209,7 +224,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total", "model_bytes", "host_bytes", "host_entries")
+    __slots__ = ("state", "queued", "busy", "generations", "pool_bytes", "pool_entries", "pool_evictions", "device_bytes_free", "device_bytes_total", "model_bytes", "host_bytes", "host_entries", "queue_seconds")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[StatusResponse.State]
@@ -232,6 +247,7 @@ class StatusResponse(_message.Message):
     MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOST_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     state: StatusResponse.State
     queued: int
     busy: bool
@@ -244,4 +260,5 @@ class StatusResponse(_message.Message):
     model_bytes: int
     host_bytes: int
     host_entries: int
-    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ..., model_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., host_entries: _Optional[int] = ...) -> None: ...
+    queue_seconds: float
+    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., queued: _Optional[int] = ..., busy: _Optional[bool] = ..., generations: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., pool_entries: _Optional[int] = ..., pool_evictions: _Optional[int] = ..., device_bytes_free: _Optional[int] = ..., device_bytes_total: _Optional[int] = ..., model_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., host_entries: _Optional[int] = ..., queue_seconds: _Optional[float] = ...) -> None: ...

@@ -39,7 +39,8 @@ class InferenceServiceStub:
       the plan again with the pixels.
     - FAILED_PRECONDITION, reason NEAR_GONE: the encodings of a near-duplicate that the plan counts on are gone, and
       this picture's own would not be those. Plan again without it.
-    - RESOURCE_EXHAUSTED: the queue is full (retry after RetryInfo), or the device has not enough memory.
+    - RESOURCE_EXHAUSTED: the queue is full, or the tenant has its share of it (retry after RetryInfo); or the device has
+      not enough memory.
     - UNAVAILABLE: draining or loading. Try another worker.
     - CANCELLED: abandoned by its last follower.
     """
@@ -102,7 +103,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
           the plan again with the pixels.
         - FAILED_PRECONDITION, reason NEAR_GONE: the encodings of a near-duplicate that the plan counts on are gone, and
           this picture's own would not be those. Plan again without it.
-        - RESOURCE_EXHAUSTED: the queue is full (retry after RetryInfo), or the device has not enough memory.
+        - RESOURCE_EXHAUSTED: the queue is full, or the tenant has its share of it (retry after RetryInfo); or the device has
+          not enough memory.
         - UNAVAILABLE: draining or loading. Try another worker.
         - CANCELLED: abandoned by its last follower.
         """

@@ -30,10 +30,13 @@ class MediaServiceStub:
     - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it. Change it.
     - UNAUTHENTICATED: no or unknown credentials.
     - NOT_FOUND: no such model; an unknown picture digest (upload it again); or not cached, with MODE_ONLY_IF_CACHED.
-    - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo). A
-      message over 64 MiB is not read at all: the same code, without details.
+    - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry); or the queue is full, the tenant has its share of
+      it, or it is too long for the deadline (retry after RetryInfo, which `grpc-retry-pushback-ms` in the trailers
+      repeats). Never what is cached or under way. A message over 64 MiB is not read at all: the same code, without
+      details.
     - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
-    - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again.
+    - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again. With reason
+      DEADLINE_TOO_SHORT, at once: such work takes longer on the device than there is time; ErrorInfo says how long.
     - INTERNAL: a fault of ours. Retry once; report the trace id.
     """
     SynthesizeSpeech: _aio.UnaryStreamMultiCallable[_media_pb2.SynthesizeSpeechRequest, _media_pb2.SynthesizeSpeechResponse]
@@ -69,7 +72,8 @@ class MediaServiceStub:
 
     Errors:
     - INVALID_ARGUMENT: neither a picture nor a recording in a supported format, truncated, or too large. Change it.
-    - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
+    - RESOURCE_EXHAUSTED: over 16 MiB: make it smaller, without details where the message is over 64 MiB. Or the tenant
+      has sent as much as it may for now: retry after RetryInfo.
     - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
     """
     Download: _aio.UnaryStreamMultiCallable[_media_pb2.DownloadRequest, _media_pb2.DownloadResponse]
@@ -105,10 +109,13 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: a field is missing, malformed, out of the model's range or not declared by it. Change it.
         - UNAUTHENTICATED: no or unknown credentials.
         - NOT_FOUND: no such model; an unknown picture digest (upload it again); or not cached, with MODE_ONLY_IF_CACHED.
-        - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry), or the queue is full (retry after RetryInfo). A
-          message over 64 MiB is not read at all: the same code, without details.
+        - RESOURCE_EXHAUSTED: the picture is over 16 MiB (do not retry); or the queue is full, the tenant has its share of
+          it, or it is too long for the deadline (retry after RetryInfo, which `grpc-retry-pushback-ms` in the trailers
+          repeats). Never what is cached or under way. A message over 64 MiB is not read at all: the same code, without
+          details.
         - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
-        - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again.
+        - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again. With reason
+          DEADLINE_TOO_SHORT, at once: such work takes longer on the device than there is time; ErrorInfo says how long.
         - INTERNAL: a fault of ours. Retry once; report the trace id.
         """
 
@@ -168,7 +175,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT: neither a picture nor a recording in a supported format, truncated, or too large. Change it.
-        - RESOURCE_EXHAUSTED: over 16 MiB. Make it smaller. Without details where the message is over 64 MiB.
+        - RESOURCE_EXHAUSTED: over 16 MiB: make it smaller, without details where the message is over 64 MiB. Or the tenant
+          has sent as much as it may for now: retry after RetryInfo.
         - UNAVAILABLE: it could not be stored. Retry after RetryInfo.
         """
 
