@@ -1,11 +1,12 @@
 // A person who speaks at the playground page, in a real browser: node speaking.mjs CHROMIUM PAGE VOICE FOLDER
 //
 // Has a paragraph spoken, asks for the same again, edits a sentence, asks for something impossible, cancels something
-// long, speaks into the microphone, which hears the same VOICE. Says as one line of JSON what was to be seen, and leaves
-// screenshots, what was heard (heard.s16) and what was saved (saved.wav) in FOLDER.
+// long, speaks into the microphone, which hears the same VOICE, and opens the page where there is none to be had. Says as
+// one line of JSON what was to be seen, and leaves screenshots, what was heard (heard.s16) and what was saved (saved.wav)
+// in FOLDER.
 
-import { writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { readFileSync, writeFileSync } from "node:fs";
+import { basename, join } from "node:path";
 
 import { fill, part, stages, visit } from "./chromium.mjs";
 
@@ -13,7 +14,9 @@ const [browser, address, voice, folder] = process.argv.slice(2);
 const LINE = "The rain had stopped, and the street was quiet.";
 const LAMP = "A lamp went out above the bridge.";
 const LAUGH = "Then somebody laughed.";
-const MICROPHONE = [
+const ELSEWHERE = "playground.example"; // this machine by another name, to which no browser gives a microphone
+const ARGUMENTS = [
+  `--host-resolver-rules=MAP ${ELSEWHERE} 127.0.0.1`,
   "--use-fake-device-for-media-stream",
   "--use-fake-ui-for-media-stream",
   `--use-file-for-fake-audio-capture=${voice}`,
@@ -38,7 +41,7 @@ async function act(page) {
   await page.fill("#text", LINE);
   await page.click("#ask");
   seen.voiceless = await page.locator(`${part("problem")}:not([hidden])`).textContent();
-  await page.setInputFiles("#voice", voice);
+  await drop(page, "#voiceDrop", voice);
   await page.waitForFunction(() => document.querySelector("#voiceName").textContent.includes(","));
   seen.voice = await page.locator("#voiceName").textContent();
   seen.replay = await page.evaluate(() => document.querySelector("#voiceReplay").duration);
@@ -78,23 +81,43 @@ async function act(page) {
   await page.waitForFunction(() => document.querySelector("#recordLabel").textContent.startsWith("Stop, 2."));
   await page.click("#record");
   await page.waitForFunction(() => document.querySelector("#voiceName").textContent.startsWith("recorded"));
-  await fill(page, { text: LINE });
+  await page.fill("#text", LINE);
+  await page.uncheck("#hear");
   await page.waitForFunction(() => document.querySelector("#voiceName").textContent.includes(","));
   seen.recorded = await page.locator("#voiceName").textContent();
   await again(page, 4);
   seen.own = await answer(page);
 
+  await page.check("#hear");
   await page.selectOption("#soundFormat", "ogg");
   await again(page, 5);
   seen.ogg = await answer(page);
   await page.waitForFunction(() => document.querySelector("#speech").currentTime > 0.05); // it plays by itself
   await page.click('a[href="#animate"]');
-  seen.modes = await page.evaluate(() => [...document.querySelectorAll("[data-mode]:not([hidden])")].map((each) => each.dataset.mode));
+  seen.modes = await page
+    .locator("[data-mode]:not([hidden])")
+    .evaluateAll((parts) => parts.map((each) => each.dataset.mode));
   await page.setViewportSize({ width: 390, height: 800 });
   await page.click('a[href="#speak"]');
   await page.screenshot({ path: join(folder, "narrow.png"), fullPage: true });
   seen.overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+
+  await page.goto(`http://${ELSEWHERE}:${new URL(address).port}/#speak`);
+  seen.elsewhere = { why: await page.locator("#microphone").textContent(), mayRecord: await page.isEnabled("#record") };
   return seen;
+}
+
+/** Lets a file fall onto an element. */
+async function drop(page, onto, path) {
+  const dataTransfer = await page.evaluateHandle(
+    ([name, data]) => {
+      const dragged = new DataTransfer();
+      dragged.items.add(new File([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], name));
+      return dragged;
+    },
+    [basename(path), readFileSync(path, "base64")],
+  );
+  await page.dispatchEvent(onto, "drop", { dataTransfer });
 }
 
 /** What the line above the answer said until the answer was there. */
@@ -157,4 +180,4 @@ async function heard(page) {
   return told;
 }
 
-await visit(browser, address, act, { args: MICROPHONE, before: overhear });
+await visit(browser, address, act, { args: ARGUMENTS, before: overhear });

@@ -406,7 +406,8 @@ REUSED, SPOKEN = (15, 123, 83), (168, 84, 8)  # the page's colours, where it is 
 
 async def test_the_playground_speaks_a_text(node: str, edge: str, client: Client, tmp_path: Path) -> None:
     """A person chooses a voice, hears a paragraph while it is made, the same again, one sentence of it edited; is told
-    what is impossible; cancels; speaks into the microphone; has a file that cannot be heard while it is made.
+    what is impossible; cancels; records the voice and does not listen; has a file that cannot be heard while it is
+    made; is told where no microphone is to be had.
     """
     voice, sample = tmp_path / "voice.wav", wav(recorded(2.5))
     voice.write_bytes(sample)
@@ -440,8 +441,10 @@ async def test_the_playground_speaks_a_text(node: str, edge: str, client: Client
     assert "at least one letter or digit" in seen["problem"]
     assert ("Cancelled", False) == (seen["cancelled"], seen["stillSounds"])
     assert seen["recorded"].startswith("recorded.webm, 2.")
-    assert ("miss", "run") == (own["outcome"], own["stages"]["voice"]["became"])
+    assert ("miss", "run", 0) == (own["outcome"], own["stages"]["voice"]["became"], own["pieces"])
     assert ("spared", "run", 0) == (ogg["stages"]["latents"]["became"], ogg["stages"]["file"]["became"], ogg["pieces"])
+    assert "https or localhost only" in seen["elsewhere"]["why"]
+    assert not seen["elsewhere"]["mayRecord"]
     assert ({"animate"}, 0, []) == (set(seen["modes"]), seen["overflow"], seen["complaints"])
 
 

@@ -17,7 +17,11 @@ export function cachePolicy(more = {}) {
 
 /** A file can be chosen with `input`, or dropped onto `zone`. */
 export function takeFiles(zone, input, take) {
-  input.addEventListener("change", () => input.files[0] && take(input.files[0]));
+  input.addEventListener("change", () => {
+    const [file] = input.files;
+    input.value = ""; // so that the same one can be chosen again
+    if (file) take(file);
+  });
   for (const kind of ["dragover", "dragleave", "drop"]) {
     zone.addEventListener(kind, (event) => {
       event.preventDefault();

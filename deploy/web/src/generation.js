@@ -6,10 +6,10 @@ import { remember } from "./history.js";
 import { sentence } from "./words.js";
 
 /**
- * A mode says what is asked for and shows what comes of it:
- * `ask(client, request, options)` gives the events of `request()`; `begin()` clears the screen; `show(event, ms)` shows an
- * event; `resume(resumed)` hears that the stream broke; `present(result, file)` shows the file and gives its address;
- * `tell(result)` adds facts; `row()` is what the history shows of it; `end()` comes last in any case.
+ * A mode says what is asked for and shows what comes of it: `ask(client, request, options)` gives the events of
+ * `request()`; `begin()` clears the screen; `show(event, ms)` shows an event; `resume(resumed)` hears that the stream
+ * broke; `present(result, file)` shows the file and gives its address; `tell(result)` adds facts; `row()` is what the
+ * history shows of it; `end()` comes last in any case. Whoever turns to another mode calls `leave()`.
  */
 export class Generation {
   #mode;
@@ -29,7 +29,7 @@ export class Generation {
     const { signal } = this.#abort;
     const started = performance.now();
     const since = () => performance.now() - started;
-    panel.begin();
+    const turn = panel.begin();
     mode.begin();
     const clock = setInterval(() => panel.clock(since()), 100);
     try {
@@ -38,7 +38,7 @@ export class Generation {
       panel.present(result, await mode.present(result, file), took);
       mode.tell?.(result);
       remember({ ...mode.row(), result, took });
-      if (this.#name && result.stored?.state === Stored_State.PENDING) this.#await(panel);
+      if (this.#name && result.stored?.state === Stored_State.PENDING) this.#await(panel, turn);
     } catch (error) {
       if (!signal.aborted) panel.complain(sentence(error));
       else panel.doing("Cancelled");
@@ -75,13 +75,13 @@ export class Generation {
   }
 
   /** After the result, until the artifact is durable. Nobody waits for it: nothing is made of a broken stream. */
-  async #await(panel) {
+  async #await(panel, turn) {
     try {
       for await (const { event } of this.#client.watch({ name: this.#name, fromSequence: this.#sequence + 1n })) {
-        if (event.stored) panel.stored(event.stored);
+        if (event.stored) panel.stored(event.stored, turn);
       }
     } catch {
-      panel.fact("stored", "unknown");
+      panel.stored(undefined, turn);
     }
   }
 }

@@ -11,6 +11,7 @@ import { Speech } from "./speech.js";
 const address = new URLSearchParams(location.search).get("gateway") ?? location.origin;
 const modes = [new Pictures(new Panel(at.pictures)), new Speech(new Panel(at.sounds))];
 const running = new Map(); // mode: its generation
+let shown = null; // mode
 
 /** The mode that the address names, so that it can be linked: #speak. */
 function current() {
@@ -18,7 +19,9 @@ function current() {
 }
 
 function showMode() {
-  const { name, verb } = current();
+  if (shown !== current()) shown?.leave?.();
+  shown = current();
+  const { name, verb } = shown;
   for (const each of document.querySelectorAll("[data-mode]")) {
     each.hidden = each.dataset.mode !== name;
     if (each.tagName === "FIELDSET") each.disabled = each.hidden; // what is not seen is neither asked for nor required

@@ -8,18 +8,22 @@ import { answered, became, kindOf, lookedUp, outcomeName, seconds, stagesThat, v
 
 export class Panel {
   #parts;
+  #turn = 0; // of whoever the panel is about
 
   constructor(section) {
     section.append(at.panel.content.cloneNode(true));
-    this.#parts = Object.fromEntries([...section.querySelectorAll("[data-part]")].map((each) => [each.dataset.part, each]));
+    const parts = [...section.querySelectorAll("[data-part]")];
+    this.#parts = Object.fromEntries(parts.map((each) => [each.dataset.part, each]));
   }
 
+  /** Returns the turn that has begun, for what comes after its answer. */
   begin() {
     const { problem, answer, progress } = this.#parts;
     problem.hidden = answer.hidden = true;
     progress.hidden = false;
     this.#advance(null);
     this.doing("Asking");
+    return ++this.#turn;
   }
 
   end(cancelled) {
@@ -81,8 +85,9 @@ export class Panel {
     answer.hidden = false;
   }
 
-  stored(stored) {
-    this.fact("stored", valueName(Stored_State, stored?.state ?? 0));
+  /** What became of the file, unless the panel is about another one by now. No `stored`: nobody knows. */
+  stored(stored, turn = this.#turn) {
+    if (turn === this.#turn) this.fact("stored", stored ? valueName(Stored_State, stored.state) : "unknown");
   }
 
   fact(term, text) {

@@ -28,7 +28,8 @@ export class Sentences {
       found.push({ from: number > first ? made.from : from, to, first: number, last: number, kind: "run" });
       [from, first] = [to, number + 1];
     }
-    if (first <= this.#count && from < length) found.push({ from, to: length, first, last: this.#count, kind: "reused" });
+    const last = this.#count;
+    if (first <= last && from < length) found.push({ from, to: length, first, last, kind: "reused" });
     return found;
   }
 

@@ -22,7 +22,7 @@ export class Speech {
   verb = "Speak";
   ask = speak;
   panel;
-  #voice = new Voice();
+  #voice = new Voice(() => this.#quiet());
   #wave = new Waveform(at.wave);
   #file = new Place();
   #player = null;
@@ -35,7 +35,9 @@ export class Speech {
     this.panel = panel;
     at.hush.addEventListener("click", () => this.#hush());
     at.speech.addEventListener("play", () => this.#hush());
-    at.speech.addEventListener("timeupdate", () => this.#wave.follow(at.speech.currentTime));
+    at.speech.addEventListener("timeupdate", () => {
+      if (!at.speech.hidden) this.#wave.follow(at.speech.currentTime);
+    });
     at.wave.addEventListener("click", (event) => {
       if (!at.speech.hidden) at.speech.currentTime = this.#wave.at(event.clientX);
     });
@@ -60,8 +62,7 @@ export class Speech {
   }
 
   begin() {
-    this.#hush();
-    at.speech.pause();
+    this.#quiet();
     for (const each of [at.silence, at.wave, at.heard, at.sentences, at.speech]) each.hidden = true;
     this.#firstHeard = undefined;
     this.#anew();
@@ -93,7 +94,7 @@ export class Speech {
   tell({ report, firstAudioSeconds }) {
     if (this.#firstHeard !== undefined) {
       const there = seconds(1000 * firstAudioSeconds);
-      this.panel.fact("first sound", `after ${seconds(this.#firstHeard)}; it left the gateway after ${there}`);
+      this.panel.fact("first sound", `came after ${seconds(this.#firstHeard)}; it left the gateway after ${there}`);
     }
     this.panel.fact("length", `${this.#wave.seconds.toFixed(2)} s`);
     if (report.folded.length) this.panel.fact("folded", `read with other ${report.folded.join(", ")} than written`);
@@ -113,6 +114,10 @@ export class Speech {
     at.silence.hidden = !at.speech.hidden;
   }
 
+  leave() {
+    this.#voice.stop(); // no microphone is open that is not seen
+  }
+
   #anew() {
     this.#sentences = new Sentences();
     this.#wave.begin(this.#rate);
@@ -128,7 +133,7 @@ export class Speech {
   #listen({ offset, pcm }, ms) {
     if (this.#firstHeard === undefined) {
       this.#firstHeard = ms;
-      at.heard.textContent = `first sound after ${seconds(ms)}`;
+      at.heard.textContent = `first sound came after ${seconds(ms)}`;
       at.heard.hidden = at.wave.hidden = false;
     }
     const samples = fromPcm(pcm);
@@ -145,7 +150,9 @@ export class Speech {
     const [stage] = report.stages.filter(({ parts }) => parts.length);
     const kinds = stage?.parts.map((part) => (kindOf(part) === "run" ? "run" : "reused")) ?? [];
     const stretches = this.#sentences.stretches(this.#wave.length);
-    const agrees = stretches.every(({ first, last, kind }) => kinds.slice(first - 1, last).every((each) => each === kind));
+    const agrees = stretches.every((each) =>
+      kinds.slice(each.first - 1, each.last).every((kind) => kind === each.kind),
+    );
     const whole = { from: 0, to: this.#wave.length };
     if (outcomeName(report) === "hit" || (kinds.length && !kinds.includes("run"))) {
       this.#wave.mark([{ ...whole, kind: "reused", name: "reused" }]);
@@ -186,6 +193,11 @@ export class Speech {
   #heard(place) {
     this.#wave.follow(place);
     if (place === null) at.hush.hidden = true;
+  }
+
+  #quiet() {
+    this.#hush();
+    at.speech.pause();
   }
 
   #hush() {

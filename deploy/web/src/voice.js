@@ -13,12 +13,21 @@ export class Voice {
   #replay = new Place();
   #wave = new Waveform(at.voiceWave);
   #recording = null;
+  #quiet;
 
-  constructor() {
+  /** `quiet` is called before anything else is to be heard, here or by the microphone. */
+  constructor(quiet) {
+    this.#quiet = quiet;
+    at.voiceReplay.addEventListener("play", quiet);
     takeFiles(at.voiceDrop, at.voice, (file) => this.#take(file));
     at.microphone.textContent = whyNot();
     at.record.disabled = Boolean(whyNot());
-    at.record.addEventListener("click", () => (this.#recording ? this.#recording.stop() : this.#record()));
+    at.record.addEventListener("click", () => (this.#recording ? this.stop() : this.#record()));
+  }
+
+  /** Ends a recording, if there is one. */
+  stop() {
+    this.#recording?.stop();
   }
 
   async #take(file) {
@@ -38,6 +47,8 @@ export class Voice {
 
   async #record() {
     at.record.disabled = true;
+    at.voiceReplay.pause();
+    this.#quiet();
     try {
       this.#recording = await Recording.begin();
     } catch (error) {
@@ -46,7 +57,7 @@ export class Voice {
     } finally {
       at.record.disabled = false;
     }
-    const stopping = setTimeout(() => this.#recording.stop(), LONGEST_MS);
+    const stopping = setTimeout(() => this.stop(), LONGEST_MS);
     const started = performance.now();
     const tell = () => (at.recordLabel.textContent = `Stop, ${((performance.now() - started) / 1000).toFixed(1)} s`);
     const clock = setInterval(tell, 100);

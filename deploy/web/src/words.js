@@ -32,8 +32,8 @@ export function kindOf({ outcome }) {
 export function became({ parts, tier, deviceSeconds, ...stage }) {
   const time = `${deviceSeconds.toFixed(3)} s`;
   const [reused, ran] = ["reused", "run"].map((kind) => parts.filter((part) => kindOf(part) === kind).length);
-  const of = (count) => `${count} of ${parts.length} ${parts.length === 1 ? "sentence" : "sentences"}`;
-  const known = reused && `${of(reused)} reused`;
+  const of = (count) => `${count} of ${parts.length} sentences`;
+  const known = reused && parts.length > 1 && `${of(reused)} reused`;
   switch (kindOf(stage)) {
     case "run":
       return listed(known, known ? `run for ${ran}` : ran < parts.length ? `run for ${of(ran)}` : "run", time);
