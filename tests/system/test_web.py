@@ -10,8 +10,11 @@ import hashlib
 import http.client
 import json
 import subprocess
+import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,11 @@ from gateway.stack.ports import free_port
 from gateway.status import explain_error
 from reprise.v1 import inference_pb2
 from reprise.v1.inference_pb2_grpc import InferenceServiceStub
-from reprise.v1.media_pb2 import AnimateImageRequest, UploadRequest
+from reprise.v1.media_pb2 import AnimateImageRequest, SynthesizeSpeechRequest, UploadRequest
 from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests import browsers
+from tests.gateway.recordings import voice as recorded
+from tests.gateway.recordings import wav
 from tests.servers import leashed
 
 pytestmark = pytest.mark.timeout(300)
@@ -357,13 +362,13 @@ async def test_workers_cannot_be_reached(edge: str, path: str) -> None:
     assert 404 == ask(edge, "POST", path).status
 
 
-def test_the_playground_animates_a_picture(node: str, edge: str, photo: Path, tmp_path: Path) -> None:
-    """In a browser, from another origin than the gateways': progress, the video, a hit, an error, a cancellation."""
+def visit(script: str, node: str, edge: str, file: Path, folder: Path) -> dict[str, Any]:
+    """What a person saw who did at the page what the script says, with this file; see there."""
     port = edge.rpartition(":")[2]
     done = subprocess.run(
         [
-            *(node, str(Path(__file__).with_name("playground.mjs")), browsers.browser()),
-            *(f"http://localhost:{port}/?gateway=http://{edge}", str(photo), str(tmp_path)),
+            *(node, str(Path(__file__).with_name(script)), browsers.browser()),
+            *(f"http://localhost:{port}/?gateway=http://{edge}", str(file), str(folder)),
         ],
         capture_output=True,
         text=True,
@@ -371,7 +376,13 @@ def test_the_playground_animates_a_picture(node: str, edge: str, photo: Path, tm
         timeout=120,
     )
     assert 0 == done.returncode, done.stderr
-    seen = json.loads(done.stdout)
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
+
+
+def test_the_playground_animates_a_picture(node: str, edge: str, photo: Path, tmp_path: Path) -> None:
+    """In a browser, from another origin than the gateways': progress, the video, a hit, an error, a cancellation."""
+    seen = visit("playground.mjs", node, edge, photo, tmp_path)
 
     assert [f"denoise: {step} of 8" for step in range(1, 9)] == [said for said in seen["steps"] if "denoise" in said]
     assert ("miss", "run", "run") == (
@@ -388,6 +399,72 @@ def test_the_playground_animates_a_picture(node: str, edge: str, photo: Path, tm
     assert [] == seen["complaints"]
     for screenshot in ("during.png", "after.png"):
         assert colours(tmp_path / screenshot) > 1000  # of a photograph and a video, not of an empty page
+
+
+LINE, LAMP, OTHER_LAMP, LAUGH = (
+    "The rain had stopped, and the street was quiet.",
+    "A lamp went out above the bridge.",
+    "A lamp went out behind the old bridge.",
+    "Then somebody laughed.",
+)
+REUSED, SPOKEN = (15, 123, 83), (168, 84, 8)  # the page's colours, where it is light
+
+
+async def test_the_playground_speaks_a_text(node: str, edge: str, client: Client, tmp_path: Path) -> None:
+    """A person chooses a voice, hears a paragraph while it is made, the same again, one sentence of it edited; is told
+    what is impossible; cancels; records the voice and does not listen; has a file that cannot be heard while it is
+    made; is told where no microphone is to be had.
+    """
+    voice, sample = tmp_path / "voice.wav", wav(recorded(2.5))
+    voice.write_bytes(sample)
+    seen = await asyncio.to_thread(visit, "speaking.mjs", node, edge, voice, tmp_path)
+    first, second, edited, own, ogg = (seen[name] for name in ("first", "second", "edited", "own", "ogg"))
+
+    assert ("#speak", "Choose or record a voice first.") == (seen["hash"], seen["voiceless"])
+    assert ("voice.wav, 2.5 s", 2.5) == (seen["voice"], seen["replay"])
+    steps = [said.partition(",")[0] for said in seen["steps"] if said.startswith("Sentence")]
+    assert ["Sentence 1 of 3", "Sentence 2 of 3", "Sentence 3 of 3"] == list(dict.fromkeys(steps))
+
+    assert ("miss", "run") == (first["outcome"], first["stages"]["latents"]["became"])
+    assert "after" in first["facts"]["first sound"]
+    with wave.open(str(tmp_path / "saved.wav"), "rb") as saved:
+        assert (tmp_path / "heard.s16").read_bytes() == saved.readframes(saved.getnframes())
+        assert [saved.getframerate()] == first["heard"]["rates"]
+    assert first["heard"]["overlap"] < 1e-6
+
+    assert second["outcome"].startswith("hit")
+    assert "run" not in {stage["became"] for stage in second["stages"].values()}
+    assert first["pieces"] == second["pieces"]  # a hit is heard as well
+
+    assert "run for 1 of 3 sentences" in edited["stages"]["latents"]["words"]
+    assert "2 of 3 sentences reused" in edited["stages"]["waveform"]["words"]
+    assert edited["wave"].endswith(": sentence 1 reused, sentence 2 spoken, sentence 3 reused")
+    assert ["reused", "run", "reused"] == [kind for kind, _ in edited["sentences"]]
+    begun = [0.0, *accumulate([await seconds(client, sample, each) for each in (LINE, OTHER_LAMP)])]
+    assert [pytest.approx(each, abs=0.5) for each in begun] == [where for _, where in edited["sentences"]]
+    assert min(shown(tmp_path / "edited.png", colour) for colour in (REUSED, SPOKEN)) > 2000
+
+    assert "at least one letter or digit" in seen["problem"]
+    assert ("Cancelled", False) == (seen["cancelled"], seen["stillSounds"])
+    assert seen["recorded"].startswith("recorded.webm, 2.")
+    assert ("miss", "run", 0) == (own["outcome"], own["stages"]["voice"]["became"], own["pieces"])
+    assert ("spared", "run", 0) == (ogg["stages"]["latents"]["became"], ogg["stages"]["file"]["became"], ogg["pieces"])
+    assert "https or localhost only" in seen["elsewhere"]["why"]
+    assert not seen["elsewhere"]["mayRecord"]
+    assert ({"animate"}, 0, []) == (set(seen["modes"]), seen["overflow"], seen["complaints"])
+
+
+async def seconds(client: Client, voice: bytes, text: str) -> float:
+    """How long a sentence is."""
+    request = SynthesizeSpeechRequest(voice=voice, text=text, seed=1)
+    with wave.open(BytesIO((await client.speak(request)).data), "rb") as file:
+        return file.getnframes() / file.getframerate()
+
+
+def shown(picture: Path, colour: tuple[int, int, int]) -> int:
+    """How many pixels have this colour."""
+    found = Image.open(picture).convert("RGB").getcolors(2**24)
+    return next((count for count, each in found or () if each == colour), 0)
 
 
 def colours(picture: Path) -> int:
