@@ -81,6 +81,10 @@ class Time:
         self.pauses.append(seconds)
         await self._moved.wait()
 
+    async def wait_for(self, pauses: int) -> None:
+        """Until so many have begun: whoever has not paused yet would not notice that time moves."""
+        await eventually(lambda: asyncio.sleep(0, len(self.pauses)), wanted=lambda count: count == pauses)
+
     def move(self, seconds: float) -> None:
         self.now += seconds
         event, self._moved = self._moved, asyncio.Event()
@@ -109,19 +113,19 @@ async def test_one_of_two_gateways_does_it(world: World, time: Time, wishes: Pat
     worker = await world.worker()
     entry = {"every": 600, "tenant": "local", "user": "local", "file": wishes}
     one, two = [await world.desk(worker, warm=[entry]) for _ in range(2)]
-    await asyncio.sleep(0)
+    await time.wait_for(2)
     assert [200.0, 200.0] == time.pauses
     time.move(199.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 4)
+    await time.wait_for(4)
     assert [] == worker.requests
     time.move(1.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 6)
+    await time.wait_for(6)
 
     assert 2 == worker.generations
     assert [0.0, 2.0] == sorted([await made(one), await made(two)])
     assert {"hit from L1", "hit from L2"} == {outcome(await desk.animate("cat 1")) for desk in (one, two)}
     time.move(600.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 8)
+    await time.wait_for(8)
     assert 2 == worker.generations
     folder = Path(world.cache.l3.url.removeprefix("file://"))
     (claim,) = await asyncio.to_thread(lambda: [path for path in folder.glob("w/**/*") if path.is_file()])
@@ -138,9 +142,10 @@ async def test_budget_and_tenant_are_the_entrys(world: World, time: Time, wishes
     worker = await world.worker()
     entry = {"every": 600, "tenant": "other", "file": wishes, "budget": 4.0}
     desk = await world.desk(worker, warm=[entry])
+    await time.wait_for(1)
     time.move(200.0)
     await eventually(lambda: asyncio.sleep(0, worker.generations), wanted=lambda count: count == 1)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 2)
+    await time.wait_for(2)
     assert 1.0 == await made(desk)
     assert "miss" == outcome(await desk.animate("cat 0"))
 
@@ -150,8 +155,9 @@ async def test_many_at_one_time_are_made_one_after_the_other(world: World, time:
     worker = await world.worker()
     entries = [{"every": 600, "tenant": f"t{number}", "file": wishes} for number in range(6)]
     desk = await world.desk(worker, warm=entries)
+    await time.wait_for(6)
     time.move(200.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 12)
+    await time.wait_for(12)
     assert (12.0, 12) == (await made(desk), worker.generations)
 
 
@@ -162,8 +168,9 @@ async def test_a_schedule_waits_for_operators(
     monkeypatch.setattr("gateway.warm._MOST_AT_ONCE", 0)
     worker = await world.worker()
     desk = await world.desk(worker, warm=[{"every": 600, "tenant": "local", "file": wishes}])
+    await time.wait_for(1)
     time.move(200.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 2)
+    await time.wait_for(2)
     assert (0.0, 0) == (await made(desk), worker.generations)
     monkeypatch.undo()
     time.move(1.0)
@@ -182,15 +189,16 @@ async def test_what_cannot_be_done_is_tried_the_next_time(
     good = await asyncio.to_thread(wishes.read_text)
     await asyncio.to_thread(wishes.write_text, '{"num_frames": "secret words"}')
     desk = await world.desk(worker, warm=entries, cache=world.only("l1", "l3"))
+    await time.wait_for(2)
     time.move(200.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 4)
+    await time.wait_for(4)
     said = capsys.readouterr().out
     assert "the file cannot be used" in said
     assert "STORE_UNREACHABLE" in said
     assert "secret words" not in said
     await asyncio.to_thread(wishes.write_text, good)
     time.move(600.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 6)
+    await time.wait_for(6)
     assert 2.0 == await made(desk)
 
 
@@ -203,8 +211,9 @@ async def test_without_a_shared_store_each_does_it_and_the_work_is_done_once(
     entry = {"every": 600, "tenant": "local", "file": wishes}
     for _ in range(2):
         await world.desk(worker, warm=[entry], cache=cache)
+    await time.wait_for(2)
     time.move(200.0)
-    await eventually(lambda: asyncio.sleep(0, len(time.pauses)), wanted=lambda count: count == 4)
+    await time.wait_for(4)
     assert 2 == worker.generations
 
 
@@ -217,5 +226,6 @@ async def test_with_the_object_store_gone_it_is_done_all_the_same(
         entry = {"every": 600, "tenant": "local", "file": wishes}
         await world.desk(worker, warm=[entry])
         await asyncio.to_thread(breakable_objects.part("objects").kill)
+        await time.wait_for(1)
         time.move(200.0)
         await eventually(lambda: asyncio.sleep(0, worker.generations), wanted=lambda count: count == 2)

@@ -42,7 +42,7 @@ from tests.servers import S3
 
 SECRET = "5e" * 32
 MIB = 1024 * 1024
-_PATIENCE = 10.0  # seconds until something that should have happened elsewhere has not
+_PATIENCE = 20.0  # seconds until something that should have happened elsewhere has not
 _T = TypeVar("_T")
 
 
