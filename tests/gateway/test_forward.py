@@ -13,13 +13,15 @@ from cache.digest import Digest
 from cache.keys import Address
 from cache.record import Record
 from cache.settings import CacheSettings
+from gateway.pictures import decode
 from gateway.stack import Stack
+from gateway.workers import _in_pieces
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import Finished, RunRequest, StatusResponse
 from tests import servers
 from tests.gateway import worker as scripted
 from tests.gateway.worker import Refusal, family
-from tests.gateway.world import World, ask, kinds, open_world, outcome, problem_of
+from tests.gateway.world import World, ask, kinds, open_world, outcome, picture, problem_of
 
 CANARY = "secret words"
 
@@ -42,6 +44,23 @@ async def test_pixels_travel_when_the_picture_must_be_encoded(world: World) -> N
     assert {"picture", "negative_tokens"} == set(warm.records)
     Record.from_bytes(warm.records["picture"], Address.parse(warm.addresses["picture"]))
     assert 1 == worker.ran["picture"]
+
+
+async def test_pixels_travel_in_pieces(world: World) -> None:
+    """A large picture arrives as it was decoded; no message holds more of it than a quarter of a MiB, and what was sent
+    is let go of."""
+    file = picture(7, (600, 400))
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    await desk.animate(image=file)
+    contents = {"image": _rgb(worker.requests[0])}
+    messages = [message async for message in _in_pieces(RunRequest(model="small"), contents)]
+
+    assert decode(file).rgb == _rgb(worker.requests[0])
+    assert "small" == messages[0].model
+    assert _rgb(worker.requests[0]) == b"".join(message.piece.content for message in messages[1:])
+    assert max(message.ByteSize() for message in messages) < 256 * 1024 + 100
+    assert {} == contents
 
 
 def _rgb(request: RunRequest) -> bytes:

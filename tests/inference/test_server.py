@@ -246,6 +246,32 @@ async def test_a_follower_that_leaves_while_it_is_written_to_is_no_fault() -> No
     assert [] == entries
 
 
+async def test_pixels_may_come_in_pieces(wire: Wire, bench: Bench) -> None:
+    """They make what the same pixels inside the plan make; wrong ones, and a call without a plan, are refused."""
+    whole = bench.ask(seed=1)
+    rgb = whole.pictures["image"].rgb
+    bare = pb.RunRequest()
+    bare.CopyFrom(whole)
+    bare.pictures["image"].ClearField("rgb")
+
+    def pieces(content: bytes) -> list[pb.RunRequest]:
+        return [
+            pb.RunRequest(piece=pb.MediaPiece(name="image", content=content[at : at + 7])) for at in range(0, 99, 7)
+        ]
+
+    assert len(rgb) < 99
+    heard = Heard()
+    async for response in wire.inference.Run(iter([bare, *pieces(rgb)]), timeout=PATIENCE):
+        heard.responses.append(response)
+    again = await wire.run(whole)
+    wrong = await wire.error(wire.inference.Run(iter([bare, *pieces(rgb[:-1] + b"\0")]), timeout=PATIENCE).read())
+    nothing = await wire.error(wire.inference.Run(iter([]), timeout=PATIENCE).read())
+
+    assert heard.data == again.data != b""
+    assert (1, "REUSED") == (bench.shop.generations, again.stages["video"][0])
+    assert ["INVALID_ARGUMENT"] * 2 == [error.code().name for error in (wrong, nothing)]
+
+
 async def test_a_run_is_foreseen(wire: Wire, bench: Bench) -> None:
     """The answer names every stage and its address; a plan that differs is refused as it would be to run."""
     await wire.run(bench.ask())
