@@ -58,11 +58,14 @@ _OPTIONS = (
 _log = structlog.get_logger(__name__)
 
 
-async def _in_pieces(request: RunRequest, contents: dict[str, bytes]) -> AsyncGenerator[RunRequest]:
+async def _in_pieces(request: RunRequest, contents: dict[str, bytes], turn: asyncio.Lock) -> AsyncGenerator[RunRequest]:
+    """A plan and its media. Of all that hold the same `turn`, one sends a piece in each round of the event loop."""
     yield request
     while contents:
         name, content = contents.popitem()
         for start in range(0, len(content), _PIECE):
+            async with turn:
+                await asyncio.sleep(0)
             yield RunRequest(piece=MediaPiece(name=name, content=content[start : start + _PIECE]))
 
 
@@ -83,6 +86,7 @@ class Worker:
         self._stub = InferenceServiceStub(self._channel)
         self._watch = asyncio.create_task(self._watch_forever())
         self.silent = False
+        self._turn = asyncio.Lock()
         self._runs: set[grpc.aio.StreamStreamCall[RunRequest, RunResponse]] = set()
         self._run_ended = News()
 
@@ -104,7 +108,7 @@ class Worker:
     ) -> grpc.aio.StreamStreamCall[RunRequest, RunResponse]:
         """Have a plan run. The contents of its media are sent after it, and taken out of `contents` meanwhile."""
         call: grpc.aio.StreamStreamCall[RunRequest, RunResponse] = self._stub.Run(
-            _in_pieces(request, contents), timeout=patience, metadata=as_metadata(span)
+            _in_pieces(request, contents, self._turn), timeout=patience, metadata=as_metadata(span)
         )
         self._runs.add(call)
         call.add_done_callback(self._ended)

@@ -54,7 +54,7 @@ async def test_pixels_travel_in_pieces(world: World) -> None:
     desk = await world.desk(worker)
     await desk.animate(image=file)
     contents = {"image": _rgb(worker.requests[0])}
-    messages = [message async for message in _in_pieces(RunRequest(model="small"), contents)]
+    messages = [message async for message in _in_pieces(RunRequest(model="small"), contents, asyncio.Lock())]
 
     assert decode(file).rgb == _rgb(worker.requests[0])
     assert "small" == messages[0].model
