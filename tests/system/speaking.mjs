@@ -1,9 +1,9 @@
 // A person who speaks at the playground page, in a real browser: node speaking.mjs CHROMIUM PAGE VOICE FOLDER
 //
 // Has a paragraph spoken, asks for the same again, edits a sentence, asks for something impossible, cancels something
-// long, speaks into the microphone, which hears the same VOICE, and opens the page where there is none to be had. Says as
-// one line of JSON what was to be seen, and leaves screenshots, what was heard (heard.s16) and what was saved (saved.wav)
-// in FOLDER.
+// long, speaks into the microphone, which hears the same VOICE, and opens the page where there is none to be had. Says
+// as one line of JSON what was to be seen, and leaves screenshots, what was heard (heard.s16) and what was saved
+// (saved.wav) in FOLDER.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
@@ -68,7 +68,8 @@ async function act(page) {
   await page.click("#ask");
   seen.problem = await page.locator(`${part("problem")}:not([hidden])`).textContent();
 
-  await page.fill("#text", Array.from({ length: 60 }, (_, n) => `This is sentence number ${n + 1}.`).join(" "));
+  const lamps = Array.from({ length: 60 }, (_, n) => `Lamp ${n + 1} went out above the bridge, and nobody saw it.`);
+  await page.fill("#text", lamps.join(" "));
   await page.click("#ask");
   await page.waitForFunction(() => window.heard.length > 2 && document.querySelector("#wave:not([hidden])"));
   await page.screenshot({ path: join(folder, "making.png"), fullPage: true });

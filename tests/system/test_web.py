@@ -234,6 +234,27 @@ async def test_what_every_gateway_forgot_is_asked_again(stack: Stack, node: str,
     assert 1 == await generations(stack) - before
 
 
+async def test_speech_that_is_asked_for_again_is_heard_once(stack: Stack, node: str, edge: str, tmp_path: Path) -> None:
+    """With both gateways killed and back, sound goes on where it was: no sample is missing, none comes twice."""
+    voice, out = tmp_path / "voice.wav", tmp_path / "out.wav"
+    voice.write_bytes(wav(recorded(2.0)))
+    fields = {"text": " ".join(f"Train {n} has left, and nobody saw it." for n in range(30)), "live": True, "seed": 7}
+    words = ("speak", str(voice), json.dumps(fields), str(out), "--timeout", "90000")
+    with javascript(node, edge, *words) as told:
+        told.until("samples")
+        for name in GATEWAYS:
+            stack.part(name).kill()
+        for name in GATEWAYS:
+            stack.start(name)
+        end = told.until("sha256")
+
+    assert "" in {line["resumed"] for line in told.all("resumed")}
+    heard = told.all("samples")
+    assert [0, *accumulate(line["samples"] for line in heard)][:-1] == [line["offset"] for line in heard]
+    with wave.open(str(out), "rb") as file:
+        assert hashlib.sha256(file.readframes(file.getnframes())).hexdigest() == end["heard"]
+
+
 async def test_workers_that_are_away_for_a_moment_are_waited_for(
     stack: Stack, node: str, edge: str, photo: Path
 ) -> None:

@@ -14,6 +14,7 @@ import { kindOf, outcomeName, seconds } from "./words.js";
 
 const WITHOUT_SOUND = "ogg"; // is not heard while it is made: its samples are others
 const USUAL_RATE = 24_000; // samples per second, until a sound has told its own
+const ROOM = 6; // seconds of the wave, while the sound grows
 const THUMBNAIL = [52, 34]; // pixels
 const SAID = { run: "spoken", reused: "reused" };
 
@@ -84,6 +85,7 @@ export class Speech {
     at.speech.src = this.#file.put(file);
     at.speech.hidden = at.wave.hidden = false;
     at.heard.hidden = true;
+    this.#wave.fit();
     if (!this.#wave.length) await this.#draw(file);
     this.#mark(result);
     if (at.hear.checked && !this.#player) at.speech.play().catch(() => {}); // where a browser wants a click for it
@@ -126,7 +128,7 @@ export class Speech {
 
   #tune(rate) {
     this.#rate = rate;
-    this.#wave.begin(rate);
+    this.#wave.begin(rate, ROOM);
     this.#player?.begin(rate);
   }
 

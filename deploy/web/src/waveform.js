@@ -7,6 +7,7 @@ export class Waveform {
   #canvas;
   #rate = 1; // samples per second
   #length = 0; // samples
+  #room = 0; // seconds that are drawn at least
   #peaks = []; // the lowest and the highest sample of each 200th of a second, from -1 to 1
   #stretches = [];
   #place = null; // seconds: what is heard
@@ -26,8 +27,10 @@ export class Waveform {
     return this.#length / this.#rate;
   }
 
-  begin(rate) {
+  /** With `room` the wave fills so many seconds before it shrinks to make place for more, until it must `fit`. */
+  begin(rate, room = 0) {
     this.#rate = rate;
+    this.#room = room;
     this.#length = 0;
     this.#peaks = [];
     this.#stretches = [];
@@ -49,6 +52,11 @@ export class Waveform {
   /** Stretches [{from, to, kind, name}] in samples; the kinds are those of stages. */
   mark(stretches) {
     this.#stretches = stretches;
+    this.#soon();
+  }
+
+  fit() {
+    this.#room = 0;
     this.#soon();
   }
 
@@ -95,13 +103,14 @@ export class Waveform {
     pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     pen.clearRect(0, 0, width, height + strip);
     if (!this.#length) return;
-    const across = (samples) => (width * samples) / this.#length;
-    const perColumn = this.#peaks.length / width;
-    for (let x = 0; x < width; x++) {
+    const whole = Math.max(this.#length, this.#room * this.#rate);
+    const across = (samples) => (width * samples) / whole;
+    const perColumn = (PER_SECOND * whole) / this.#rate / width;
+    for (let x = 0; x < across(this.#length); x++) {
       const here = this.#peaks.slice(Math.floor(x * perColumn), Math.max(1, Math.ceil((x + 1) * perColumn)));
       const low = Math.min(0, ...here.map(([lowest]) => lowest));
       const high = Math.max(0, ...here.map(([, highest]) => highest));
-      const sample = (x / width) * this.#length;
+      const sample = (x / width) * whole;
       pen.fillStyle = colour(this.#stretches.find(({ from, to }) => from <= sample && sample < to)?.kind);
       const top = (height / 2) * (1 - 0.92 * high);
       pen.fillRect(x, top, 1, Math.max(1, (height / 2) * (1 - 0.92 * low) - top));
