@@ -92,8 +92,19 @@ class Servers:
 
 
 @contextmanager
-def serving(data: Path, *, gateways: Sequence[str], step_seconds: float) -> Iterator[Servers]:
-    """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens."""
+def serving(
+    data: Path,
+    *,
+    gateways: Sequence[str],
+    step_seconds: float,
+    line: int | None = None,
+    section: Mapping[str, Any] | None = None,
+) -> Iterator[Servers]:
+    """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens.
+
+    With `line` the worker runs one generation at a time, and so many may wait for it. `section` is of the gateways'
+    settings.
+    """
     with (
         leashed(data / "storage") as storage,
         leashed(data / "worker") as worker,
@@ -101,10 +112,13 @@ def serving(data: Path, *, gateways: Sequence[str], step_seconds: float) -> Iter
     ):
         storage.up([redis_part(storage.data), objects_part(storage.data)])
         settings = _settings(storage, home := f"{LOOPBACK}:{free_port()}")
+        settings["gateway"] |= section or {}
         file = data / "reprise.yaml"
         file.touch(mode=0o600)
         file.write_text(yaml.safe_dump(settings))
         arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds))
+        if line is not None:
+            arguments += ("--line", str(line))
         worker.up([_program(worker.data, "worker", home, *arguments)])
         started = standing.up([_gateway(standing.data, name, file, {}) for name in gateways])
         yield Servers(storage, standing, [each.part.address for each in started])
