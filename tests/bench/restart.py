@@ -69,7 +69,7 @@ async def play(name: str, servers: Servers, *, rate: float, history: int, after:
 
     async def ask(client: Client, line: int, started: float | None) -> None:
         try:
-            report = (await client.animate(_request(line), deadline=20.0)).report
+            report = (await client.animate(request(line), deadline=20.0)).report
         except Exception:  # noqa: BLE001 - counted, whatever it was
             case.failed += 1
             return
@@ -119,12 +119,12 @@ def _restart(name: str, servers: Servers) -> None:
         servers.storage.restart("redis")
     if name == "cold":
         flush(servers.storage.part("redis").part.port)
-        _empty(servers.storage)
+        empty(servers.storage)
     for gateway in _GATEWAYS:
         servers.gateways.start(gateway)
 
 
-def _empty(storage: Stack) -> None:
+def empty(storage: Stack) -> None:
     named = bucket(storage)
     store = S3Store(
         named.bucket,
@@ -139,7 +139,7 @@ def _empty(storage: Stack) -> None:
             obstore.delete(store, paths)
 
 
-def _request(line: int) -> AnimateImageRequest:
+def request(line: int) -> AnimateImageRequest:
     request = AnimateImageRequest(image=_PICTURE, prompt=f"line {line}", num_inference_steps=2)
     request.extra["size"].CopyFrom(ParameterValue(int_value=size_of(line)))
     return request

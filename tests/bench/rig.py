@@ -93,9 +93,19 @@ class Servers:
 
 @contextmanager
 def serving(
-    data: Path, *, gateways: Sequence[str], step_seconds: float, environment: Mapping[str, dict[str, str]] | None = None
+    data: Path,
+    *,
+    gateways: Sequence[str],
+    step_seconds: float,
+    line: int | None = None,
+    section: Mapping[str, Any] | None = None,
+    environment: Mapping[str, dict[str, str]] | None = None,
 ) -> Iterator[Servers]:
-    """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens."""
+    """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens.
+
+    With `line` the worker runs one generation at a time, and so many may wait for it. `section` is of the gateways'
+    settings, `environment` of single ones, by name.
+    """
     with (
         leashed(data / "storage") as storage,
         leashed(data / "worker") as worker,
@@ -103,10 +113,13 @@ def serving(
     ):
         storage.up([redis_part(storage.data), objects_part(storage.data)])
         settings = _settings(storage, home := f"{LOOPBACK}:{free_port()}")
+        settings["gateway"] |= section or {}
         file = data / "reprise.yaml"
         file.touch(mode=0o600)
         file.write_text(yaml.safe_dump(settings))
         arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds))
+        if line is not None:
+            arguments += ("--line", str(line))
         worker.up([_program(worker.data, "worker", home, *arguments)])
         started = standing.up(
             [_gateway(standing.data, name, file, (environment or {}).get(name, {})) for name in gateways]
