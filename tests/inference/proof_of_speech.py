@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from cache.parts import part_name, whole_name
-from inference.models.base import Output, Tensors
+from inference.models.base import Following, Output, Tensors
 from tests.inference.proof import (
     Evidence,
     Proof,
@@ -35,7 +38,7 @@ class SpeechProof(Proof):
     said, edited, turned, respaced = SAID, EDITED, TURNED, RESPACED
     of_sentence: Sequence[str] = ("latents", "waveform")  # that are kept; of the first, each row is told as it is made
     of_speed: Sequence[str] = ()  # of them, those that run when the speed is another
-    of_run = ("latents", "waveform", "pace", "file")
+    of_run: Collection[str] = ("latents", "waveform", "pace", "file")
 
     def library_output(self, model: StagedModel, request: Request) -> dict[str, bytes]:
         output: dict[str, bytes] = self.family.library(model, request)
@@ -118,3 +121,53 @@ class SpeechProof(Proof):
 def _rows(output: Tensors) -> int:
     (tensor,) = output.values()
     return len(tensor)
+
+
+def fed(following: Following, whole: Tensors, cuts: Iterator[int] | None = None) -> torch.Tensor:
+    """What a stage makes of this, fed in pieces of so many rows."""
+    (name,) = whole
+    pieces: list[Tensors] = []
+    left = whole[name]
+    while len(left):
+        count = next(cuts) if cuts is not None else len(left)
+        pieces.extend(following.feed({name: left[:count]}))
+        left = left[count:]
+    (made,) = joined([*pieces, *following.end()]).values()
+    return made
+
+
+def at_random(seed: int, most: int) -> Iterator[int]:
+    draw = np.random.default_rng(seed)
+    while True:
+        yield int(draw.integers(1, most + 1))
+
+
+@contextmanager
+def beside(works: Sequence[Callable[[], None]]) -> Iterator[None]:
+    """Threads that do these over and over, each at least once before and once more while the block runs."""
+    ended, failures = threading.Event(), list[BaseException]()
+    begun = threading.Barrier(len(works) + 1, timeout=60)
+
+    def over_and_over(work: Callable[[], None]) -> None:
+        try:
+            work()
+            begun.wait()
+            while not ended.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+            begun.abort()
+            raise
+
+    threads = [threading.Thread(target=over_and_over, args=(work,)) for work in works]
+    with torch.random.fork_rng():
+        for thread in threads:
+            thread.start()
+        try:
+            begun.wait()
+            yield
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+    assert not failures
