@@ -62,13 +62,14 @@ class Recording(_Data):
 
 
 class When(_Data):
-    """The stage exists only in requests whose parameter is above this bound."""
+    """The stage exists only in requests whose parameter is above this bound; a text counts by its characters."""
 
     parameter: str
     above: float
 
     def holds(self, parameters: Mapping[str, Scalar]) -> bool:
-        return float(parameters[self.parameter]) > self.above
+        value = parameters[self.parameter]
+        return (len(value) if isinstance(value, str) else float(value)) > self.above
 
 
 class Stage(_Data):
@@ -115,15 +116,15 @@ class Description(_Data):
     @model_validator(mode="after")
     def _is_a_graph(self) -> Self:
         names = {parameter.name for parameter in self.parameters}
-        numbers = {parameter.name for parameter in self.parameters if parameter.kind in ("int", "float")}
+        measured = {parameter.name for parameter in self.parameters if parameter.kind != "choice"}
         known: dict[str, Stage] = {}
         for stage in self.stages:
             if missing := set(stage.upstream.values()) - known.keys():
                 raise ValueError(f"stage {stage.name} comes before what it needs: {sorted(missing)}")
             if missing := set(stage.parameters.values()) - names:
                 raise ValueError(f"stage {stage.name} declares unknown parameters: {sorted(missing)}")
-            if stage.when is not None and stage.when.parameter not in numbers:
-                raise ValueError(f"stage {stage.name} is conditional on what is no number: {stage.when.parameter}")
+            if (when := stage.when) is not None and when.parameter not in measured:
+                raise ValueError(f"stage {stage.name} is conditional on what cannot be measured: {when.parameter}")
             _check_parts(stage, known)
             _check_pieces(stage, known)
             known[stage.name] = stage

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -40,9 +41,20 @@ def of_weights(*modules: nn.Module | None) -> str:
     hasher = blake3(max_threads=blake3.AUTO)
     for number, module in enumerate(modules):
         for name, tensor in sorted(module.state_dict().items() if module is not None else ()):
-            # The header is self-delimiting and tells the length of what follows, so no two states read the same.
-            hasher.update(encode([number, name, _name_of(tensor.dtype), list(tensor.shape)]))
-            hasher.update(memoryview(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()))
+            _add(hasher, number, name, tensor)
+    return hasher.hexdigest()
+
+
+def of_hidden(module: nn.Module) -> str:
+    """Hash of the tensors that a module and its parts keep and do not store: plain attributes, and buffers that are not
+    persistent. Some are drawn at random when it is built.
+    """
+    stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+    hasher = blake3(max_threads=blake3.AUTO)
+    for name, part in module.named_modules():
+        for key, tensor in sorted({**vars(part), **part._buffers}.items()):
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in stored:
+                _add(hasher, name, key, tensor)
     return hasher.hexdigest()
 
 
@@ -94,6 +106,22 @@ def _attention_of(processor: Any) -> str:
 def versions(*distributions: str) -> Value:
     """Versions of installed libraries by name."""
     return {name: version(name) for name in distributions}
+
+
+def installed(*distributions: str) -> dict[str, Value]:
+    """Versions of those of these libraries that are installed."""
+    found: dict[str, Value] = {}
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _add(hasher: Any, of: int | str, name: str, tensor: torch.Tensor) -> None:
+    # The header is self-delimiting and tells the length of what follows, so no two states read the same.
+    hasher.update(encode([of, name, _name_of(tensor.dtype), list(tensor.shape)]))
+    data: Any = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    hasher.update(memoryview(data))
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -29,6 +29,7 @@ class ModelSettings(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # what requests call it
     source: str  # a folder, or a hub id: OWNER/NAME, or OWNER/NAME@REVISION
     dtype: Literal["float32", "float16", "bfloat16"] | None = None  # None: half on an accelerator, single on a CPU
+    checkout: str | None = None  # the folder of a family's code that is no package; None: REPRISE_COSYVOICE names it
     stages: Mapping[str, RetentionSettings] = Field(default_factory=dict)  # by name of the stage
 
 

@@ -168,7 +168,12 @@ async def _load_models(wanted: Iterable[ModelSettings], device: DeviceThread) ->
         _log.info("loading", model=model.name)
         try:
             opened = await device.run(
-                models.load, model.source, name=model.name, device=str(device.device.place), dtype=model.dtype
+                models.load,
+                model.source,
+                name=model.name,
+                device=str(device.device.place),
+                dtype=model.dtype,
+                checkout=model.checkout,
             )
             opened.description = decide(opened.description, model.stages)
             loaded[model.name] = opened

@@ -9,7 +9,8 @@ import click
 import psutil
 
 from inference.device import MIB, Device, open_device
-from inference.models import FAMILIES
+from inference.models import FAMILIES, OF_CHECKOUTS
+from inference.models.cosyvoice3.checkout import NoCheckout, enter
 from inference.models.loading import compute_type
 from inference.models.sources import Examined, examine
 
@@ -54,8 +55,14 @@ def _problems(model: Examined, need: int, have: int) -> list[str]:
     problems = []
     if model.pipeline not in FAMILIES:
         problems.append(f"it is of no known family: those are {', '.join(sorted(FAMILIES))}")
+    if model.pipeline in OF_CHECKOUTS:
+        try:
+            enter()
+        except NoCheckout as error:
+            problems.append(str(error))
     if model.lacking:
-        problems.append(f"it has no safetensors file for {', '.join(model.lacking)}")
+        kind = "file of tensors" if model.pipeline in OF_CHECKOUTS else "safetensors file"
+        problems.append(f"it has no {kind} for {', '.join(model.lacking)}")
     if need > have:
         problems.append("its weights alone do not fit")
     return problems

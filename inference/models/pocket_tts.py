@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     AutoFeatureExtractor,
@@ -39,7 +38,7 @@ from cache.encoding import Value
 from cache.parts import part_name
 from inference import fingerprint, pacing, sound_files
 from inference.errors import InvalidInput
-from inference.models import describing, sentences
+from inference.models import describing, sentences, sounds
 from inference.models.base import Artifact, Call, Following, Output, Streamed, Tensors
 from inference.models.describing import speech
 from inference.models.loading import compute_type, has_random_weights, opening
@@ -50,7 +49,6 @@ LONGEST_SENTENCE = 50  # tokens, as the library cuts
 MOST_SENTENCES = 64
 DECODE_CHUNK = 4  # latents that are decoded together: the fewer, the sooner sound comes and the more is computed twice
 _CODEC = "audio_tokenizer"  # its folder, in a speaker's
-_FULL_SCALE = 32768  # of 16-bit samples
 
 
 @dataclass(frozen=True)
@@ -136,14 +134,12 @@ class PocketTTS:
         if self.description.stage(stage).kind == "waveform":
             return Decoding(self.pipeline)
         speed, sample_rate = float(call.parameters["speed"]), int(call.parameters["sample_rate"])
-        return Pacing(pacing.Pace(self.pipeline.sample_rate, speed=speed, sample_rate=sample_rate), self.device)
+        return sounds.Pacing(pacing.Pace(self.pipeline.sample_rate, speed=speed, sample_rate=sample_rate), self.device)
 
     def _voice(self, call: Call) -> Tensors:
         """latents: [n, D] of the recording, ended on a pause as the model was trained."""
-        sound, native = call.sounds[speech.MEDIUM], self.pipeline.sample_rate
-        samples = pacing.resampled(
-            sound.pcm.numpy().astype(np.float32) / np.float32(_FULL_SCALE), sound.sample_rate, native
-        )
+        native = self.pipeline.sample_rate
+        samples = sounds.heard(call.sounds[speech.MEDIUM], native)
         heard = self.pipeline.processor.feature_extractor(samples, sampling_rate=native).to(self.device)
         encoded = self.codec.encode(heard["input_values"].to(self.codec.dtype), heard["padding_mask"])
         return {"latents": encoded.latents[encoded.latents_mask.bool()].contiguous()}
@@ -211,9 +207,7 @@ class PocketTTS:
             state = self.model(input_ids=next_ids, audio_latents=latent[:, None], past_key_values=cache, use_cache=True)
 
     def _file(self, call: Call) -> Artifact:
-        pieces = [call.upstream[part_name("pcm", place)]["pcm"] for place in range(len(call.upstream))]
-        sample_rate, container = int(call.parameters["sample_rate"]), str(call.parameters["format"])
-        return sound_files.encode(torch.cat(pieces).cpu().numpy(), sample_rate, container)
+        return sounds.finished(call)
 
     def _length(self, text: str) -> int:
         return len(self.pipeline.processor.tokenizer(text, add_special_tokens=False).input_ids)
@@ -268,25 +262,7 @@ class Decoding:
             fade = self._fade[: len(samples)].to(samples.device)
             samples[: len(fade)] *= fade
             self._fade = None
-        return _to_pcm(samples)
-
-
-class Pacing:
-    """Samples at another speed and rate."""
-
-    def __init__(self, pace: pacing.Pace, device: torch.device) -> None:
-        self._pace = pace
-        self._device = device
-
-    def feed(self, piece: Tensors) -> Iterator[Tensors]:
-        yield from self._given(self._pace.feed(piece["pcm"].cpu().numpy()))
-
-    def end(self) -> Iterator[Tensors]:
-        yield from self._given(self._pace.end())
-
-    def _given(self, samples: pacing.Samples) -> Iterator[Tensors]:
-        if len(samples):
-            yield {"pcm": torch.from_numpy(np.ascontiguousarray(samples)).to(self._device)}
+        return sounds.to_pcm(samples)
 
 
 def describe(speaker: Speaker, name: str, *, random_weights: bool = False) -> Description:
@@ -447,10 +423,6 @@ def _reach(config: Any) -> int:
 
 def _after(before: torch.Tensor | None, own: torch.Tensor) -> torch.Tensor:
     return own if before is None else torch.cat([before, own], dim=-1)
-
-
-def _to_pcm(samples: torch.Tensor) -> torch.Tensor:
-    return (samples * _FULL_SCALE).round().clamp(-_FULL_SCALE, _FULL_SCALE - 1).to(torch.int16)
 
 
 def _refuse_unknown(speaker: Speaker, source: str) -> None:

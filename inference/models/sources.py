@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -27,9 +29,18 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_MODEL = (
     "{} is neither a folder nor a hub id of a model with a model_index.json or config.json and safetensors files"
 )
+_COSYVOICE, _COSYVOICE_CONFIG = "CosyVoice3", "cosyvoice3.yaml"
+_COSYVOICE_WEIGHTS = {"llm": "llm.pt", "flow": "flow.pt", "hift": "hift.pt"}
 _PIPELINE, _MODEL, _PROCESSOR = "model_index.json", "config.json", "processor_config.json"
 # Of a repository without a pipeline, what there is to load; never the voices that some bring along.
 _FETCHED, _LEFT = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"], ["voices/*"]
+_FETCHED_OF_COSYVOICE = [
+    _COSYVOICE_CONFIG,
+    *_COSYVOICE_WEIGHTS.values(),
+    "campplus.onnx",
+    "speech_tokenizer_v3.onnx",
+    "CosyVoice-BlankEN/*",
+]
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
@@ -69,9 +80,10 @@ def folder_of(source: str) -> Path:
         return folder
     name, _, revision = source.partition("@")
     try:
-        if _is_pipeline(name, revision):
+        if _has(name, revision, _PIPELINE):
             return Path(DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True))
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FETCHED, ignore_patterns=_LEFT))
+        fetched = _FETCHED_OF_COSYVOICE if _has(name, revision, _COSYVOICE_CONFIG) else _FETCHED
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=fetched, ignore_patterns=_LEFT))
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise ValueError(f"{_NO_MODEL.format(source)}, or the hub cannot be reached from here") from error
 
@@ -97,6 +109,8 @@ def pipeline_class(folder: Path) -> str:
     try:
         if (folder / _PIPELINE).is_file():
             return str(_read(folder / _PIPELINE)["_class_name"])
+        if (folder / _COSYVOICE_CONFIG).is_file():
+            return _COSYVOICE
         return str(_read(folder / _MODEL)["architectures"][0])
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise ValueError(_NO_MODEL.format(folder)) from error
@@ -119,15 +133,20 @@ def examine(source: str) -> Examined:
     )
 
 
-def _is_pipeline(name: str, revision: str) -> bool:
+def _has(name: str, revision: str, file: str) -> bool:
+    """Whether a repository of the hub has such a file at its top."""
     try:
-        hf_hub_download(name, _PIPELINE, revision=revision or None)
+        hf_hub_download(name, file, revision=revision or None)
     except EntryNotFoundError:
         return False
     return True
 
 
 def _parts(folder: Path) -> Iterator[Part]:
+    if pipeline_class(folder) == _COSYVOICE:
+        for part, file in _COSYVOICE_WEIGHTS.items():
+            yield Part(part, _COSYVOICE, _tensors_in(folder / file))
+        return
     if not (folder / _PIPELINE).is_file():
         yield _part("model", folder)
         if _codec_of(folder):
@@ -167,6 +186,15 @@ def _numbers_in(file: Path) -> int:
     with file.open("rb") as data:
         header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _tensors_in(file: Path) -> int:
+    """How many numbers a file of tensors holds, by what it says of them; 0 for one that may not be read."""
+    try:
+        state = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+        return sum(tensor.numel() for tensor in state.values())
+    except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError):
+        return 0
 
 
 def _card_of(name: str, revision: str) -> Path | None:

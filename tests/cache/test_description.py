@@ -40,8 +40,8 @@ def test_what_is_written_is_read(description: Description) -> None:
         (_changed(parameters=picture_family().parameters + picture_family().parameters[:1]), "must be unique"),
         (_changed(affinity="sound"), "no stage named sound"),
         (_changed(stages=()), "no stage named picture"),
-        (_with_stage("text", when=When(parameter="lyrics", above=0)), "no number: lyrics"),
-        (_with_stage("text", when=When(parameter="prompt", above=0)), "no number: prompt"),
+        (_with_stage("text", when=When(parameter="lyrics", above=0)), "cannot be measured: lyrics"),
+        (_with_stage("pace", speech_family(), when=When(parameter="format", above=0)), "cannot be measured: format"),
         (_with_stage("render", when=When(parameter="steps", above=3)), "cannot be conditional"),
         (_with_stage("picture", when=When(parameter="steps", above=3)), "cannot be conditional"),
         (_with_stage("text", ttl=float("inf")), "finite"),
@@ -145,6 +145,18 @@ def test_stages_exist_under_their_condition_only() -> None:
     everything = [stage.name for stage in description.stages]
     without = [name for name in everything if name != "negative_tokens"]
     assert {1.0: without, 1.5: everything, 2: everything} == names
+
+
+def test_a_text_counts_by_its_characters() -> None:
+    """A stage may exist only where something is written: one character is enough, and a digit is no number."""
+    when = When(parameter="negative_prompt", above=0)
+    description = Description.model_validate(_with_stage("negative_tokens", when=when))
+    there = {
+        text: "negative_tokens" in [stage.name for stage in description.active({"negative_prompt": text})]
+        for text in ("", "0", "blurry")
+    }
+
+    assert there == {"": False, "0": True, "blurry": True}
 
 
 def test_the_last_stage_is_the_result() -> None:

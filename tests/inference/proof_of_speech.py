@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-from cache.parts import whole_name
-from inference.models.base import Output, Tensors
+from cache.parts import part_name, whole_name
+from inference.models.base import Following, Output, Tensors
 from tests.inference.proof import (
     Evidence,
     Proof,
@@ -30,9 +33,12 @@ RESPACED = "\tHello  there!\nPlease\u3000hold the line.   Hello there! "
 
 
 class SpeechProof(Proof):
-    """`Family.library` is (model, request): what the stages `of_library` store. The request of a family says `SAID`."""
+    """`Family.library` is (model, request): what the stages `of_library` store. The request of a family says `said`."""
 
-    of_run = ("latents", "waveform", "pace", "file")
+    said, edited, turned, respaced = SAID, EDITED, TURNED, RESPACED
+    of_sentence: Sequence[str] = ("latents", "waveform")  # that are kept; of the first, each row is told as it is made
+    of_speed: Sequence[str] = ()  # of them, those that run when the speed is another
+    of_run: Collection[str] = ("latents", "waveform", "pace", "file")
 
     def library_output(self, model: StagedModel, request: Request) -> dict[str, bytes]:
         output: dict[str, bytes] = self.family.library(model, request)
@@ -42,28 +48,29 @@ class SpeechProof(Proof):
         """The other sentences are read from where they are kept, wherever they stand, and so is the voice."""
         shelf = Shelf()
         shelf.run(proven, base)
-        each = [name for name in map(whole_name, shelf.ran) if name in ("latents", "waveform")]
-        assert sorted(each) == ["latents"] * SENTENCES + ["waveform"] * SENTENCES
+        each = [name for name in map(whole_name, shelf.ran) if name in self.of_sentence]
+        assert sorted(each) == sorted([*self.of_sentence] * SENTENCES)
         shelf.ran.clear()
-        edited = shelf.run(proven, base.but(text=EDITED))
-        assert shelf.ran == ["latents[1]", "waveform[1]", "file"]
-        assert self.results(edited) == self.results(run(proven, base.but(text=EDITED)))
+        edited = shelf.run(proven, base.but(text=self.edited))
+        assert shelf.ran == [*(part_name(name, 1) for name in self.of_sentence), "file"]
+        assert self.results(edited) == self.results(run(proven, base.but(text=self.edited)))
         shelf.ran.clear()
-        shelf.run(proven, base.but(text=TURNED))
+        shelf.run(proven, base.but(text=self.turned))
         assert shelf.ran == ["file"]
 
     def test_how_it_sounds_is_changed_without_the_model(self, proven: StagedModel, base: Request) -> None:
-        """Another speed, rate or container runs nothing that is kept but the file."""
+        """Another speed, rate or container runs nothing that is kept but the file, and what the family paces with."""
         shelf = Shelf()
         shelf.run(proven, base)
-        for changes in ({"speed": 1.5}, {"sample_rate": 16_000}, {"format": "flac"}):
+        paced = [part_name(name, index) for name in self.of_speed for index in range(SENTENCES)]
+        for name, value, ran in (("speed", 1.5, paced), ("sample_rate", 16_000, []), ("format", "flac", [])):
             shelf.ran.clear()
-            shelf.run(proven, base.but(**changes))
-            assert shelf.ran == ["file"], changes
+            shelf.run(proven, base.but(**{name: value}))
+            assert shelf.ran == [*ran, "file"], name
 
     def test_white_space_says_nothing(self, proven: StagedModel, base: Request, evidence: Evidence) -> None:
         """However words are set apart, their ids are the same, and so is all that comes of them."""
-        respaced = run(proven, base.but(text=RESPACED))
+        respaced = run(proven, base.but(text=self.respaced))
         assert {name: stored(output) for name, output in respaced.items()} == {
             name: stored(output) for name, output in evidence.outputs.items()
         }
@@ -72,20 +79,24 @@ class SpeechProof(Proof):
         """What a followed stage tells while it runs is, put together, what it gives in the end."""
         told: list[Tensors] = []
         outputs = run(proven, base, piece=told.append)
-        made = {name: as_tensors(output) for name, output in outputs.items() if whole_name(name) == "latents"}
-        whole = joined(list(made.values()))
+        made = self.led(outputs)
+        whole = joined(made)
         assert whole.keys() == joined(told).keys()
         assert all(joined(told)[name].equal(whole[name]) for name in whole)
-        assert len(told) == sum(len(latents["latents"]) for latents in made.values())
+        assert len(told) == sum(map(_rows, made))
 
-    def test_every_latent_is_a_step(self, proven: StagedModel, base: Request) -> None:
-        """Progress is told after each latent, and ends at the last one of every sentence."""
+    def test_every_row_is_a_step(self, proven: StagedModel, base: Request) -> None:
+        """Progress is told after each row of what is made first, and ends at the last one of every sentence."""
         told: list[tuple[int, int]] = []
         outputs = run(proven, base, step=lambda done, of: told.append((done, of)))
-        lengths = _lengths(outputs)
+        lengths = list(map(_rows, self.led(outputs)))
         assert [done for done, _ in told] == [done for length in lengths for done in range(1, length + 1)]
         assert [done for done, of in told if done == of] == lengths
         assert all(done <= of for done, of in told)
+
+    def led(self, outputs: Mapping[str, Output]) -> list[Tensors]:
+        """What the stage that the others follow made of every distinct sentence."""
+        return [as_tensors(output) for name, output in outputs.items() if whole_name(name) == self.of_sentence[0]]
 
     def test_one_name_is_one_sound(self, proven: StagedModel, evidence: Evidence) -> None:
         """Over all requests, what has the same id has the same bytes, and what has another has others: every part, too,
@@ -107,6 +118,56 @@ class SpeechProof(Proof):
         assert (pcm.abs() == 32767).float().mean() < 0.001
 
 
-def _lengths(outputs: Mapping[str, Output]) -> list[int]:
-    """Of every distinct sentence, in latents."""
-    return [len(as_tensors(output)["latents"]) for name, output in outputs.items() if whole_name(name) == "latents"]
+def _rows(output: Tensors) -> int:
+    (tensor,) = output.values()
+    return len(tensor)
+
+
+def fed(following: Following, whole: Tensors, cuts: Iterator[int] | None = None) -> torch.Tensor:
+    """What a stage makes of this, fed in pieces of so many rows."""
+    (name,) = whole
+    pieces: list[Tensors] = []
+    left = whole[name]
+    while len(left):
+        count = next(cuts) if cuts is not None else len(left)
+        pieces.extend(following.feed({name: left[:count]}))
+        left = left[count:]
+    (made,) = joined([*pieces, *following.end()]).values()
+    return made
+
+
+def at_random(seed: int, most: int) -> Iterator[int]:
+    draw = np.random.default_rng(seed)
+    while True:
+        yield int(draw.integers(1, most + 1))
+
+
+@contextmanager
+def beside(works: Sequence[Callable[[], None]]) -> Iterator[None]:
+    """Threads that do these over and over, each at least once before and once more while the block runs."""
+    ended, failures = threading.Event(), list[BaseException]()
+    begun = threading.Barrier(len(works) + 1, timeout=60)
+
+    def over_and_over(work: Callable[[], None]) -> None:
+        try:
+            work()
+            begun.wait()
+            while not ended.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+            begun.abort()
+            raise
+
+    threads = [threading.Thread(target=over_and_over, args=(work,)) for work in works]
+    with torch.random.fork_rng():
+        for thread in threads:
+            thread.start()
+        try:
+            begun.wait()
+            yield
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+    assert not failures

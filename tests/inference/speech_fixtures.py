@@ -19,6 +19,7 @@ from inference.models.base import Artifact, Call, Following, Output, Tensors
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import RunRequest
 from reprise.v1.inference_pb2 import Sound as SoundMessage
+from tests.inference.voices import recording
 from tests.inference.worker_fixtures import ALICE, SECRET, Gate, GatedModel, Heard, value_message
 
 RATE = 16  # samples per second that the model makes
@@ -225,6 +226,19 @@ class Recorded:
             samples=self.samples,
             pcm=pcm if with_sound else b"",
         )
+
+
+@dataclass(frozen=True)
+class Voice(Recorded):
+    """A voice of a length and rate that real models take."""
+
+    seed: int = 0
+
+    def message(self, *, with_sound: bool = True) -> SoundMessage:
+        sound = recording(self.seed)
+        pcm = sound.pcm.numpy().astype("<i2").tobytes()
+        identity = sound_identity(sound.sample_rate, len(sound.pcm), pcm)
+        return SoundMessage(identity=identity, sample_rate=sound.sample_rate, samples=len(sound.pcm), pcm=pcm)
 
 
 def ask_speech(

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from cache.sound import sound_identity
 from inference import pacing, tensors
 from inference.errors import InvalidInput
 from inference.models import small
-from inference.models.base import Artifact, Call, Following, Tensors
+from inference.models.base import Artifact, Call, Tensors
 from inference.models.pocket_tts import LONGEST_SENTENCE, MOST_SENTENCES, Decoding, PocketTTS, describe
 from inference.models.sentences import sentences
-from reprise.v1.inference_pb2 import Sound as SoundMessage
-from tests.inference.proof import Family, Request, as_tensors, base_request, joined, nudge, opened, results, run
-from tests.inference.proof_of_speech import EDITED, SAID, TURNED, SpeechProof
-from tests.inference.speech_fixtures import Recorded, ask_speech, live_sound, parts
+from tests.inference.proof import Family, Request, as_tensors, base_request, nudge, opened, results, run
+from tests.inference.proof_of_speech import EDITED, SAID, TURNED, SpeechProof, at_random, beside, fed
+from tests.inference.speech_fixtures import Voice, ask_speech, live_sound, parts
 from tests.inference.voices import recording
 from tests.inference.worker_fixtures import open_bench
 
@@ -257,24 +252,6 @@ def test_decoding_at_once_gives_the_same_but_for_rounding(model: PocketTTS, requ
         assert (difference > 0).float().mean() < 0.01
 
 
-def fed(following: Following, whole: Tensors, cuts: Iterator[int] | None = None) -> torch.Tensor:
-    """What a stage makes of this, fed in pieces of so many rows."""
-    (name,) = whole
-    pieces: list[Tensors] = []
-    left = whole[name]
-    while len(left):
-        count = next(cuts) if cuts is not None else len(left)
-        pieces.extend(following.feed({name: left[:count]}))
-        left = left[count:]
-    return joined([*pieces, *following.end()])["pcm"]
-
-
-def at_random(seed: int, most: int) -> Iterator[int]:
-    draw = np.random.default_rng(seed)
-    while True:
-        yield int(draw.integers(1, most + 1))
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_sound_does_not_depend_on_how_it_came(model: PocketTTS, request_: Request, seed: int) -> None:
     """Fed at once, one by one or in any other pieces, decoding and pacing give the same bits."""
@@ -326,37 +303,6 @@ def disturb(other: PocketTTS, request: Request, seed: int) -> None:
     run(other, request.but(seed=seed))
 
 
-@contextmanager
-def beside(works: Sequence[Callable[[], None]]) -> Iterator[None]:
-    """Threads that do these over and over, each at least once before and once more while the block runs."""
-    ended, failures = threading.Event(), list[BaseException]()
-    begun = threading.Barrier(len(works) + 1, timeout=60)
-
-    def over_and_over(work: Callable[[], None]) -> None:
-        try:
-            work()
-            begun.wait()
-            while not ended.is_set():
-                work()
-        except BaseException as error:
-            failures.append(error)
-            begun.abort()
-            raise
-
-    threads = [threading.Thread(target=over_and_over, args=(work,)) for work in works]
-    with torch.random.fork_rng():
-        for thread in threads:
-            thread.start()
-        try:
-            begun.wait()
-            yield
-        finally:
-            ended.set()
-            for thread in threads:
-                thread.join()
-    assert not failures
-
-
 # --- the voice -----------------------------------------------------------------------------------------------------
 
 
@@ -382,17 +328,6 @@ def test_the_prefix_is_the_voice_and_what_stands_before_it(model: PocketTTS, req
 
 
 # --- on a worker ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Voice(Recorded):
-    """The voice of requests here, as a gateway sends it."""
-
-    def message(self, *, with_sound: bool = True) -> SoundMessage:
-        sound = recording()
-        pcm = sound.pcm.numpy().astype("<i2").tobytes()
-        identity = sound_identity(sound.sample_rate, len(sound.pcm), pcm)
-        return SoundMessage(identity=identity, sample_rate=sound.sample_rate, samples=len(sound.pcm), pcm=pcm)
 
 
 async def test_a_worker_answers_what_the_model_makes_alone(model: PocketTTS, request_: Request, tmp_path: Path) -> None:

@@ -148,11 +148,31 @@ def test_what_a_worker_could_not_serve_fails_the_check(folder: Path, monkeypatch
     assert [result.exit_code for result in results] == [1] * 4
     assert "its weights alone do not fit" in small_machine.output
     assert "no safetensors file for vae" in pickled.output
-    assert "no known family: those are I2VGenXLPipeline, PocketTTSForConditionalGeneration, Stable" in unknown.output
+    assert (
+        "no known family: those are CosyVoice3, I2VGenXLPipeline, PocketTTSForConditionalGeneration, " in unknown.output
+    )
     assert "neither a folder nor a hub id" in nothing.output
 
 
-@pytest.mark.parametrize("family", ["svd", "pocket-tts"])
+def test_a_model_of_a_checkout_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CosyVoice's files of tensors are counted without being read; what lacks is told, and so is its code."""
+    folder = small.build(tmp_path / "speaker", family="cosyvoice3")
+    counts = {
+        part: sum(tensor.numel() for tensor in torch.load(folder / f"{part}.pt", weights_only=True).values())
+        for part in ("llm", "flow", "hift")
+    }
+    examined = examine(str(folder))
+    assert {part.name: part.parameters for part in examined.parts} == counts
+    assert (examined.pipeline, examined.random_weights, examined.lacking) == ("CosyVoice3", True, ())
+    assert check(folder, "--device", "cpu").output.endswith(f"{{name: NAME, source: {folder}}}\n")
+    (folder / "flow.pt").write_bytes(b"no tensors")
+    (folder / "hift.pt").unlink()
+    assert "it has no file of tensors for flow, hift" in check(folder).output
+    monkeypatch.delenv("REPRISE_COSYVOICE")
+    assert "set REPRISE_COSYVOICE, or `checkout`" in check(folder).output
+
+
+@pytest.mark.parametrize("family", ["svd", "pocket-tts", "cosyvoice3"])
 def test_a_model_of_the_hub_is_pinned(tmp_path: Path, family: str) -> None:
     """A name means the newest revision and is told with it; a name with a revision means that one."""
     hub = tmp_path / "home" / "hub"

@@ -32,14 +32,37 @@ def text(refuses: Sequence[str], *, max_length: int, note: str) -> Parameter:
     )
 
 
-def speed() -> Parameter:
+def transcript(refuses: Sequence[str], *, max_length: int) -> Parameter:
+    return Parameter(
+        name="transcript",
+        kind="text",
+        default="",
+        max_length=max_length,
+        refuses=tuple(refuses),
+        help="What is said in the recording, from which the speech then goes on. Empty: its voice alone is heard.",
+    )
+
+
+def instruction(refuses: Sequence[str], *, max_length: int) -> Parameter:
+    return Parameter(
+        name="instruction",
+        kind="text",
+        default="",
+        max_length=max_length,
+        refuses=tuple(refuses),
+        help="How to say it: a language or dialect, a mood, a pace.",
+    )
+
+
+def speed(again: str = "Changing it never runs the model again.") -> Parameter:
+    """`again` says what runs when it is changed."""
     return Parameter(
         name="speed",
         kind="float",
         default=1.0,
         minimum=0.5,
         maximum=2.0,
-        help="How fast: 2 is twice as fast, at the same pitch. Changing it never runs the model again.",
+        help=f"How fast: 2 is twice as fast, at the same pitch. {again}",
     )
 
 

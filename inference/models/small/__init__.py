@@ -23,6 +23,7 @@ from inference.models.loading import MARKER
 
 # What a family is called in descriptions -> the module of its small model, with a `pipeline` and a `CODE_VERSION`.
 FAMILIES = {
+    "cosyvoice3": "inference.models.small.cosyvoice3",
     "i2vgen-xl": "inference.models.small.i2vgen_xl",
     "pocket-tts": "inference.models.small.pocket_tts",
     "svd": "inference.models.small.svd",
