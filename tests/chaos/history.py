@@ -65,12 +65,13 @@ class History:
         return await self._unreadable(world.store(), self._durable)
 
     async def _unreadable(self, store: S3Store, durable: dict[str, str]) -> list[str]:
-        found = await asyncio.gather(*(_fault_of(store, Address.parse(each), durable[each]) for each in durable))
+        found = await asyncio.gather(*(fault_of(store, each, durable[each]) for each in durable))
         return [f"durable, and {each}" for each in found if each]
 
 
-async def _fault_of(store: S3Store, address: Address, digest: str) -> str:
+async def fault_of(store: S3Store, named: str, digest: str) -> str:
     """Why what lies under this address is not the output that was called durable; empty if it is."""
+    address = Address.parse(named)
     key = Key.of_record(address)
     try:
         record = Record.from_bytes(unseal(key, await _read(store, key)), address)

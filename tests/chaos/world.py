@@ -175,12 +175,16 @@ class World:
             await redis.flushall()
 
     async def mended(self) -> None:
-        """Whatever a case has left broken is whole again, and everybody knows."""
-        await asyncio.to_thread(self._mend)
-        await self.all_healthy()
+        """Whatever a case has left broken is whole again, and everybody knows; no tier is off."""
+        await self.healed()
         for gateway in GATEWAYS:
             if "tier l1" in (await self.stats(gateway)).switched_off:
                 await self._switch_memory(on=True)
+
+    async def healed(self) -> None:
+        """Whatever is broken is whole again, and gateways know."""
+        await asyncio.to_thread(self._mend)
+        await self.all_healthy()
         await until(self._all_closed)
 
     def _mend(self) -> None:
