@@ -133,8 +133,13 @@ class Callers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.reconnect()
+
+    async def reconnect(self) -> None:
+        """As callers that have just come: they try gateways in the order in which they are named."""
         for client in self._clients.values():
             await client.__aexit__(None, None, None)
+        self._clients.clear()
 
     def client(self, *gateways: str) -> Client:
         if gateways not in self._clients:

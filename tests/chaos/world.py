@@ -183,9 +183,16 @@ class World:
 
     async def healed(self) -> None:
         """Whatever is broken is whole again, and gateways know."""
-        await asyncio.to_thread(self._mend)
-        await self.all_healthy()
+        async with asyncio.timeout(PATIENCE):
+            while True:  # what was told to end may still be at it
+                await asyncio.to_thread(self._mend)
+                if await self._whole():
+                    break
         await until(self._all_closed)
+
+    async def _whole(self) -> bool:
+        alive = all(self.stack.part(name).alive() for name in self.parts)
+        return alive and all([await self._sees_all(gateway) for gateway in GATEWAYS])
 
     def _mend(self) -> None:
         self.links.mend()
@@ -228,7 +235,10 @@ class World:
             await until(partial(self._sees_all, gateway))
 
     async def _sees_all(self, gateway: str) -> bool:
-        return all(worker.healthy for worker in (await self.stats(gateway)).workers)
+        try:
+            return all(worker.healthy for worker in (await self.stats(gateway)).workers)
+        except grpc.aio.AioRpcError:
+            return False
 
     async def stats(self, gateway: str) -> StatsResponse:
         async with Client(self.door(gateway)) as client:

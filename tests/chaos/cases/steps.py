@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from reprise.v1 import common_pb2 as pb
+from reprise.v1.media_pb2 import GenerationEvent
 from tests.chaos.case import Scene
-from tests.chaos.clients import Heard, Load, Wish
+from tests.chaos.clients import PATIENCE, Heard, Load, Wish
 from tests.chaos.world import GATEWAYS, ONE, TWO, WORKERS
 
 BOTH_WAYS = ((ONE, TWO), (TWO, ONE))
@@ -85,6 +87,46 @@ def judge_waits(
         sheet.at_most("added after it opened, median", median(free), after, "ms")
     sheet.tell("answers that paid", len(paid))
     sheet.tell("answers that did not", len(free))
+
+
+class Running:
+    """Somebody who asks, and the moments of their generation."""
+
+    def __init__(self, scene: Scene, wish: Wish, *gateways: str, stored: bool = False) -> None:
+        self.events: list[GenerationEvent] = []
+        self._news = asyncio.Event()
+        self.task = asyncio.create_task(scene.callers.ask(wish, *gateways, stored=stored, on_event=self._hear))
+        self.task.add_done_callback(lambda task: self._news.set())
+
+    def _hear(self, event: GenerationEvent) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    async def until(self, moment: Callable[[GenerationEvent], bool]) -> None:
+        """Or until it has ended."""
+        async with asyncio.timeout(PATIENCE):
+            while not (self.task.done() or any(map(moment, self.events))):
+                self._news.clear()
+                await self._news.wait()
+
+
+def early(event: GenerationEvent) -> bool:
+    """A device works on it."""
+    return event.progress.stage == "denoise" and event.progress.step >= 1
+
+
+async def everybody(running: Sequence[Running]) -> list[Heard]:
+    return await asyncio.gather(*(each.task for each in running))
+
+
+async def busy_worker(scene: Scene) -> str:
+    """One that has a run."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            for worker in WORKERS:
+                told = await scene.world.status(worker)
+                if told is not None and told.busy:
+                    return worker
 
 
 async def loaded(scene: Scene, hot: Sequence[Wish], *, clients: int = 8) -> Load:

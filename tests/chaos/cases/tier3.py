@@ -17,6 +17,7 @@ from tests.chaos.case import CannotBeHad, Scene, case
 from tests.chaos.cases.planting import Shelf, judge_planted, records_of
 from tests.chaos.cases.steps import counting, judge_waits, stored
 from tests.chaos.clients import Heard
+from tests.chaos.history import fault_of
 from tests.chaos.proxy import Fault
 from tests.chaos.world import GATEWAYS, OBJECTS, ONE, TWO, until
 
