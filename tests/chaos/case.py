@@ -126,6 +126,11 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
+_PARTS = "RSIGCHMN"  # in the order of the matrix
+
+
+def in_order(cases: Iterable[Case]) -> list[Case]:
+    return sorted(cases, key=lambda each: _PARTS.index(each.name[0]))
 
 
 def case(name: str, *, fault: str, promise: str, share: bool = False) -> Callable[[Steps], Steps]:

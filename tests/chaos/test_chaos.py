@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 import tests.chaos.cases  # noqa: F401  # registers them
-from tests.chaos.case import CASES
+from tests.chaos.case import CASES, in_order
 from tests.chaos.play import Play
 from tests.chaos.world import standing
 
 pytestmark = pytest.mark.timeout(300)
-SHARE = [name for name, case in CASES.items() if case.share]
+SHARE = [case.name for case in in_order(CASES.values()) if case.share]
 
 
 @pytest.fixture(scope="module")
