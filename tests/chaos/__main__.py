@@ -39,7 +39,9 @@ async def _play(world: World, cases: list[Case], show: Show, *, full: bool) -> l
 def main(only: tuple[str, ...], quick: bool, listed: bool, out: Path, keep_logs: bool) -> None:
     """Break the stack in every way of the fault matrix. Fails if a promise is broken."""
     console = Console(highlight=False, width=None if Console().is_terminal else 150)
-    chosen = [case for case in in_order(CASES.values()) if (case.share or not quick) and _is_meant(case.name, only)]
+    chosen = [
+        case for case in in_order(CASES.values()) if (case.share or not quick or only) and _is_meant(case.name, only)
+    ]
     if listed or not chosen:
         for case in chosen or CASES.values():
             console.print(f"[bold]{case.name}[/]  {case.fault}\n    {case.promise}")

@@ -53,13 +53,14 @@ class Link:
 
     def __init__(self, here: str, there: str, chance: random.Random) -> None:
         self.count = Count()
-        self._here, self._there = here, there
+        self.here, self._there = here, there
         self._chance = chance
         self._fault = SOUND
         self._mended = asyncio.Event()
         self._mended.set()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def set(self, fault: Fault) -> None:
         if fault.status != self._fault.status:
@@ -69,13 +70,16 @@ class Link:
         if fault.refuse:
             await self.close()
         elif self._server is None:
-            self._server = await _listen(self._here, self._serve)
+            self._server = await _listen(self.here, self._serve)
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
         self._abort()
+        for task in (serving := list(self._serving)):
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
 
     def _abort(self) -> None:
         for writer in list(self._open):
@@ -84,6 +88,9 @@ class Link:
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.count.connections += 1
         self._open.add(to_client)
+        task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]  # there is one
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         to_server: asyncio.StreamWriter | None = None
         try:
             with suppress(OSError, EOFError, asyncio.LimitOverrunError, ValueError, asyncio.CancelledError):
@@ -98,15 +105,17 @@ class Link:
                     asyncio.create_task(self._ask(client, to_server, answer)),
                     asyncio.create_task(self._tell(server, to_client, answer)),
                 }
-                _, pending = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                for way in pending:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for way in ways:
+                        way.cancel()
+                    await asyncio.gather(*ways, return_exceptions=True)
         finally:
             for writer in (to_client, to_server):
                 if writer is not None:
                     self._open.discard(writer)
-                    writer.transport.abort() if self._fault != SOUND else writer.close()
+                    writer.transport.abort() if self._fault.reset else writer.close()
 
     async def _ask(self, client: asyncio.StreamReader, server: asyncio.StreamWriter, answer: _Answer) -> None:
         while piece := await client.read(_PIECE):
