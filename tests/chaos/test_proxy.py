@@ -63,7 +63,7 @@ def _said(port: int, words: bytes) -> bytes:
         (Fault(halve=True), WORDS[:100]),
         (Fault(reset=True), b""),
     ],
-    ids=str,
+    ids=["sound", "late and narrow", "cut", "halved", "reset"],
 )
 async def test_an_answer_is_what_the_fault_leaves_of_it(link: Link, fault: Fault, answer: bytes) -> None:
     await link.set(fault)

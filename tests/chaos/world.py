@@ -21,12 +21,10 @@ from pathlib import Path
 import aiohttp
 import grpc
 import psutil
-import yaml
 from obstore.store import S3Store
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from cache.settings import CacheSettings
 from gateway.client import Client
 from gateway.stack import Bucket, Part, Stack
 from gateway.stack.local import compose
@@ -81,11 +79,6 @@ class World:
 
     def pid(self, name: str) -> int:
         return self.stack.part(name).pid
-
-    @property
-    def settings(self) -> CacheSettings:
-        """Of the caches, as all processes of ours have them but for the links."""
-        return CacheSettings.model_validate(yaml.safe_load((self.stack.data / "reprise.yaml").read_text())["cache"])
 
     @property
     def bucket(self) -> Bucket:

@@ -33,7 +33,7 @@ MIB = 1024 * 1024
 )
 async def leave(scene: Scene) -> None:
     world, callers, sheet = scene.world, scene.callers, scene.sheet
-    crowd, wishes = scene.size(2000, 200), scene.wishes(scene.size(40, 8))
+    crowd, wishes = scene.size(2000, 100), scene.wishes(scene.size(40, 5))
     # A crowd of which nobody leaves: all connections are made.
     usual = scene.wishes(len(wishes))
     await asyncio.gather(*(callers.ask(usual[n % len(usual)], GATEWAYS[n // len(usual) % 2]) for n in range(crowd)))
@@ -58,7 +58,7 @@ async def leave(scene: Scene) -> None:
     sheet.exactly("wrong answers", sum(bool(each.wrong) for each in callers.log), 0)
     await world.until_at_rest()
     sheet.at_most(f"generations of {len(wishes)}", await generations.count(), len(wishes))
-    (alone,) = scene.wishes(1, steps=100)
+    (alone,) = scene.wishes(1, steps=scene.size(100, 40))
     only = Running(scene, alone, ONE)
     await only.until(early)
     only.task.cancel()

@@ -47,7 +47,7 @@ async def killed(scene: Scene) -> None:
     world, sheet, rounds = scene.world, scene.sheet, scene.size(6, 1)
     generations = await counting(scene)
     for number in range(rounds):
-        (wish,) = scene.wishes(1, steps=_STEPS)
+        (wish,) = scene.wishes(1, steps=scene.size(_STEPS, _STEPS // 2))
         leader, other = GATEWAYS[number % 2], GATEWAYS[1 - number % 2]
         await scene.callers.reconnect()
         running = [Running(scene, wish, leader, other) for _ in range(3)]
