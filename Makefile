@@ -6,7 +6,7 @@ JOBS ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo bench fuzz check protos web up down clean
+.PHONY: help install test demo bench chaos fuzz check protos web up down clean
 
 help: ## Show this list
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ demo: install ## Start everything real, show what is reused, stop it again (PHOT
 
 bench: install ## Measure hits, misses and crowds against the floors of this machine (ARGS=--quick)
 	python -m tests.bench $(ARGS)
+
+chaos: install ## Break everything in every way, show what clients see of it (ARGS='--only R3')
+	python -m tests.chaos $(ARGS)
 
 fuzz: install ## Try a million malformed inputs on every decoder (ARGS='picture --inputs 50000' chooses)
 	python -m tests.fuzz $(ARGS)

@@ -382,11 +382,15 @@ def _worth_another_try(problem: Problem) -> bool:
 
 
 def _broken(problem: Problem) -> bool:
-    """Whether the connection failed, not the request: a gateway says why it refuses, and this comes without a reason.
+    """Whether the connection failed, not the request: a gateway says why it refuses, and this comes without a reason,
+    or with the one that the gateway goes.
 
     A gateway that stops answers calls that it has not begun with CANCELLED (grpc#41785), which nobody here asked for.
     """
-    return not problem.reason and problem.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    return problem.reason in ("", "GATEWAY_LEAVING") and problem.code in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+    )
 
 
 def _refuse_too_large(field: str, file: bytes) -> None:

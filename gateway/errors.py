@@ -34,7 +34,7 @@ NotFoundReason: TypeAlias = Literal[
     "ENTRY_UNKNOWN",
 ]
 UnavailableReason: TypeAlias = Literal[
-    "NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED", "SOUND_CHANGED"
+    "NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED", "SOUND_CHANGED", "GATEWAY_LEAVING"
 ]
 OverloadedReason: TypeAlias = Literal["QUEUE_FULL", "QUEUE_TOO_LONG", "TENANT_SHARE", "DEVICE_MEMORY", "GATEWAY_BUSY"]
 
@@ -53,6 +53,7 @@ _UNAVAILABLE: dict[UnavailableReason, str] = {
     "STORE_UNREACHABLE": "the store cannot be reached",
     "WORKER_CHANGED": "the worker changed to another revision of the model meanwhile",
     "SOUND_CHANGED": "what was heard is not what was made in the end: ask again, and hear it from its beginning",
+    "GATEWAY_LEAVING": "this gateway ends: ask again, another one answers",
 }
 _OVERLOADED: dict[OverloadedReason, str] = {
     "QUEUE_FULL": "the queue is full",

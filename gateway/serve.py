@@ -54,7 +54,7 @@ from gateway.resolve import Resolver
 from gateway.savings import Savings
 from gateway.schedule import Schedule
 from gateway.settings import GatewaySection, GatewaySettings
-from gateway.status import ErrorInterceptor
+from gateway.status import Calls, ErrorInterceptor
 from gateway.studio import Studio
 from gateway.uploads import Uploads
 from gateway.validate import parse
@@ -78,6 +78,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _SEEN_BY_BALANCERS = 1.0  # seconds that balancers get to notice that we are leaving
+_LAST_WORDS = 2.0  # seconds in which streams that were not done in time are told so, before they are cut off
 _log = structlog.get_logger(__name__)
 
 
@@ -85,24 +86,44 @@ class Gateway:
     """A gateway that serves. `port` is the one it listens on, `http_port` that for artifacts by URL."""
 
     def __init__(
-        self, server: grpc.aio.Server, port: int, health_servicer: health.HealthServicer, http: HttpServer | None
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        health_servicer: health.HealthServicer,
+        http: HttpServer | None,
+        calls: Calls,
+        flights: Flights[object, Step],
     ) -> None:
         self.port = port
         self.http_port = http.port if http is not None else None
         self._server = server
         self._http = http
         self._health = health_servicer
+        self._calls = calls
+        self._flights = flights
 
     async def leave(self, *, notice: float, drain: float) -> None:
-        """Say so first, then let streams finish for `drain` seconds at most."""
+        """Say so first, then let streams finish for `drain` seconds at most; the others are told to ask elsewhere."""
         await self._health.enter_graceful_shutdown()
         if self._http is not None:
             self._http.leave()
         await asyncio.sleep(notice)
-        stopping = [self._server.stop(drain)]
+        stopping = [asyncio.create_task(self._server.stop(drain + _LAST_WORDS))]
         if self._http is not None:
-            stopping.append(self._http.stop(drain))
-        await asyncio.gather(*stopping)
+            stopping.append(asyncio.create_task(self._http.stop(drain)))
+        try:
+            _, late = await asyncio.wait(stopping, timeout=drain)
+            if late:
+                await self._calls.end()
+            await asyncio.gather(*stopping)
+        finally:
+            for task in stopping:
+                task.cancel()
+
+    async def end(self) -> None:
+        """At once: streams are told to ask elsewhere. What they wait for goes on at its worker, and is stored there."""
+        await self._calls.end()
+        await self._flights.drain(0)
 
 
 @asynccontextmanager
@@ -119,7 +140,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         fleet.watch(telemetry.registry)
         secret = settings.cache.secret_bytes
         identity = IdentityInterceptor(PeerIdentifier(secret, identify))
-        server = grpc.aio.server(interceptors=[ErrorInterceptor(), identity], options=_OPTIONS)
+        errors = ErrorInterceptor()
+        server = grpc.aio.server(interceptors=[errors, identity], options=_OPTIONS)
         try:
             port = server.add_insecure_port(f"{section.host}:{section.port}")
         except RuntimeError:
@@ -236,7 +258,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         stack.push_async_callback(server.stop, 0)
         await stack.enter_async_context(Schedule(section.warm, warmer, tiers.objects, secret))
         _log.info("serving", address=f"{section.host}:{port}", workers=section.workers)
-        yield Gateway(server, port, health_servicer, http)
+        yield Gateway(server, port, health_servicer, http, errors.calls, flights)
 
 
 async def serve(settings: GatewaySettings) -> None:
@@ -252,6 +274,8 @@ async def serve(settings: GatewaySettings) -> None:
             for task in (leaving, hurried):
                 task.cancel()
             await asyncio.gather(leaving, hurried, return_exceptions=True)
+            if second.is_set():
+                await gateway.end()
     finally:
         telemetry.stop()
 

@@ -11,11 +11,11 @@ import asyncio
 import inspect
 import re
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -38,6 +38,7 @@ from gateway.errors import (
 )
 
 DOMAIN = "reprise"
+_TELLING = 1.0  # seconds that everybody may take to be told that this process ends
 
 log = structlog.get_logger()
 
@@ -191,11 +192,39 @@ def _rich_status(error: grpc.RpcError) -> status_pb2.Status:
 # The interceptor.
 
 
+class Calls:
+    """Those under way. gRPC cuts them off when a server stops, without a word; `end` says one before."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - gRPC runs each call in one
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    async def end(self) -> None:
+        """Tell everybody, and whoever comes from now on, to ask again elsewhere. Returns when they have been told."""
+        self.over = True
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_TELLING)
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Stands before every handler and every other interceptor, and puts in words whatever comes out of them."""
 
     def __init__(self) -> None:
-        self._guarded = lru_cache(maxsize=256)(_guarded)  # gRPC asks for a method's handler at every call of it
+        self.calls = Calls()
+        # gRPC asks for a method's handler at every call of it.
+        self._guarded = lru_cache(maxsize=256)(partial(_guarded, calls=self.calls))
 
     async def intercept_service(
         self,
@@ -203,6 +232,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         method = handler_call_details.method
+        if self.calls.over:
+            return _refusing(Unavailable("GATEWAY_LEAVING"), method)
         try:
             handler = await continuation(handler_call_details)
         except Exception as error:  # noqa: BLE001  # whatever an inner interceptor raises ends this request alone
@@ -219,7 +250,7 @@ def _refusing(error: Exception, method: str) -> Handler:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _guarded(handler: Handler, method: str) -> Handler:
+def _guarded(handler: Handler, method: str, *, calls: Calls) -> Handler:
     """The same handler, serializers and all, behind a guard. One that is not async is left alone: none of ours is."""
     shapes: dict[tuple[bool, bool], tuple[Any, Any]] = {
         (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
@@ -229,39 +260,41 @@ def _guarded(handler: Handler, method: str) -> Handler:
     }
     behaviour, build = shapes[handler.request_streaming, handler.response_streaming]
     if inspect.isasyncgenfunction(behaviour):
-        behaviour = _guarded_stream(behaviour, method)
+        behaviour = _guarded_stream(behaviour, method, calls)
     elif inspect.iscoroutinefunction(behaviour):
-        behaviour = _guarded_call(behaviour, method)
+        behaviour = _guarded_call(behaviour, method, calls)
     guarded: Handler = build(behaviour, handler.request_deserializer, handler.response_serializer)
     return guarded
 
 
-def _guarded_call(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
+def _guarded_call(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str, calls: Calls) -> Any:
     async def call(request: Any, context: Context) -> Any:
         try:
-            return await behaviour(request, context)
+            with calls.under_way():
+                return await behaviour(request, context)
         except grpc.aio.AbortError:
             raise
         except grpc.aio.InternalError:
             raise _HasLeft from None
         except asyncio.CancelledError as error:
-            await _pass_on(error, context, method)
+            await _pass_on(error, context, method, calls)
         except Exception as error:  # noqa: BLE001  # this is the place where every other error is translated
             await _abort(context, error, method)
 
     return call
 
 
-def _guarded_stream(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]], method: str) -> Any:
+def _guarded_stream(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]], method: str, calls: Calls) -> Any:
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async with aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
+            with calls.under_way():
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError as error:
-            await _pass_on(error, context, method)
+            await _pass_on(error, context, method, calls)
         except Exception as error:  # noqa: BLE001  # this is the place where every other error is translated
             await _abort(context, error, method)
 
@@ -272,13 +305,16 @@ class _HasLeft(asyncio.CancelledError):
     """Who was being written to. gRPC says so with an error, some time before it knows that the call is cancelled."""
 
 
-async def _pass_on(error: asyncio.CancelledError, context: Context, method: str) -> NoReturn:
-    """Lets the cancellation of this call through.
+async def _pass_on(error: asyncio.CancelledError, context: Context, method: str, calls: Calls) -> NoReturn:
+    """Lets the cancellation of this call through, unless it is ours: then its caller is told to ask again.
 
     A CancelledError while nobody cancelled this call comes from something it awaited that was cancelled. gRPC would
     send no status at all then, and the caller would wait for ever (grpc#29248).
     """
     task = asyncio.current_task()
+    if calls.over and task is not None and task.cancelling() == 1 and not (context.cancelled() or context.done()):
+        task.uncancel()
+        await _abort(context, Unavailable("GATEWAY_LEAVING"), method)
     if task is None or task.cancelling():
         raise error
     await _abort(context, Cancelled(reason="ABANDONED"), method)

@@ -117,9 +117,8 @@ def serving(
         file = data / "reprise.yaml"
         file.touch(mode=0o600)
         file.write_text(yaml.safe_dump(settings))
-        arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds))
-        if line is not None:
-            arguments += ("--line", str(line))
+        waiting = () if line is None else ("--line", str(line))
+        arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds), *waiting)
         worker.up([_program(worker.data, "worker", home, *arguments)])
         started = standing.up(
             [_gateway(standing.data, name, file, (environment or {}).get(name, {})) for name in gateways]

@@ -177,19 +177,35 @@ async def leaving_closes(desk: Desk) -> None:
 
 
 async def test_a_stream_that_takes_too_long_is_cut_and_its_work_is_not_lost(world: World) -> None:
-    """Over the time for draining a caller gets UNAVAILABLE; what was under way is drained and found by the next."""
+    """Over the time for draining a caller is told to ask again; what was under way is drained and found by the next."""
     worker = await world.worker()
     gate = worker.hold("step")
     desk = await world.desk(worker, drain=10.0, grace=10.0)
     running = desk.follow()
     await running.seen("queued")
     await desk.gateway.leave(notice=0.0, drain=0.0)
-    assert grpc.StatusCode.UNAVAILABLE == (await problem_of(running.task)).code
+    cut = await problem_of(running.task)
+    assert (grpc.StatusCode.UNAVAILABLE, "GATEWAY_LEAVING", 1.0) == (cut.code, cut.reason, cut.retry_after)
     closing = asyncio.create_task(desk.close())
     gate.open()
     await closing
     other = await world.desk(worker)
     assert ("hit from L2", 1) == (outcome(await other.animate()), worker.generations)
+
+
+async def test_told_to_hurry_a_gateway_waits_for_nothing(world: World) -> None:
+    """Streams and whoever comes are told to ask again; a run is left to its worker, which stores it."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, drain=3600.0, grace=3600.0)
+    running = desk.follow()
+    await running.seen("queued")
+    async with asyncio.timeout(10):
+        await desk.gateway.end()
+        cut, late = await problem_of(running.task), await problem_of(desk.client.animate(ask()))
+        await desk.close()
+    assert [("GATEWAY_LEAVING", 1.0)] * 2 == [(each.reason, each.retry_after) for each in (cut, late)]
+    gate.open()
 
 
 async def test_services_can_be_listed(world: World) -> None:
