@@ -23,7 +23,7 @@ Unit: TypeAlias = Literal["/s", "/h", "share", "bytes", "s", "h", ""]
 
 HOUR = 3600.0
 PROCESS = 120 * MIB  # of a gateway that has just started: the interpreter, its libraries, its code
-RECORD = 1024  # bytes of a record, about
+RECORD = 2048  # bytes of a record at most, but for an output that lies in it
 OUTPUT = RECORD + 2 * OVERHEAD  # what an output takes besides its bytes: its record, and two names in a store
 OUTPUTS = 3  # of a generation that are stored: the text's encoding, final latents, the file
 

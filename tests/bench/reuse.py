@@ -88,7 +88,8 @@ def _figures(run: Try) -> tuple[str, str, str]:
 
 def tell_family(out: Console, family: Family) -> None:
     told = f": {family.subject.says}" if family.subject.says else ""
-    out.print(f"\n[b]{family.subject.name}[/]{told}; {family.operations / 1e12:,.4g} TFLOP")
+    teras = family.operations / 1e12
+    out.print(f"\n[b]{family.subject.name}[/]{told}; {f'{teras:,.0f}' if teras > 100 else f'{teras:.3g}'} TFLOP")
     table = Table("stage", "counted, true size", "timed, small", box=None, padding=(0, 2, 0, 0))
     for stage, share in family.counted.items():
         table.add_row(stage, f"{share:.3%}", f"{family.measured.get(stage, 0.0):.2%}")

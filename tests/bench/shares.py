@@ -98,7 +98,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Change:
-    """What is changed: one of these inputs, each to another value. `saved` is a share of the request's device time."""
+    """One of these inputs gets another value: the stages that run again, and those that are reused or not needed."""
 
     inputs: tuple[str, ...]
     runs: tuple[str, ...]
@@ -148,7 +148,9 @@ def changes(spent: Spent) -> list[Change]:
 
 
 def saved(change: Change, shares: Mapping[str, float]) -> float:
-    """A share of the device time of the changed request, each of whose stages is taken to cost what it did before."""
+    """A share of the device time of the changed request, each of whose stages is taken to cost what it did before; one
+    that was not there before costs nothing.
+    """
     reused, runs = (sum(shares.get(stage, 0.0) for stage in stages) for stages in (change.reused, change.runs))
     return reused / (reused + runs)
 
