@@ -10,6 +10,7 @@ import { Speech } from "./speech.js";
 // The page may come from elsewhere than its gateway: ?gateway=https://media.example.org
 const address = new URLSearchParams(location.search).get("gateway") ?? location.origin;
 const modes = [new Pictures(new Panel(at.pictures)), new Speech(new Panel(at.sounds))];
+const clients = new Map(); // by API key
 const running = new Map(); // mode: its generation
 let shown = null; // mode
 
@@ -40,13 +41,19 @@ function showButtons() {
   at.cancel.disabled = !at.ask.disabled;
 }
 
+/** One for all requests with this key: they share a budget of tries. */
+function clientOf(apiKey) {
+  if (!clients.has(apiKey)) clients.set(apiKey, connect(address, { apiKey }));
+  return clients.get(apiKey);
+}
+
 async function generate(mode) {
   const missing = mode.missing();
   if (missing) {
     mode.panel.complain(missing);
     return;
   }
-  const generation = new Generation(mode, connect(address, { apiKey: at.apiKey.value }));
+  const generation = new Generation(mode, clientOf(at.apiKey.value));
   running.set(mode, generation);
   showButtons();
   await generation.run();
