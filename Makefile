@@ -21,7 +21,7 @@ test: install web ## Run all tests (ARGS='-k stack' to choose, JOBS=4 for more p
 	@deploy/local/install.sh browser
 	pytest -n $(JOBS) $(ARGS)
 
-demo: install ## Start everything real, show what is reused, stop it again (PHOTO=cat.jpg VOICE=me.wav take yours)
+demo: install ## Start everything real, show what is reused, stop it again (PHOTO=cat.jpg VOICE=me.wav take yours, SPEECH=cosyvoice3 speaks)
 	python -m deploy.demo
 
 bench: install ## Measure hits, misses and crowds against the floors of this machine (ARGS=--quick)

@@ -3,7 +3,8 @@ changes.
 
 `make demo` runs it. It starts Redis, an S3 server, a worker and two gateways of its own, asks for videos and speech as
 a person does who tries things, and leaves under out/demo what was made, sheets to look at, a report and the first
-request's waterfall. It fails if an answer did not come from where it should have.
+request's waterfall. It fails if an answer did not come from where it should have. SPEECH=cosyvoice3 has that family
+speak.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ from deploy.demo.sound_sheet import sound_sheet
 from deploy.demo.speech import Speech
 from gateway.cli.stack import shown
 from gateway.stack import Stack
-from gateway.stack.local import compose
+from gateway.stack.local import USUAL, compose, refuse_missing
 from gateway.stack.ports import free_port
 
 _DATA = OUT / "stack"
 
 
 async def _play(photo: Path, voice: Path, console: Console) -> tuple[Pictures, Speech]:
+    family = os.environ.get("SPEECH", USUAL["synthesize_speech"])
+    families = {**USUAL, "synthesize_speech": family}
     with shown(console) as watch:
         stack = Stack(_DATA, watch)
-        stack.up(compose(_DATA, port=free_port(), workers=1, gateways=2))
+        refuse_missing(workers=1, web_port=None, families=families)
+        stack.up(compose(_DATA, port=free_port(), workers=1, gateways=2, families=families))
     doors = [stack.part(name).part.address for name in ("gateway", "gateway-2")]
-    pictures, speech = Pictures(photo, doors, console), Speech(voice, doors, console)
+    pictures, speech = Pictures(photo, doors, console), Speech(voice, doors, console, family)
     try:
         await pictures.play(stack)
         await speech.play()

@@ -21,7 +21,7 @@ from cache.settings import SettingsError, read
 from gateway.cli.options import call, config_option, console, gateway_options
 from gateway.client import Client
 from gateway.served import Served, served
-from gateway.stack.local import FAMILIES, small_model
+from gateway.stack.local import SMALL, small_model
 from gateway.worker_models import Entry, add, entries, name_of, refuse
 
 
@@ -147,7 +147,7 @@ def _show(
     elif not live:
         out.print("no worker serves a model now")
     out.print("families, each with a small model for trying things out:")
-    for family in FAMILIES:
+    for family in SMALL:
         out.print(f"  {family}: {small_model(family)}, with reprise up --model {family}", markup=False)
 
 
@@ -185,5 +185,5 @@ def _for_programs(configured: Sequence[Entry], live: Mapping[str, Served], probl
             for name in [*sources, *sorted(live.keys() - sources.keys())]
         ],
         "gateway": problem or "answers",
-        "families": [{"name": family, "small": small_model(family)} for family in FAMILIES],
+        "families": [{"name": family, "small": small_model(family)} for family in SMALL],
     }

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gateway.stack import Running, Stack, StackError
 from gateway.stack.envoy import playground
-from gateway.stack.local import FAMILIES, USUAL, compose, refuse_missing
+from gateway.stack.local import FAMILIES, SMALL, USUAL, compose, refuse_missing
 
 _REMIND_EVERY = 10.0  # seconds between two lines about the same wait, where no spinner can turn
 
@@ -40,7 +40,7 @@ data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 @click.option(
     "--model",
     "chosen",
-    type=click.Choice([family for families in FAMILIES.values() for family in families]),
+    type=click.Choice(SMALL),
     multiple=True,
     help="Which small models, of the true architecture and with random weights, the inference servers have: one for "
     f"pictures, one for speech. [default: {', '.join(USUAL.values())}]",
@@ -51,9 +51,10 @@ def up(data: Path, gateways: int, workers: int, port: int, web_port: int, chosen
     with shown(console) as watch, _said():
         stack = Stack(data, watch)
         stack.refuse_twice()
-        refuse_missing(workers=workers, web_port=web_port or None)
+        families = _by_task(chosen)
+        refuse_missing(workers=workers, web_port=web_port or None, families=families)
         parts = compose(
-            data, port=port, gateways=gateways, workers=workers, web_port=web_port or None, families=_by_task(chosen)
+            data, port=port, gateways=gateways, workers=workers, web_port=web_port or None, families=families
         )
         running = stack.up(parts)
     console.print(_table(running, data.absolute()))

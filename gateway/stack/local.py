@@ -24,7 +24,10 @@ from gateway.stack.ports import LOOPBACK, free_port, is_free
 from gateway.stack.redis import USER, password_file, redis
 
 # What `inference.models.small` builds for each task; the first of each is the usual one.
-FAMILIES = {"animate_image": ("i2vgen-xl", "svd", "wan-i2v"), "synthesize_speech": ("pocket-tts",)}
+FAMILIES = {"animate_image": ("i2vgen-xl", "svd", "wan-i2v"), "synthesize_speech": ("pocket-tts", "cosyvoice3")}
+SMALL = tuple(family for families in FAMILIES.values() for family in families)
+# Those whose code is no package -> the variable that names the user's checkout of it.
+OF_CHECKOUTS = {"cosyvoice3": "REPRISE_COSYVOICE"}
 USUAL = {task: families[0] for task, families in FAMILIES.items()}
 _GRACE = 75.0  # more than the processes' own `drain`: what runs may finish before anything is killed
 # glibc gives freed pages back late and keeps an arena per thread: fixed thresholds let big tensors and media return
@@ -88,8 +91,14 @@ def compose(
     return [*storage, *serving, *answering, *edge]
 
 
-def refuse_missing(*, workers: int, web_port: int | None) -> None:
-    """Whatever of our extras the stack needs and this environment lacks, at once. Raises StackError."""
+def refuse_missing(*, workers: int, web_port: int | None, families: Mapping[str, str] = USUAL) -> None:
+    """Whatever of our extras the stack needs and this environment lacks, at once; and code that a family needs and that
+    nobody said the place of. Raises StackError.
+    """
+    for family in families.values() if workers else ():
+        variable = OF_CHECKOUTS.get(family)
+        if variable and not os.environ.get(variable):
+            raise StackError(f"{family} runs on a checkout of its own repository: set {variable} to its folder")
     needed = {"PyTorch": workers > 0 and not importlib.util.find_spec("torch")}
     needed |= {"SeaweedFS": not _finds(find_objects), "Envoy": web_port is not None and not _finds(find_envoy)}
     missing = [name for name, lacks in needed.items() if lacks]

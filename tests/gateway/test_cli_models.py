@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from cache.settings import SettingsError, load, read
 from gateway.cli import main
-from gateway.stack.local import FAMILIES
+from gateway.stack.local import SMALL
 from gateway.worker_models import NAME, Entry, add, entries, name_of
 from inference.models import small
 from inference.settings import OTHERS, ModelSettings, WorkerSettings
@@ -64,7 +64,7 @@ def test_a_configuration_is_told_without_a_gateway(tmp_path: Path) -> None:
         f"b: {loose}, not pinned, dtype as the worker has it",
     ]
     assert f"what is served is not known: no gateway answers at {NOWHERE}" in lines[2]
-    assert [f"  {each}: {each}-small, with reprise up --model {each}" for each in FAMILIES] == lines[-len(FAMILIES) :]
+    assert [f"  {each}: {each}-small, with reprise up --model {each}" for each in SMALL] == lines[-len(SMALL) :]
     assert short.stdout.startswith("c: /srv/c, a folder, dtype as the worker has it\n")
 
 
@@ -111,7 +111,7 @@ async def test_what_workers_serve_is_told_beside_it(world: World, tmp_path: Path
     assert "answers" == found["gateway"]
     assert {"other": "o1", "small": "r2"} == {each["name"]: each["active"] for each in found["models"]}
     assert {old.address: "r1", new.address: "r2"} == found["models"][1]["workers"]
-    assert list(FAMILIES) == [each["name"] for each in found["families"]]
+    assert list(SMALL) == [each["name"] for each in found["families"]]
 
 
 @pytest.mark.parametrize("answer", [{"return_value": b"of another version"}, {"side_effect": OSError}])

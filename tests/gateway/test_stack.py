@@ -25,7 +25,7 @@ from gateway.cli import main
 from gateway.settings import OTHERS, GatewaySettings
 from gateway.stack import AlreadyRunning, Bucket, Part, PartFailed, Stack, StackError, UnknownPart
 from gateway.stack import redis as redis_part_module
-from gateway.stack.local import FAMILIES, USUAL, compose
+from gateway.stack.local import FAMILIES, USUAL, compose, refuse_missing
 from gateway.stack.parts import NotReady, end, launch, wait_until
 from gateway.stack.ports import COMPANION, free_port, is_free
 from gateway.stack.ready import serves_grpc
@@ -362,6 +362,18 @@ def test_any_family_can_be_chosen(tmp_path: Path, task: str, family: str) -> Non
 def test_the_families_are_those_there_are_small_models_of() -> None:
     """A gateway cannot look, because it has no torch: this is what keeps its list true."""
     assert sorted(family for families in FAMILIES.values() for family in families) == sorted(small.FAMILIES)
+
+
+def test_a_family_without_its_code_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the variable to set; a stack without workers needs none."""
+    monkeypatch.delenv("REPRISE_COSYVOICE")
+    result = CliRunner().invoke(main, ["up", "--data", str(tmp_path), "--model", "cosyvoice3"])
+    assert result.exit_code == 1
+    assert "set REPRISE_COSYVOICE to its folder" in " ".join(result.output.split())
+    assert not (tmp_path / "reprise.yaml").exists()
+    refuse_missing(workers=0, web_port=None, families={"synthesize_speech": "cosyvoice3"})
 
 
 def test_two_families_for_one_task_are_refused(tmp_path: Path) -> None:

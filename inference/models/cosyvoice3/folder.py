@@ -29,7 +29,7 @@ from torch import nn
 
 from cache.encoding import Value
 from inference.models.base import Tensors
-from inference.models.cosyvoice3.checkout import Checkout, undisturbed
+from inference.models.cosyvoice3.checkout import Checkout, NoCheckout, undisturbed
 
 CONFIG = "cosyvoice3.yaml"
 LANGUAGE_MODEL = "CosyVoice-BlankEN"
@@ -76,12 +76,14 @@ class Built:
 
 def build(folder: Path, checkout: Checkout) -> Built:
     """The networks in this folder, without its weights; in the order of the file, for the noise that they keep is drawn
-    while they are built. Raises ValueError for what is no such folder.
+    while they are built. Raises ValueError for what is no such folder, NoCheckout where the code for it is not there.
     """
     try:
         text = (folder / CONFIG).read_text("utf-8")
         with undisturbed():
             made, config = _Building(checkout, {"qwen_pretrain_path": str(folder / LANGUAGE_MODEL)}).build(text)
+    except NoCheckout:
+        raise
     except (OSError, yaml.YAMLError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a CosyVoice 3: {error}") from error
     except ValueError as error:

@@ -183,10 +183,13 @@ def _draw_again(module: nn.Module) -> None:
 
 
 def _make_loud(built: folder.Built) -> None:
-    """Some tokens are likelier than others, and the last one is, so that what is said ends by itself and soon."""
+    """Some tokens are likelier than others, and the last one is, so that what is said ends by itself and soon; and it
+    is heard.
+    """
     scale(built.llm.llm_decoder, 4.0)
     with torch.no_grad():
         built.llm.llm_decoder.weight[built.llm.eos_token] *= 3
+    scale(built.hift.conv_post, 4.0)
 
 
 def _write_graphs(where: Path) -> None:
