@@ -116,9 +116,8 @@ def serving(
         file = data / "reprise.yaml"
         file.touch(mode=0o600)
         file.write_text(yaml.safe_dump(settings))
-        arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds))
-        if line is not None:
-            arguments += ("--line", str(line))
+        arguments = ["tests.bench.worker", str(file), _port(home), str(step_seconds)]
+        arguments += ["--line", str(line)] if line is not None else []
         worker.up([_program(worker.data, "worker", home, *arguments)])
         started = standing.up([_gateway(standing.data, name, file, {}) for name in gateways])
         yield Servers(storage, standing, [each.part.address for each in started])
