@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
+from cache.fair import EqualParts
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -83,7 +85,8 @@ class _Entry(Generic[V]):
 
 class Bounded(Generic[K, V]):
     """See the module. No entry may take more than `max_share` of the bytes, so that one cannot push out all others.
-    `on_removal` hears of every entry that leaves, after it has left.
+    With an `owner` of each entry, newcomers do not push out what other owners hold within an equal part (`fair.py`), as
+    long as there is anything else to push out. `on_removal` hears of every entry that leaves, after it has left.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Bounded(Generic[K, V]):
         max_entries: int | None = None,
         max_share: float = 1.0,
         policy: Policy[K] | None = None,
+        owner: Callable[[K], Hashable | None] | None = None,
         on_removal: Callable[[K, V, Removal], None] | None = None,
     ) -> None:
         self.max_bytes = max_bytes
@@ -101,6 +105,7 @@ class Bounded(Generic[K, V]):
         self.bytes = 0
         self.removals: dict[Removal, int] = dict.fromkeys(Removal, 0)
         self._policy: Policy[K] = policy if policy is not None else LeastRecentlyUsed()
+        self._parts = EqualParts(owner, max_bytes=max_bytes, max_entries=max_entries) if owner is not None else None
         self._on_removal = on_removal
         self._entries: dict[K, _Entry[V]] = {}
         self._expiries: list[tuple[float, int, K]] = []  # a heap of guesses; an access makes them too early, never late
@@ -168,6 +173,8 @@ class Bounded(Generic[K, V]):
         expires = min(now + ttl, hard_expiry)
         self._entries[key] = _Entry(value, weight, ttl, expires, hard_expiry)
         self.bytes += weight
+        if self._parts is not None:
+            self._parts.add(key, weight)
         self._policy.admitted(key, weight, cost)
         self._guess(key, expires)
         return True
@@ -205,6 +212,8 @@ class Bounded(Generic[K, V]):
     def resize(self, max_bytes: int) -> None:
         """Another budget from now on. What a smaller one has no room for goes, as far as it is not leased."""
         self.max_bytes = max_bytes
+        if self._parts is not None:
+            self._parts.max_bytes = max_bytes
         going, over = list[K](), self.bytes - max_bytes
         for key in self._policy.victims():
             if over <= 0:
@@ -232,21 +241,30 @@ class Bounded(Generic[K, V]):
     def _make_room(self, key: K, weight: int, cost: float) -> bool:
         if weight > self.max_weight or self.max_entries == 0:
             return False
-        victims: list[K] = []
-        free, slots = self.max_bytes - self.bytes, self._free_slots()
-        if free < weight or slots <= 0:
-            for victim in self._policy.victims():
-                if not self._entries[victim].leases:
-                    victims.append(victim)
-                    free += self._entries[victim].weight
-                    slots += 1
-                if free >= weight and slots > 0:
-                    break
-        if free < weight or slots <= 0 or not self._policy.admits(key, weight, cost, victims):
+        victims = self._victims(weight, self._parts.guard(key)) if self._parts is not None else None
+        if victims is None:
+            victims = self._victims(weight, lambda victim, weight: True)
+        if victims is None or not self._policy.admits(key, weight, cost, victims):
             return False
         for victim in victims:
             self._remove(victim, Removal.SIZE)
         return True
+
+    def _victims(self, weight: int, may_leave: Callable[[K, int], bool]) -> list[K] | None:
+        """Who has to leave for so many bytes, of those who may. None: that would not be enough."""
+        victims: list[K] = []
+        free, slots = self.max_bytes - self.bytes, self._free_slots()
+        if free >= weight and slots > 0:
+            return victims
+        for victim in self._policy.victims():
+            entry = self._entries[victim]
+            if not entry.leases and may_leave(victim, entry.weight):
+                victims.append(victim)
+                free += entry.weight
+                slots += 1
+            if free >= weight and slots > 0:
+                return victims
+        return None
 
     def _free_slots(self) -> float:
         return float("inf") if self.max_entries is None else self.max_entries - len(self._entries)
@@ -254,6 +272,8 @@ class Bounded(Generic[K, V]):
     def _remove(self, key: K, cause: Removal) -> None:
         entry = self._entries.pop(key)
         self.bytes -= entry.weight
+        if self._parts is not None:
+            self._parts.remove(key, entry.weight)
         self._policy.removed(key, cause)
         self.removals[cause] += 1
         if self._on_removal is not None:

@@ -30,7 +30,7 @@ V = TypeVar("V")
 class Flight(Generic[E]):
     """The log of one generation."""
 
-    def __init__(self, on_deserted: Callable[[], None]) -> None:
+    def __init__(self, on_deserted: Callable[[], None], on_return: Callable[[], None] = lambda: None) -> None:
         self.events: list[E] = []
         self.followers = 0
         self.goes_on = False  # set by a leader whose work is to be ended even if nobody follows it any more
@@ -38,6 +38,7 @@ class Flight(Generic[E]):
         self.given_up = False
         self.error: BaseException | None = None
         self._on_deserted = on_deserted
+        self._on_return = on_return
         self._news = News()
 
     def publish(self, event: E) -> None:
@@ -52,6 +53,8 @@ class Flight(Generic[E]):
     def following(self) -> Iterator[None]:
         """Interest in this flight for as long as the block lasts."""
         self.followers += 1
+        if self.followers == 1 and not self.ended:
+            self._on_return()
         try:
             yield
         finally:
@@ -80,10 +83,13 @@ class Flight(Generic[E]):
 
 
 class Flights(Generic[K, E]):
-    """The flights under way, by key. `grace` is how long, in seconds, deserted work goes on."""
+    """The flights under way, by key. `grace` is how long, in seconds, deserted work goes on. `on_change` hears of a
+    flight when its last follower has left, and when there is one (again).
+    """
 
-    def __init__(self, *, grace: float) -> None:
+    def __init__(self, *, grace: float, on_change: Callable[[Flight[E]], None] = lambda flight: None) -> None:
         self._grace = grace
+        self._on_change = on_change
         self._flights: dict[K, Flight[E]] = {}  # those that can be joined
         self._tasks: dict[Flight[E], asyncio.Future[None]] = {}
         self._graces: dict[Flight[E], asyncio.TimerHandle] = {}
@@ -107,7 +113,7 @@ class Flights(Generic[K, E]):
         """
         if (under_way := self._flights.get(key)) is not None:
             return under_way, False
-        flight: Flight[E] = Flight(lambda: self._deserted(flight))
+        flight: Flight[E] = Flight(lambda: self._deserted(flight), lambda: self._on_change(flight))
         self._flights[key] = flight
         task = asyncio.ensure_future(lead(flight))
         self._tasks[flight] = task
@@ -149,6 +155,7 @@ class Flights(Generic[K, E]):
         self._graces[flight] = asyncio.get_running_loop().call_later(
             self._grace, self._cancel_if_still_deserted, flight
         )
+        self._on_change(flight)
 
     def _end_grace(self, flight: Flight[E]) -> None:
         if timer := self._graces.pop(flight, None):

@@ -10,7 +10,10 @@ is there already, so a blob on its way to a record is young; and nothing goes th
 is asked again right before it goes. Between that question and the removal a few milliseconds pass. What is committed
 within them loses its entry here, and is a miss like any other where no other tier has it: never other bytes.
 
-In memory are the names of one namespace's blobs, and a page of its entries.
+A namespace can be held to a number of bytes: of what is beyond them, what was not used for longest goes. So no tenant's
+results, and no user's uploads, crowd a store for good, whoever else has room to spare.
+
+In memory are the names of one namespace's blobs, and a page of its entries; with such a bound, a line for each record.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import TypeVar
 from cache.catalogue import PREFIX as MODELS
 from cache.catalogue import pointer_to
 from cache.description import HOUR
+from cache.digest import Digest
 from cache.envelope import Damaged, unseal
 from cache.errors import TierError
 from cache.keys import Address, Key
@@ -49,6 +53,7 @@ class Why(StrEnum):
     """The reasons for which an entry goes."""
 
     EXPIRED = "records past their age"
+    BEYOND = "records beyond what a namespace may keep"
     DAMAGED = "damaged records, and those of another layout"
     FORGOTTEN = "blobs that no record names"
     OVER = "orders that are over"
@@ -70,17 +75,19 @@ async def sweep(
     secret: bytes,
     *,
     margin: float = MARGIN,
+    most: int | None = None,
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
     tell: Callable[[Swept], None] = lambda so_far: None,
 ) -> Swept:
-    """Remove what nobody can be served with any more, but nothing that was written within `margin` seconds.
+    """Remove what nobody can be served with any more, but nothing that was written within `margin` seconds. With
+    `most`, also what a namespace has beyond so many bytes, of records and what they name.
 
     `secret` is the deployment's, by which its orders are known. `tell` hears how far it is, again and again. A dry run
     removes nothing and counts what would go. Raises TierError; what is gone by then is gone, and another sweep goes on
     with the rest.
     """
-    sweeper = _Sweeper(objects, margin, dry_run, clock, tell)
+    sweeper = _Sweeper(objects, margin, most, dry_run, clock, tell)
     described = await _described(objects)
     await sweeper.orders(secret)
     await sweeper.marks()
@@ -93,10 +100,20 @@ async def sweep(
     return sweeper.swept
 
 
+@dataclass(frozen=True, slots=True)
+class _Alive:
+    """A record that nothing is wrong with."""
+
+    entry: Entry
+    touched_at: float
+    digest: Digest
+
+
 @dataclass
 class _Sweeper:
     objects: ObjectsStore
     margin: float
+    most: int | None
     dry_run: bool
     clock: Callable[[], float]
     tell: Callable[[Swept], None]
@@ -105,13 +122,33 @@ class _Sweeper:
     async def records(self, namespace: str) -> set[str] | None:
         """Remove the records that are none any more. The blobs that the others name, or None if that is unknown."""
         named: set[str] = set()
+        alive: list[_Alive] = []  # where they are to be counted first
         unread = self.swept.unread
         async for page in self.objects.pages(f"r/{namespace}/"):
             for entries in _parts([entry for entry in page if _key_of(entry.name) is not None]):
-                verdicts = await asyncio.gather(*map(self._judge, entries))
-                await self._settle(zip(entries, verdicts, strict=True))
-                named |= {verdict.output.digest.hex for verdict in verdicts if isinstance(verdict, Record)}
+                verdicts = list(zip(entries, await asyncio.gather(*map(self._judge, entries)), strict=True))
+                records = [(entry, verdict) for entry, verdict in verdicts if isinstance(verdict, Record)]
+                if self.most is not None:
+                    alive += [_Alive(entry, record.touched_at, record.output.digest) for entry, record in records]
+                    verdicts = [(entry, verdict) for entry, verdict in verdicts if not isinstance(verdict, Record)]
+                else:
+                    named |= {record.output.digest.hex for _, record in records}
+                await self._settle(verdicts)
+        for part in _parts(self._within(alive)):
+            stayed = await self._settle((each.entry, why) for each, why in part)
+            named |= {each.digest.hex for each, _ in part if each.entry.name in stayed}
         return named if self.swept.unread == unread else None
+
+    def _within(self, alive: Iterable[_Alive]) -> list[tuple[_Alive, Why | None]]:
+        """Which of a namespace's records stay: what was used last, as far as the bytes reach."""
+        verdicts: list[tuple[_Alive, Why | None]] = []
+        named: set[Digest] = set()
+        size = 0
+        for each in sorted(alive, key=lambda each: each.touched_at, reverse=True):
+            size += each.entry.size + (each.digest.size if each.digest not in named else 0)
+            named.add(each.digest)
+            verdicts.append((each, Why.BEYOND if self.most is not None and size > self.most else None))
+        return verdicts
 
     async def blobs(self, namespace: str, named: set[str]) -> None:
         """Remove the blobs that are not among these."""
@@ -165,27 +202,34 @@ class _Sweeper:
         data = await self.objects.get(entry.name, _TTL)
         return None if data is None else Record.from_bytes(unseal(key, data), Address(key.namespace, key.hex))
 
-    async def _settle(self, verdicts: Iterable[tuple[Entry, Record | Why | None]]) -> None:
+    async def _settle(self, verdicts: Iterable[tuple[Entry, Record | Why | None]]) -> set[str]:
+        """Remove those that are to go, and may. The names of those that stay."""
         doomed: list[tuple[Entry, Why]] = []
+        stay: set[str] = set()
         for entry, verdict in verdicts:
             if isinstance(verdict, Why) and self._is_old(entry):
                 doomed.append((entry, verdict))
             else:
                 self._keep(entry)
+                stay.add(entry.name)
         if self.dry_run:
             for entry, why in doomed:
                 self._count(entry, why)
         else:
-            await asyncio.gather(*(self._remove(entry, why) for entry, why in doomed))
+            gone = await asyncio.gather(*(self._remove(entry, why) for entry, why in doomed))
+            stay |= {entry.name for (entry, _), went in zip(doomed, gone, strict=True) if not went}
         self.tell(self.swept)
+        return stay
 
-    async def _remove(self, entry: Entry, why: Why) -> None:
+    async def _remove(self, entry: Entry, why: Why) -> bool:
         now = await self.objects.head(entry.name)
         if now is not None and self._is_old(now):
             await self.objects.delete(entry.name)
             self._count(entry, why)
-        elif now is not None:
+            return True
+        if now is not None:
             self._keep(now)  # written again since it was listed
+        return now is None
 
     def _is_old(self, entry: Entry) -> bool:
         return entry.modified < self.clock() - self.margin

@@ -22,7 +22,7 @@ class MemoryTier:
     """Values are immutable and were verified when they came in. Belongs to one event loop.
 
     Besides bytes it holds other immutable values in the same budget (`hold`, `held`): replies in wire form, which know
-    their `record`.
+    their `record`. Results of one tenant do not push out those of another that has no more than an equal part.
     """
 
     name = TierName.L1
@@ -39,7 +39,7 @@ class MemoryTier:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.entries: Bounded[Key, Any] = Bounded(
-            max_bytes=max_bytes, max_entries=max_entries, max_share=max_share, policy=policy
+            max_bytes=max_bytes, max_entries=max_entries, max_share=max_share, policy=policy, owner=_owner
         )
         self._switches = switches if switches is not None else Switches()
         self._clock = clock
@@ -91,6 +91,11 @@ class MemoryTier:
         if self.on and isinstance(order, Switch | Pin):
             return Gone()
         return await sweep(self.entries, lambda key, value: not self.on or key.kind == "b" or _is_banned(bans, value))
+
+
+def _owner(key: Key) -> str | None:
+    """Whose results these are. Whatever else lies here is nobody's: it is made of more than one namespace."""
+    return key.namespace if key.kind == "w" else None
 
 
 def _is_banned(bans: Bans, value: Any) -> bool:

@@ -25,6 +25,10 @@ from gateway.parts import RUN
 from gateway.plan import Plan
 from gateway.workers import Fleet
 
+_DOUBT = (
+    1.25  # a line may take so much longer than it should: those before it are guesses too, and some are on their way
+)
+
 
 class Admission:
     """`places` is how many generations may be under way at once, `share` what one tenant may have of that."""
@@ -62,7 +66,7 @@ class Admission:
             raise DeadlineExceeded(
                 "there is less time than the device would take", reason="DEADLINE_TOO_SHORT", metadata=told
             )
-        if (late := wait + foreseen.run_seconds - seconds) > 0:
+        if (late := _DOUBT * wait + foreseen.run_seconds - seconds) > 0:
             raise Overloaded("QUEUE_TOO_LONG", retry_after=max(1.0, late), metadata=told)
 
     def _clearly_in_time(self, plan: Plan, seconds: float) -> bool:
@@ -73,7 +77,7 @@ class Admission:
             return True  # it will be told so
         wait = 0.0 if self._somebody_is_idle(plan) else home.status.queue_seconds
         guesses = (self._costs.estimate(description, stage.name, plan.parameters) for stage in plan.stages)
-        return wait + sum(guess or 0.0 for guess in guesses) <= seconds
+        return _DOUBT * wait + sum(guess or 0.0 for guess in guesses) <= seconds
 
     def _somebody_is_idle(self, plan: Plan) -> bool:
         """To whom a home with a line could leave it."""

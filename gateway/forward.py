@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import grpc
 import structlog
@@ -107,6 +107,12 @@ class Forwarder:
         self._media_bytes = 0  # of decoded media on their way to workers
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
+        self._attendances: WeakKeyDictionary[Flight[Step], _Attendance] = WeakKeyDictionary()
+
+    def attend(self, flight: Flight[Step]) -> None:
+        """Nobody follows this flight any more, or somebody does again: whoever runs it should know."""
+        if (attendance := self._attendances.get(flight)) is not None:
+            attendance.tell()
 
     def abandon(self, flight: Flight[Step]) -> None:
         """The flight is about to be cancelled because its callers said so, not because they are gone."""
@@ -238,7 +244,8 @@ class Forwarder:
         contents = await run.contents()
         span = self._tracing.child(run.span, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, contents, span, patience=self._patience)
-        reading = asyncio.create_task(_read(worker, call, run, span))
+        self._attendances[run.flight] = attendance = _Attendance(worker, request.follower, run.flight)
+        reading = asyncio.create_task(_read(worker, call, run, span, attendance.tell))
         try:
             told = await asyncio.shield(reading)
             if isinstance(told, Elsewhere):
@@ -252,6 +259,7 @@ class Forwarder:
         finally:
             call.cancel()
             reading.cancel()
+            attendance.close()
             await asyncio.gather(reading, return_exceptions=True)
             span.end()
 
@@ -263,6 +271,39 @@ class Forwarder:
             artifact.canonical, artifact.data, aliases=aliases, replace=plan.policy.replaces
         )
         return Stored(state=Stored.STATE_DURABLE if await durable else Stored.STATE_NOT_STORED)
+
+
+class _Attendance:
+    """Keeps a worker told whether anybody waits for a run: the state of the moment, one message after the other.
+
+    Told whenever that changes, and again with whatever the worker says of the run if it did not know it by then.
+    """
+
+    def __init__(self, worker: Worker, follower: str, flight: Flight[Step]) -> None:
+        self._worker = worker
+        self._follower = follower
+        self._flight = flight
+        self._told = True
+        self._telling: asyncio.Task[None] | None = None
+
+    def tell(self) -> None:
+        if not self._is_told and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.create_task(self._tell())
+
+    def close(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+
+    @property
+    def _is_told(self) -> bool:
+        return self._told == (self._flight.followers > 0)
+
+    async def _tell(self) -> None:
+        heard = True
+        while heard and not self._is_told:
+            waiting = self._flight.followers > 0
+            if heard := await self._worker.attend(self._follower, waiting=waiting):
+                self._told = waiting
 
 
 async def known_encodings(
@@ -285,13 +326,18 @@ async def _read(
     call: grpc.aio.StreamStreamCall[RunRequest, RunResponse],
     run: _Run,
     span: Span,
+    heard: Callable[[], None],
 ) -> _Artifact | Elsewhere | None:
-    """Publish what a worker tells, to its end or until it says who else has the run (see `Forwarder._sent`)."""
+    """Publish what a worker tells, to its end or until it says who else has the run (see `Forwarder._sent`).
+
+    `heard` is called whenever it says something.
+    """
     flight = run.flight
     chunks: list[bytes] = []
     artifact: _Artifact | None = None
     try:
         async for message in call:
+            heard()
             if message.HasField("finished"):
                 artifact = await _verified(message.finished, b"".join(chunks), run.plan.address)
                 completed = _completed(artifact, message.finished, run.plan, run.records)

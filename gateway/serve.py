@@ -171,8 +171,6 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         costs = Costs()
         named = [namespace(secret, Scope.TENANT, Principal(tenant)) for tenant in section.savings_tenants]
         savings = Savings(telemetry.registry, named)
-        flights: Flights[object, Step] = Flights(grace=section.grace)
-        stack.push_async_callback(flights.drain, section.drain)
         forwarder = Forwarder(
             tiers.below_memory,
             fleet,
@@ -181,6 +179,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             patience=section.longest_generation,
             max_media_bytes=section.max_pixel_bytes,
         )
+        flights: Flights[object, Step] = Flights(grace=section.grace, on_change=forwarder.attend)
+        stack.push_async_callback(flights.drain, section.drain)
         http = await HttpServer.bind(section.host, section.http_port) if section.http_port is not None else None
         if http is not None:
             stack.push_async_callback(http.stop, 0)

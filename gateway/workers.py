@@ -25,6 +25,7 @@ from cache.news import News
 from cache.telemetry import as_metadata
 from reprise.v1.inference_pb2 import (
     AbandonRequest,
+    AttendRequest,
     DescribeRequest,
     DescribeResponse,
     ForeseeRequest,
@@ -125,6 +126,15 @@ class Worker:
             await self._stub.Abandon(AbandonRequest(follower=follower), timeout=_CALL_TIMEOUT)
         except grpc.aio.AioRpcError as error:
             _log.info("abandon not delivered", worker=self.address, code=error.code().name)
+
+    async def attend(self, follower: str, *, waiting: bool) -> bool:
+        """Say whether anybody waits for what a follower follows. False if it was not heard: too early, or too late."""
+        try:
+            await self._stub.Attend(AttendRequest(follower=follower, waiting=waiting), timeout=_CALL_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            _log.info("attendance not delivered", worker=self.address, code=error.code().name)
+            return False
+        return True
 
     async def retire(self) -> None:
         """Give it no new work, let what runs there end, and close."""

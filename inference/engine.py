@@ -6,6 +6,7 @@
 | somebody follows a run for which nobody waited | it waits behind others no longer |
 | a follower leaves | the run goes on for the others |
 | the last one leaves | queued work is dropped once the grace is over; running work ends and is stored |
+| nobody waits for it any more, followed or not | it waits behind those that somebody waits for, until somebody does |
 | a follower abandons | its stream ends; if it was the last, queued work is dropped and running work stops at a step |
 | a run fails | all followers hear why, once; the next plan starts anew |
 | more runs wait than must, and other workers are idle | the later ones are handed over (see `handover.py`) |
@@ -54,6 +55,7 @@ _Key: TypeAlias = "tuple[Address, bool, bool, float | None]"
 @dataclass(eq=False)
 class _Follower:
     flight: Flight[Event]
+    waits: bool  # whether somebody waits for what it is told
     gone: bool = False
 
 
@@ -75,7 +77,8 @@ class Engine:
         self._jobs: WeakKeyDictionary[Flight[Event], Job] = WeakKeyDictionary()
         # Those that may be handed over while they wait, and to whom.
         self._movable: WeakKeyDictionary[Flight[Event], tuple[_Key, tuple[str, ...]]] = WeakKeyDictionary()
-        self._followers: dict[str, _Follower] = {}
+        self._followers: dict[str, _Follower] = {}  # those with a name
+        self._all_followers: dict[Flight[Event], list[_Follower]] = {}
         # What a request means is needed before it can be known whether anything must wait, so it never waits itself.
         self._hosts = {name: DeviceThread(shop.device.device, f"canonical-{name}", beside=True) for name in models}
 
@@ -140,6 +143,14 @@ class Engine:
         if flight.followers <= gone:
             self._give_up(flight)
         flight.wake()
+
+    def attend(self, follower: str, *, waiting: bool) -> None:
+        """Somebody waits for what this one follows, or nobody any more. Raises NoSuchRun."""
+        attending = self._followers.get(follower)
+        if attending is None:
+            raise NoSuchRun
+        attending.waits = waiting
+        self._rank(attending.flight)
 
     async def obey(self, order: Order | None) -> Gone:
         """Let go of what is banned. A run under way may be made from it: its followers are told it, nobody joins."""
@@ -229,10 +240,10 @@ class Engine:
     ) -> AsyncGenerator[RunResponse | Note[_Key]]:
         """Everything that is told of a run here, to the end or until another worker has it."""
         flight, led = self._join(key, plan, meaning, span)
-        follower = _Follower(flight)
+        follower = _Follower(flight, waits=not plan.idle_priority)
         outcome: Outcome | None = None
         try:
-            with flight.following(), self._named(plan.follower, follower):
+            with flight.following(), self._named(plan.follower, follower), self._counted(follower):
                 async with aclosing(flight.follow(until=lambda: follower.gone)) as events:
                     async for event in events:
                         if isinstance(event, Note):
@@ -270,8 +281,6 @@ class Engine:
             if plan.must_run:
                 self._movable.pop(flight, None)
         self._jobs[flight].aliases.add(plan.address)
-        if not plan.idle_priority:
-            self._jobs[flight].lift()
         return flight, led
 
     def _share(self, encodings: Iterable[Address]) -> None:
@@ -323,6 +332,26 @@ class Engine:
         finally:
             if self._followers.get(name) is follower:
                 del self._followers[name]
+
+    @contextmanager
+    def _counted(self, follower: _Follower) -> Iterator[None]:
+        followers = self._all_followers.setdefault(follower.flight, [])
+        followers.append(follower)
+        self._rank(follower.flight)
+        try:
+            yield
+        finally:
+            followers.remove(follower)
+            if not followers:
+                del self._all_followers[follower.flight]
+            self._rank(follower.flight)
+
+    def _rank(self, flight: Flight[Event]) -> None:
+        """Let a run that waits stand among those that somebody waits for, or behind them."""
+        if any(follower.waits for follower in self._all_followers.get(flight, ())):
+            self._jobs[flight].lift()
+        elif not self._jobs[flight].sink():
+            self._give_up(flight)
 
     async def _store_alias(self, plan: Plan, outcome: Outcome) -> None:
         """Store the result at this follower's address too, if it came too late for that to have been done already."""

@@ -95,6 +95,10 @@ class Job:
         """Somebody waits for the result."""
         self._shop.turns.lift(self._ticket)
 
+    def sink(self) -> bool:
+        """Nobody waits for the result any more. False if there is no room for more such runs."""
+        return self._shop.turns.sink(self._ticket)
+
     async def lead(self, flight: Flight[Event]) -> None:
         """Do the work, tell it to the flight's followers, and stay until the result is durable or given up.
 

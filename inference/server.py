@@ -90,6 +90,10 @@ class InferenceServicer(InferenceServiceServicer):
         self._ready().abandon(request.follower)
         return pb.AbandonResponse()
 
+    async def Attend(self, request: pb.AttendRequest, context: Context) -> pb.AttendResponse:
+        self._ready().attend(request.follower, waiting=request.waiting)
+        return pb.AttendResponse()
+
     async def Foresee(self, request: pb.ForeseeRequest, context: Context) -> pb.ForeseeResponse:
         engine = self._ready()
         return await engine.foresee(await engine.plan(request.run))

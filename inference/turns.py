@@ -105,9 +105,19 @@ class Turns:
 
     def lift(self, ticket: Ticket) -> None:
         """Somebody waits for this one after all: it stands where it would if it had come now."""
-        if not ticket.idle:
-            return
-        ticket.idle = False
+        if ticket.idle:
+            self._move(ticket, idle=False)
+
+    def sink(self, ticket: Ticket) -> bool:
+        """Nobody waits for this one any more. False if as many such ones wait as may, so that it cannot."""
+        if ticket.idle or ticket not in self._line:
+            ticket.idle = True
+            return True
+        self._move(ticket, idle=True)
+        return sum(other.idle for other in self._line) <= self._limit
+
+    def _move(self, ticket: Ticket, *, idle: bool) -> None:
+        ticket.idle = idle
         if ticket in self._line:
             self._line.remove(ticket)
             self._line_up(ticket)

@@ -31,14 +31,22 @@ _STALL = 10.0  # seconds; nobody waits for a sweep, so it waits for a busy store
     show_default=True,
     help="Seconds; what was written later stays, whatever it is.",
 )
-def gc(config: Path, dry_run: bool, margin: float) -> None:
+@click.option(
+    "--most",
+    type=click.IntRange(min=0),
+    default=None,
+    metavar="MIB",
+    help="MiB that one namespace may keep: a tenant's results, or a user's uploads and encodings. What was not used "
+    "for longest goes first.",
+)
+def gc(config: Path, dry_run: bool, margin: float, most: int | None) -> None:
     """Remove from the object store what nobody can be served with any more."""
     settings = read_settings(config).cache
     if not settings.l3.enabled:
         raise click.ClickException("cache.l3 is not enabled: there is nothing to sweep")
     out = console()
     try:
-        swept = run(_sweep(settings, out, dry_run=dry_run, margin=margin))
+        swept = run(_sweep(settings, out, dry_run=dry_run, margin=margin, most=most))
     except TierError as error:
         raise click.ClickException(
             f"the object store failed ({error}): `reprise doctor` may say why; another sweep goes on with the rest"
@@ -50,7 +58,7 @@ def gc(config: Path, dry_run: bool, margin: float) -> None:
         )
 
 
-async def _sweep(settings: CacheSettings, out: Console, *, dry_run: bool, margin: float) -> Swept:
+async def _sweep(settings: CacheSettings, out: Console, *, dry_run: bool, margin: float, most: int | None) -> Swept:
     patient = settings.l3.model_copy(update={"stall": max(settings.l3.stall, _STALL)})
     tiers = await asyncio.to_thread(build_tiers, settings.model_copy(update={"l3": patient}), CollectorRegistry())
     async with tiers:
@@ -64,7 +72,14 @@ async def _sweep(settings: CacheSettings, out: Console, *, dry_run: bool, margin
                     f"{total.entries:,} go ({total.bytes / _MIB:,.1f} MiB)"
                 )
 
-            return await sweep(tiers.objects, settings.secret_bytes, margin=margin, dry_run=dry_run, tell=tell)
+            return await sweep(
+                tiers.objects,
+                settings.secret_bytes,
+                margin=margin,
+                most=most * _MIB if most is not None else None,
+                dry_run=dry_run,
+                tell=tell,
+            )
 
 
 def _table(swept: Swept, *, dry_run: bool) -> Table:

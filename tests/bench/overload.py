@@ -129,7 +129,7 @@ class Recovery:
     @property
     def seconds(self) -> int | None:
         """After which goodput stays at 90 % of what it was, over every few seconds from then on. None: never."""
-        last = int(max(at for at, _ in self.asks)) - WINDOW
+        last = int(max(at for at, _ in self.asks)) + 1 - WINDOW
         low = [at for at in range(last + 1) if self.goodput(at, at + WINDOW) < BACK * self.before]
         back = max(low, default=-1) + 1
         return back if back <= last else None
@@ -396,10 +396,10 @@ def _print(console: Console, told: dict[str, Any]) -> None:
             f"{each['checks_refused']} of {each['checks']}",
         )
     console.print(table)
-    quiet, emptied = told["quiet"], told["emptied"]
+    alone, beside, emptied = told["quiet"]["alone"], told["quiet"]["beside"], told["emptied"]
     console.print(
-        f"\na quiet tenant's misses: {_pair(quiet['alone']['ms'])} ms alone, {_pair(quiet['beside']['ms'])} ms beside a "
-        f"noisy one; {quiet['beside']['asked'] - quiet['beside']['answered']} of {quiet['beside']['asked']} not answered"
+        f"\na quiet tenant's misses: {_pair(alone['ms'])} ms alone, {_pair(beside['ms'])} ms beside a noisy one; "
+        f"{beside['asked'] - beside['answered']} of {beside['asked']} not answered"
     )
     back = f"back for good after {emptied['seconds']} s" if emptied["seconds"] is not None else "never back"
     console.print(

@@ -18,6 +18,7 @@ from cache.catalogue import Catalogue
 from cache.condition import Condition
 from cache.description import HOUR
 from cache.digest import Digest
+from cache.envelope import seal
 from cache.errors import TierError
 from cache.gc import MARGIN, Swept, Why, sweep
 from cache.keys import Address, Key
@@ -124,6 +125,52 @@ async def test_what_is_past_its_age_goes_with_its_blob(tiers: Tiers) -> None:
     assert LARGE == (await tiers.below_memory.fetch(alive.address, 60.0)).data
     assert (await tiers.below_memory.fetch(old.address, 60.0)).data is None
     assert (await tiers.below_memory.fetch(unused.address, 60.0)).data is None
+
+
+async def test_a_namespace_is_held_to_its_bytes(tiers: Tiers) -> None:
+    """What was used last stays, as far as the bytes reach, shared blobs counted once; another's entries are its own
+    affair; and a dry run says the same.
+    """
+    records = [await store(tiers, name, LARGE + name.encode()) for name in ("first", "second", "third")]
+    shared = await store(tiers, "again", LARGE + b"third")
+    other = await store(tiers, "other", LARGE, namespace=OTHER)
+    await _touched(tiers, records[0])
+
+    most = int(2.5 * len(LARGE))
+    dry = await sweep(objects_of(tiers), SECRET, clock=later(), most=most, dry_run=True)
+    swept = await sweep(objects_of(tiers), SECRET, clock=later(), most=most)
+
+    assert {Why.BEYOND: 1, Why.FORGOTTEN: 1} == entries(swept) == entries(dry)
+    assert keys_of(records[0]) | keys_of(records[2]) | keys_of(shared) | keys_of(other) == await names(tiers)
+    nothing = await sweep(objects_of(tiers), SECRET, clock=later(), most=most)
+    assert {} == entries(nothing)
+    await sweep(objects_of(tiers), SECRET, clock=later(), most=0)
+    assert set() == await names(tiers)
+
+
+async def _touched(tiers: Tiers, record: Record) -> None:
+    """It is used an hour from now."""
+    used = dataclasses.replace(record, touched_at=record.touched_at + HOUR)
+    key = Key.of_record(record.address)
+    await objects_of(tiers).put(str(key), seal(key, used.to_bytes()), 60.0, replace=True)
+
+
+async def test_what_was_just_written_is_not_beyond_anything(folder: Tiers) -> None:
+    """Nothing goes within the margin; nor the blob of a record that is used while it is about to go."""
+    first = await store(folder, "first", LARGE)
+    assert {} == entries(await sweep(objects_of(folder), SECRET, most=0))
+    objects, clock = objects_of(folder), later()
+    head = objects.head
+
+    async def used_meanwhile(name: str) -> Entry | None:
+        await _touched(folder, first)
+        entry = await head(name)
+        return None if entry is None else entry._replace(modified=clock())
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(objects, "head", used_meanwhile)
+        assert {} == entries(await sweep(objects, SECRET, clock=clock, most=0))
+    assert keys_of(first) == await names(folder)
 
 
 async def test_a_blob_stays_while_any_record_of_its_namespace_names_it(tiers: Tiers) -> None:

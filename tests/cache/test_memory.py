@@ -11,7 +11,7 @@ from cache.memory import MemoryTier
 from cache.pins import Pin
 from cache.switches import Subject, Switch, Switches
 from cache.tier import Outcome, TierName
-from cache.value import policy_named
+from cache.value import PolicyName, policy_named
 from tests.cache.helpers import Clock, address_of
 
 _OVERHEAD = 512
@@ -121,3 +121,25 @@ async def test_only_what_may_be_wrong_is_let_go() -> None:
     off = Switch(2.0, Subject.TIER, TierName.L1.value, on=False)
     switches.turn(off)
     assert 1 == (await tier.obey(off, Bans())).entries
+
+
+@pytest.mark.parametrize("policy", ["value", "lru"])
+async def test_no_tenants_results_push_out_anothers(policy: PolicyName) -> None:
+    """A flood of one takes its part of memory; another's few stay, though nobody asks for them. Alone it has it all."""
+    limits = {"max_bytes": 20 * (1000 + _OVERHEAD), "max_entries": None}
+    chosen: Policy[Key] = policy_named(policy, **limits)  # type: ignore[arg-type]
+    tier = MemoryTier(**limits, policy=chosen, clock=Clock())  # type: ignore[arg-type]
+
+    def results(tenant: str, count: int) -> list[Key]:
+        return [Key("w", tenant * 32, Digest.of(f"{tenant}{number}".encode()).hex) for number in range(count)]
+
+    few, flood = results("b", 5), results("a", 100)
+    for key in [*few, *flood]:
+        tier.hold(key, b"", 1000, 600.0, cost=1.0)
+    assert 5 == sum(tier.peek(key) is not None for key in few)
+    assert 15 == sum(tier.peek(key) is not None for key in flood)
+    for key in few:
+        await tier.delete(key)
+    for key in flood:
+        tier.hold(key, b"", 1000, 600.0, cost=1.0)
+    assert 20 == sum(tier.peek(key) is not None for key in flood)

@@ -77,6 +77,7 @@ async def test_a_sweep_beside_a_deployment_loses_nothing_that_lives(world: World
     rows = {" ".join(words[:-2]): int(words[-2]) for line in done.stdout.splitlines()[1:] if (words := line.split())}
     assert {
         "records past their age": 0,
+        "records beyond what a namespace may keep": 0,
         "damaged records, and those of another layout": 0,
         "blobs that no record names": 1,
         "orders that are over": 0,
@@ -85,6 +86,10 @@ async def test_a_sweep_beside_a_deployment_loses_nothing_that_lives(world: World
     } == {name: number for name, number in rows.items() if "stays" not in name}
     assert before["r"] - 1 + before["b"] - 1 == sum(number for name, number in rows.items() if "stays" in name)
     assert before["b"] - 1 == count(objects, "b")
+    held = await gc(tmp_path, world.cache, "--dry-run", "--most", "0")
+    assert [str(before["r"] - 1)] == [
+        line.split()[-2] for line in held.stdout.splitlines() if line.startswith("records beyond")
+    ]
     other = await world.desk(worker, cache=world.only("l3"))
     assert ["hit from L3", "hit from L3"] == [outcome(await other.animate(prompt)) for prompt in ("a cat", "a dog")]
     assert "miss" == outcome(await other.animate(image_digest=uploaded.digest))

@@ -124,6 +124,46 @@ async def test_who_returns_within_the_grace_finds_the_work_going_on(world: World
     assert (1, 1, 0, []) == (len(worker.requests), worker.generations, worker.cancelled, worker.abandoned)
 
 
+async def test_a_worker_knows_whether_anybody_waits(world: World) -> None:
+    """It is told when the last caller has left, or was too late, and when one is back; not who else comes and goes."""
+    worker = await world.worker()
+    gate = worker.hold("step")
+    desk = await world.desk(worker, grace=LONG)
+    first, second = Follower(desk.client, ask(), deadline=1.0), desk.follow()
+    await asyncio.gather(first.seen("queued"), second.seen("queued"))
+    await second.leave()
+    await problem_of(first.task)
+    (follower,) = [request.follower for request in worker.requests]
+    await eventually(lambda: _now(worker.attended == [(follower, False)]))
+    third = desk.follow()
+    await eventually(lambda: _now(worker.attended == [(follower, False), (follower, True)]))
+    fourth = desk.follow()
+    await fourth.seen("queued")
+    await third.leave()
+    gate.open()
+
+    assert "coalesced" == outcome(await fourth.media())
+    assert 2 == len(worker.attended)
+
+
+async def test_a_worker_that_has_not_heard_is_told_again(world: World) -> None:
+    """Who left before the worker knew of the run is mentioned once it says something of it."""
+    worker = await world.worker()
+    gate = worker.hold("begin")
+    worker.deaf = 1
+    desk = await world.desk(worker, grace=LONG)
+    follower = desk.follow()
+    await gate.reached.wait()
+    await follower.leave()
+    await eventually(lambda: _now(len(worker.attended) == 1))
+    held = worker.hold("step")
+    gate.open()
+    await held.reached.wait()
+    await eventually(lambda: _now(len(worker.attended) == 2))
+    held.open()
+    assert [False, False] == [waiting for _, waiting in worker.attended]
+
+
 async def test_work_that_nobody_wants_any_more_is_let_go(world: World) -> None:
     """The grace over, the worker's stream is closed without a word, and a new request is a plan of its own."""
     worker = await world.worker()

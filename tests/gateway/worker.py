@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import grpc
 from google.protobuf.message import Message
@@ -222,6 +223,8 @@ class ScriptedWorker(InferenceServiceServicer):
         self.generations = 0
         self.ran: Counter[str] = Counter()
         self.abandoned: list[str] = []  # followers
+        self.deaf = 0  # of these it hears so many as if it knew no such follower
+        self.attended: list[tuple[str, bool]] = []  # followers, and whether anybody waits for them
         self.ended = News()  # announced whenever a run ends, however
         self.cancelled = 0  # runs that were ended before they were done
         self.described = 0
@@ -245,6 +248,8 @@ class ScriptedWorker(InferenceServiceServicer):
         self.catalogue: Catalogue | None = None
         self._flights: Flights[object, pb.RunResponse] = Flights(grace=60.0)
         self._followers: dict[str, Flight[pb.RunResponse]] = {}
+        self._waiting: dict[str, bool] = {}  # whether anybody waits for what a follower follows
+        self._jobs: WeakKeyDictionary[Flight[pb.RunResponse], _Job] = WeakKeyDictionary()
         self._gates: dict[str, Gate] = {}
         self._watchers = 0
         self._state = pb.StatusResponse.STATE_READY
@@ -336,6 +341,23 @@ class ScriptedWorker(InferenceServiceServicer):
             self._flights.cancel(flight)
         return pb.AbandonResponse()
 
+    async def Attend(self, request: pb.AttendRequest, context: Context) -> pb.AttendResponse:
+        self.attended.append((request.follower, request.waiting))
+        flight = self._followers.get(request.follower)
+        self.deaf -= 1
+        if flight is None or self.deaf >= 0:
+            await _abort(context, Refusal(grpc.StatusCode.NOT_FOUND, "RUN_UNKNOWN"))
+        else:
+            self._waiting[request.follower] = request.waiting
+            self._rank(flight)
+        return pb.AttendResponse()
+
+    def _rank(self, flight: Flight[pb.RunResponse]) -> None:
+        """Those that somebody waits for go first."""
+        if self.turns is not None:
+            wanted = any(self._waiting[name] for name, other in self._followers.items() if other is flight)
+            (self.turns.lift if wanted else self.turns.sink)(self._jobs[flight].ticket)
+
     async def Foresee(self, request: pb.ForeseeRequest, context: Context) -> pb.ForeseeResponse:
         self.foreseen += 1
         await self.at("foresee")
@@ -372,7 +394,11 @@ class ScriptedWorker(InferenceServiceServicer):
                 await self.notes.until_closed()
             return
         flight, led = self._flights.join(key, job.lead)
+        if led:
+            self._jobs[flight] = job
         self._followers[request.follower] = flight
+        self._waiting[request.follower] = not request.idle_priority
+        self._rank(flight)
         try:
             with flight.following():
                 async for response in flight.follow():
@@ -387,7 +413,8 @@ class ScriptedWorker(InferenceServiceServicer):
         except Deserted:
             await _abort(context, Refusal(grpc.StatusCode.CANCELLED, "ABANDONED"))
         finally:
-            del self._followers[request.follower]
+            del self._followers[request.follower], self._waiting[request.follower]
+            self._rank(flight)
 
     def _note(self, key: object, request: pb.RunRequest) -> Note[object] | None:
         """Whether another worker has this run, or is to have it from now on."""
@@ -438,6 +465,7 @@ class _Job:
         self.addresses = self._addresses({name: Digest.of(tokens) for name, tokens in self.tokens.items()})
         self.reports: dict[str, common.StageReport] = {}
         self.began = 0.0
+        self.ticket = Ticket(whose=self.namespaces[Scope.TENANT])  # for the device
         self._had: dict[str, tuple[bytes, Record]] = {}
 
     def _understand(self, stage: Stage) -> None:
@@ -465,11 +493,10 @@ class _Job:
         final = self.addresses[self.description.final.name]
         return final, request.reuse_nothing, request.store_nothing, request.max_age
 
-    def ticket(self, run: Iterable[Stage]) -> Ticket:
-        """For the device, to run these stages."""
+    def seconds_of(self, run: Iterable[Stage]) -> float | None:
+        """That these stages should take on the device, by the plan."""
         known = [self.request.estimates.get(whole_name(stage.name)) for stage in run]
-        seconds = sum(each for each in known if each is not None) if None not in known else None
-        return Ticket(whose=self.request.namespaces[Scope.TENANT], seconds=seconds)
+        return sum(each for each in known if each is not None) if None not in known else None
 
     async def lead(self, flight: Flight[pb.RunResponse]) -> None:
         worker, final = self.worker, self.description.final
@@ -531,13 +558,13 @@ class _Job:
         for stage in self.whole.stages:
             for place, name in enumerate(self._names(stage) if stage.each else ()):
                 where[part_name(stage.name, place)] = name
-        ticket, turns = self.ticket(work.run), self.worker.turns
+        self.ticket.seconds, turns = self.seconds_of(work.run), self.worker.turns
         return pb.ForeseeResponse(
             stages=self._told_reports(),
             addresses={told: str(self.addresses[name]) for told, name in where.items()},
             under_way=self.worker.has(self.key),
-            wait_seconds=turns.wait_of(ticket) if turns is not None else self.worker.queue_seconds,
-            run_seconds=ticket.seconds or 0.0,
+            wait_seconds=turns.wait_of(self.ticket) if turns is not None else self.worker.queue_seconds,
+            run_seconds=self.ticket.seconds or 0.0,
         )
 
     def told(self, finished: pb.Finished, *, joined: bool) -> pb.Finished:
@@ -633,7 +660,8 @@ class _Job:
             yield
             return
         try:
-            async with turns.turn(lambda position: None, self.ticket([stage])):
+            self.ticket.seconds = self.seconds_of([stage])
+            async with turns.turn(lambda position: None, self.ticket):
                 yield
         except QueueFull as full:
             raise Refusal(full.code, full.reason, retry_after=round(full.retry_after or 0.0)) from full

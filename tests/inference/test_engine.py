@@ -29,6 +29,7 @@ from tests.inference.worker_fixtures import (
     PATIENCE,
     STEPS,
     Bench,
+    Following,
     GatedModel,
     Heard,
     Pixels,
@@ -586,6 +587,78 @@ async def test_a_run_somebody_joins_is_nobodys_no_longer(bench: Bench) -> None:
     heard = [await each.end() for each in (running, *idle, joined)]
     assert heard[-1].finished.joined
     assert 3 == bench.shop.generations
+
+
+async def test_a_run_whose_callers_have_left_lets_everybody_go_first(bench: Bench) -> None:
+    """Its follower says so and stays, or goes; and once somebody waits for it again, it is like any other."""
+    gate = bench.model.gates["denoise"]
+    gate.close()
+    running = bench.begin(seed=1)
+    await gate.reached()
+    line = []
+    for seed in (2, 3, 4, 5):
+        line.append(bench.begin(seed=seed, follower=str(seed)))
+        await line[-1].hears(lambda heard: bool(heard.positions))
+    left, back, gone, waiting = line
+    for follower in ("2", "3"):
+        bench.engine.attend(follower, waiting=False)
+    await waiting.hears(lambda heard: heard.positions[-1] == 1)
+    await gone.leave()
+    await waiting.hears(lambda heard: heard.positions[-1] == 0)
+    bench.engine.attend("3", waiting=True)
+    again = bench.begin(seed=4)
+    await back.hears(lambda heard: heard.positions[-1] == 1)
+    gate.open()
+    heard = [await each.end() for each in (running, waiting, back, again, left)]
+    began = [each.record.made_at for each in heard]
+    assert sorted(began) == began
+    assert 5 == bench.shop.generations
+    with pytest.raises(NoSuchRun):
+        bench.engine.attend("2", waiting=True)
+
+
+async def test_a_run_that_one_of_many_waits_for_keeps_its_place(bench: Bench) -> None:
+    """Until the last of them has left."""
+    gate = bench.model.gates["denoise"]
+    gate.close()
+    running = bench.begin(seed=1)
+    await gate.reached()
+    shared = [bench.begin(seed=2, follower=name) for name in ("a", "b")]
+    await shared[0].hears(lambda heard: heard.positions == [0])
+    other = bench.begin(seed=3)
+    await other.hears(lambda heard: heard.positions == [1])
+    bench.engine.attend("a", waiting=False)
+    await wait_all_tasks_blocked()
+    assert [1] == other.heard.positions
+    bench.engine.attend("b", waiting=False)
+    await other.hears(lambda heard: heard.positions == [1, 0])
+    gate.open()
+    for each in (running, *shared, other):
+        await each.end()
+
+
+async def test_only_so_many_runs_that_nobody_waits_for_are_kept(tmp_path: Path) -> None:
+    """As many as may wait at all; what comes to that beyond them is dropped at once."""
+    async with open_bench(tmp_path / "l3", queue=1) as bench:
+        gate = bench.model.gates["denoise"]
+        gate.close()
+        running = bench.begin(seed=1)
+        await gate.reached()
+        kept, dropped = [await _deserted(bench, seed) for seed in (2, 3)]
+        assert isinstance(await dropped.refusal(), Abandoned)
+        await until(lambda: bench.shop.turns.waiting == 1)
+        gate.open()
+        for each in (running, kept):
+            await each.end()
+        assert 2 == bench.shop.generations
+
+
+async def _deserted(bench: Bench, seed: int) -> Following:
+    """Somebody who follows a run that waits, and says that nobody waits for it any more."""
+    following = bench.begin(seed=seed, follower=str(seed))
+    await following.hears(lambda heard: bool(heard.positions))
+    bench.engine.attend(str(seed), waiting=False)
+    return following
 
 
 async def test_a_hit_never_waits(bench: Bench) -> None:

@@ -273,3 +273,21 @@ async def test_what_nobody_knows_counts_as_nothing() -> None:
     await wait_all_tasks_blocked()
     assert (10.0, 10.0) == (turns.wait_of(Ticket(whose="a")), turns.seconds)
     await served(clock, line[1:])
+
+
+async def test_one_that_nobody_waits_for_any_more_stands_behind() -> None:
+    """Whatever came later goes first; it takes the place of an idle one, and where there is none it cannot stay."""
+    turns = Turns(1)
+    first, left = Visitor(turns), Visitor(turns)
+    await wait_all_tasks_blocked()
+    assert turns.sink(left.ticket)
+    later = Visitor(turns)
+    await wait_all_tasks_blocked()
+    assert [[0, 1], [0]] == [each.positions for each in (left, later)]
+    assert not turns.sink(later.ticket)
+    turns.lift(later.ticket)
+    for visitor in (first, later, left):
+        await wait_all_tasks_blocked()
+        assert visitor.inside
+        visitor.leave.set()
+    await asyncio.gather(*(visitor.task for visitor in (first, later, left)))

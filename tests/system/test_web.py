@@ -221,7 +221,7 @@ async def test_what_every_gateway_forgot_is_asked_again(stack: Stack, node: str,
     """With both gateways killed and back, a fresh request is made again with the seed it was told: one generation."""
     before = await generations(stack)
     slow = {**SLOW, "cachePolicy": {"fresh": True}}
-    with javascript(node, edge, *animate(photo, **slow)) as told:
+    with javascript(node, edge, *animate(photo, **slow), "--timeout", "90000") as told:
         told.until("progress")
         for name in GATEWAYS:
             stack.part(name).kill()

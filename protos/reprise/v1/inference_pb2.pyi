@@ -219,6 +219,18 @@ class AbandonResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AttendRequest(_message.Message):
+    __slots__ = ("follower", "waiting")
+    FOLLOWER_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    follower: str
+    waiting: bool
+    def __init__(self, follower: _Optional[str] = ..., waiting: _Optional[bool] = ...) -> None: ...
+
+class AttendResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -49,6 +49,11 @@ class InferenceServiceStub:
                 request_serializer=reprise_dot_v1_dot_inference__pb2.AbandonRequest.SerializeToString,
                 response_deserializer=reprise_dot_v1_dot_inference__pb2.AbandonResponse.FromString,
                 _registered_method=True)
+        self.Attend = channel.unary_unary(
+                '/reprise.v1.InferenceService/Attend',
+                request_serializer=reprise_dot_v1_dot_inference__pb2.AttendRequest.SerializeToString,
+                response_deserializer=reprise_dot_v1_dot_inference__pb2.AttendResponse.FromString,
+                _registered_method=True)
         self.Foresee = channel.unary_unary(
                 '/reprise.v1.InferenceService/Foresee',
                 request_serializer=reprise_dot_v1_dot_inference__pb2.ForeseeRequest.SerializeToString,
@@ -112,6 +117,17 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Attend(self, request, context):
+        """Says whether anybody waits for what a follower follows: its callers may have left, with their deadline or a broken
+        connection, and may come back. While nobody waits for a run, it waits behind every run that somebody waits for.
+
+        Errors:
+        - NOT_FOUND: no such run. Nothing to do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Foresee(self, request, context):
         """Says what running a plan would reuse and what it would compute, without doing it: nothing is computed but what the
         request means, and nothing is stored, promoted, leased or made younger.
@@ -152,6 +168,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Abandon,
                     request_deserializer=reprise_dot_v1_dot_inference__pb2.AbandonRequest.FromString,
                     response_serializer=reprise_dot_v1_dot_inference__pb2.AbandonResponse.SerializeToString,
+            ),
+            'Attend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attend,
+                    request_deserializer=reprise_dot_v1_dot_inference__pb2.AttendRequest.FromString,
+                    response_serializer=reprise_dot_v1_dot_inference__pb2.AttendResponse.SerializeToString,
             ),
             'Foresee': grpc.unary_unary_rpc_method_handler(
                     servicer.Foresee,
@@ -245,6 +266,33 @@ class InferenceService:
             '/reprise.v1.InferenceService/Abandon',
             reprise_dot_v1_dot_inference__pb2.AbandonRequest.SerializeToString,
             reprise_dot_v1_dot_inference__pb2.AbandonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reprise.v1.InferenceService/Attend',
+            reprise_dot_v1_dot_inference__pb2.AttendRequest.SerializeToString,
+            reprise_dot_v1_dot_inference__pb2.AttendResponse.FromString,
             options,
             channel_credentials,
             insecure,

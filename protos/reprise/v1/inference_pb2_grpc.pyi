@@ -50,6 +50,13 @@ class InferenceServiceStub:
     Errors:
     - NOT_FOUND: no such run. Nothing to do.
     """
+    Attend: _aio.UnaryUnaryMultiCallable[_inference_pb2.AttendRequest, _inference_pb2.AttendResponse]
+    """Says whether anybody waits for what a follower follows: its callers may have left, with their deadline or a broken
+    connection, and may come back. While nobody waits for a run, it waits behind every run that somebody waits for.
+
+    Errors:
+    - NOT_FOUND: no such run. Nothing to do.
+    """
     Foresee: _aio.UnaryUnaryMultiCallable[_inference_pb2.ForeseeRequest, _inference_pb2.ForeseeResponse]
     """Says what running a plan would reuse and what it would compute, without doing it: nothing is computed but what the
     request means, and nothing is stored, promoted, leased or made younger.
@@ -116,6 +123,19 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_inference_pb2.AbandonRequest, _abc.Awaitable[_inference_pb2.AbandonResponse]],
     ) -> _abc.Awaitable[_inference_pb2.AbandonResponse]:
         """Says that a follower left because its caller cancelled: if nobody else follows, running work stops too.
+
+        Errors:
+        - NOT_FOUND: no such run. Nothing to do.
+        """
+
+    @_abc_1.abstractmethod
+    def Attend(
+        self,
+        request: _inference_pb2.AttendRequest,
+        context: _aio.ServicerContext[_inference_pb2.AttendRequest, _abc.Awaitable[_inference_pb2.AttendResponse]],
+    ) -> _abc.Awaitable[_inference_pb2.AttendResponse]:
+        """Says whether anybody waits for what a follower follows: its callers may have left, with their deadline or a broken
+        connection, and may come back. While nobody waits for a run, it waits behind every run that somebody waits for.
 
         Errors:
         - NOT_FOUND: no such run. Nothing to do.
