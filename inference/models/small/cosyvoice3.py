@@ -175,10 +175,14 @@ def _language_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def _draw_again(module: nn.Module) -> None:
-    """CosyVoice seeds all randomness while it builds, so that every model would begin alike."""
+    """CosyVoice seeds all randomness while it builds, so that every model would begin alike; and so faintly that some
+    of what it reads would not be heard.
+    """
     with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in module.named_parameters():
+            if name.endswith("original0"):  # how large a filter is, where that is apart from its direction
+                parameter.fill_(1.0)
+            elif parameter.dim() > 1:
                 parameter.copy_(torch.randn_like(parameter) * parameter.std())
 
 
@@ -189,7 +193,8 @@ def _make_loud(built: folder.Built) -> None:
     scale(built.llm.llm_decoder, 4.0)
     with torch.no_grad():
         built.llm.llm_decoder.weight[built.llm.eos_token] *= 3
-    scale(built.hift.conv_post, 4.0)
+        size = built.hift.conv_post.weight.flatten(1).norm(dim=1).mean()
+    scale(built.hift.conv_post, 0.25 / float(size))
 
 
 def _write_graphs(where: Path) -> None:
