@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,14 +90,15 @@ def enter(folder: str | None = None) -> Checkout:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """In which others may seed every generator and set up logging, as they do while they are imported and built: after
-    it, everything is as it was.
+    """In which others may seed every generator, set up logging and warn of what is theirs to change, as they do while
+    they are imported and built: after it, everything is as it was.
     """
     logger = logging.getLogger()
     level, handlers = logger.level, logger.handlers[:]
     states = random.getstate(), np.random.get_state()  # the global one is what they seed
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         random.setstate(states[0])
