@@ -71,7 +71,8 @@ async def leave(scene: Scene) -> None:
     unwritten = [(await world.stats(gateway)).write_behind.entries for gateway in GATEWAYS]
     sheet.exactly("writes left behind", sum(unwritten), 0)
     more = {name: world.resources(name).files - before[name].files for name in OURS}
-    sheet.at_most(f"connections and files more than before ({more})", max(more.values()), 12)
+    # Pools of connections may be fuller than before, and are bounded; of those who left there are more than that.
+    sheet.at_most(f"connections and files more than before ({more})", max(more.values()), 40)
 
 
 @case(
