@@ -130,7 +130,7 @@ _PARTS = "RSIGCHMN"  # in the order of the matrix
 
 
 def in_order(cases: Iterable[Case]) -> list[Case]:
-    return sorted(cases, key=lambda each: _PARTS.index(each.name[0]))
+    return sorted(cases, key=lambda each: (_PARTS.index(each.name[0]), int(each.name.split()[0][1:])))
 
 
 def case(name: str, *, fault: str, promise: str, share: bool = False) -> Callable[[Steps], Steps]:

@@ -71,7 +71,8 @@ async def leave(scene: Scene) -> None:
     unwritten = [(await world.stats(gateway)).write_behind.entries for gateway in GATEWAYS]
     sheet.exactly("writes left behind", sum(unwritten), 0)
     more = {name: world.resources(name).files - before[name].files for name in OURS}
-    sheet.at_most(f"connections and files more than before ({more})", max(more.values()), 12)
+    # Pools of connections may be fuller than before, and are bounded; of those who left there are more than that.
+    sheet.at_most(f"connections and files more than before ({more})", max(more.values()), 40)
 
 
 @case(
@@ -130,24 +131,25 @@ async def _stalled(scene: Scene, readers: AsyncExitStack, file: pb.Digest, count
 @case(
     "C3",
     fault="callers whose deadlines are shorter than the generation takes (1 ms to 300 ms)",
-    promise="DEADLINE_EXCEEDED in time; one generation at most, which is kept: asked again it is there",
+    promise="DEADLINE_EXCEEDED in time, and nothing is begun for them: what such work takes is known",
 )
 async def are_in_a_hurry(scene: Scene) -> None:
-    world, callers, sheet = scene.world, scene.callers, scene.sheet
-    (wish,) = scene.wishes(1, steps=150)
-    generations = await counting(scene)
-    began = time.monotonic()
+    callers, sheet = scene.callers, scene.sheet
+    known, wish = scene.wishes(2, steps=150)
+    await callers.ask(known, ONE)
+    generations, began = await counting(scene), time.monotonic()
     with scene.during("deadlines too short"):
         heard = await asyncio.gather(
             *(callers.ask(wish, ONE, deadline=seconds) for seconds in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3))
         )
+    took = time.monotonic() - began
     codes = {each.problem.code.name if each.problem else each.outcome for each in heard}
     sheet.exactly("all were told so", codes == {"DEADLINE_EXCEEDED"}, promised=True)
-    sheet.at_most("the last one knew", (time.monotonic() - began) * 1000, 1500, "ms")
-    await world.until_at_rest()
+    sheet.at_most("the last one knew", took * 1000, 1500, "ms")
+    await scene.world.until_at_rest()
+    sheet.exactly("generations that were begun for them", await generations.count(), 0)
     again = await callers.ask(wish, TWO)
-    sheet.exactly("asked again it is there", again.outcome == "hit", promised=True)
-    sheet.exactly("generations", await generations.count(), 1)
+    sheet.exactly("who has the time gets it", again.outcome, "miss")
     sheet.exactly("wrong answers", sum(bool(each.wrong) for each in callers.log), 0)
 
 

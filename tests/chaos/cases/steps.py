@@ -13,6 +13,7 @@ from tests.chaos.clients import PATIENCE, Heard, Load, Wish
 from tests.chaos.world import GATEWAYS, ONE, TWO, WORKERS
 
 BOTH_WAYS = ((ONE, TWO), (TWO, ONE))
+_AT_ONCE = 16  # generations that are asked for: a tenant has a share of the line, and no more
 FAILURES = 5  # in a row, after which a breaker opens
 _FAILED = (pb.LOOKUP_OUTCOME_ERROR, pb.LOOKUP_OUTCOME_TIMEOUT)
 
@@ -20,7 +21,9 @@ _FAILED = (pb.LOOKUP_OUTCOME_ERROR, pb.LOOKUP_OUTCOME_TIMEOUT)
 async def stored(scene: Scene, count: int, *, picture: int = 0) -> list[Wish]:
     """So many wishes that are durable, and in Redis."""
     wishes = scene.wishes(count, picture=picture)
-    heard = await scene.callers.at_once(wishes, ONE, stored=True)
+    heard: list[Heard] = []
+    for first in range(0, count, _AT_ONCE):
+        heard += await scene.callers.at_once(wishes[first : first + _AT_ONCE], ONE, stored=True)
     assert all(each.durable for each in heard), [each.problem for each in heard]
     await scene.world.until_at_rest()
     return wishes

@@ -9,7 +9,9 @@ from tests.chaos.case import Scene, case
 from tests.chaos.cases.steps import Running, busy_worker, counting, early, everybody, loaded, stored
 from tests.chaos.world import GATEWAYS, ONE, TWO, WORKERS
 
-_STEPS = 150  # of a generation that takes seconds
+_STEPS = 100  # of a generation that takes seconds
+_MOVE = 5.0  # seconds until a run is at another worker
+_SLOWER = 3.0  # times as long as usual it may take there, on a machine that is not ours alone
 _SIGNS_OF_LIFE = 15.0  # seconds without one, after which a worker is given up
 
 
@@ -21,6 +23,7 @@ _SIGNS_OF_LIFE = 15.0  # seconds without one, after which a worker is given up
 )
 async def killed(scene: Scene) -> None:
     world, callers, sheet = scene.world, scene.callers, scene.sheet
+    usual = await _usual(scene)
     for _ in range(scene.size(3, 1)):
         (wish,) = scene.wishes(1, steps=_STEPS)
         running = [Running(scene, wish, gateway, stored=gateway == ONE) for gateway in GATEWAYS]
@@ -32,12 +35,19 @@ async def killed(scene: Scene) -> None:
                 began = time.monotonic()
                 heard = await everybody(running)
                 last = max(each.ended for each in heard)
-                sheet.at_most("from the kill to the answer", (last - began) * 1000, 20_000, "ms")
+                sheet.at_most("from the kill to the answer", last - began, round(_MOVE + _SLOWER * usual, 1), "s")
                 sheet.exactly("generations at the one that is left", await generations.count(), 1)
                 sheet.exactly("retries by callers", sum(each.retries for each in heard), 0)
                 again = [await callers.ask(wish, gateway) for gateway in GATEWAYS]
                 sheet.exactly("hits afterwards", sum(each.outcome == "hit" for each in again), 2)
     scene.judge_answers()
+
+
+async def _usual(scene: Scene) -> float:
+    """Seconds that such a generation takes while nothing is wrong."""
+    heard = await scene.callers.ask(scene.wishes(1, steps=_STEPS)[0], ONE)
+    scene.sheet.tell("usual generation", heard.seconds, "s")
+    return heard.seconds
 
 
 @case(
@@ -47,6 +57,7 @@ async def killed(scene: Scene) -> None:
 )
 async def hangs(scene: Scene) -> None:
     world, callers, sheet = scene.world, scene.callers, scene.sheet
+    usual = await _usual(scene)
     (wish,) = scene.wishes(1, steps=_STEPS)
     generations = await counting(scene)
     running = [Running(scene, wish, gateway) for gateway in GATEWAYS]
@@ -57,7 +68,8 @@ async def hangs(scene: Scene) -> None:
             began = time.monotonic()
             heard = await everybody(running)
             last = max(each.ended for each in heard)
-            sheet.at_most("from the hang to the answer", last - began, _SIGNS_OF_LIFE + 10.0, "s")
+            bound = _SIGNS_OF_LIFE + _MOVE + _SLOWER * usual
+            sheet.at_most("from the hang to the answer", last - began, round(bound, 1), "s")
             others = [
                 await callers.ask(each, gateway) for each, gateway in zip(scene.wishes(4), GATEWAYS * 2, strict=True)
             ]
