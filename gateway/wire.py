@@ -22,16 +22,26 @@ _TOLD = 2048  # bytes that what was told with a reply takes at most
 _LENGTH_DELIMITED = 2
 
 
-def _tag(field: int) -> bytes:
-    return bytes([field << 3 | _LENGTH_DELIMITED])
+def tag(field: int) -> bytes:
+    """What a field of bytes or a message begins with."""
+    return varint(field << 3 | _LENGTH_DELIMITED)
 
 
-_EVENT = _tag(1)  # of every response with a stream of events
-_CHUNK = _tag(GenerationEvent.CHUNK_FIELD_NUMBER)
-_SAMPLES = _tag(GenerationEvent.SAMPLES_FIELD_NUMBER)
-_RESULT = _tag(GenerationEvent.RESULT_FIELD_NUMBER)
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_EVENT = tag(1)  # of every response with a stream of events
+_CHUNK = tag(GenerationEvent.CHUNK_FIELD_NUMBER)
+_SAMPLES = tag(GenerationEvent.SAMPLES_FIELD_NUMBER)
+_RESULT = tag(GenerationEvent.RESULT_FIELD_NUMBER)
 _SEQUENCE = bytes([GenerationEvent.SEQUENCE_FIELD_NUMBER << 3])
-_OFFSET, _DATA = b"\x08", _tag(2)  # of a chunk, and of samples
+_OFFSET, _DATA = b"\x08", tag(2)  # of a chunk, and of samples
 _WIDTH = 2  # bytes of a sample
 
 
@@ -153,15 +163,6 @@ def serialize(message: Any) -> bytes:
         return message
     encoded: bytes = message.SerializeToString()
     return encoded
-
-
-def varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def _parts(tag: bytes, offset: int, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:

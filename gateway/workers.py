@@ -23,7 +23,9 @@ from prometheus_client import CollectorRegistry, Gauge
 from cache.description import Description
 from cache.news import News
 from cache.telemetry import as_metadata
+from gateway.wire import serialize, tag, varint
 from reprise.v1.inference_pb2 import (
+    DESCRIPTOR,
     AbandonRequest,
     AttendRequest,
     DescribeRequest,
@@ -56,10 +58,15 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_SERVICE = DESCRIPTOR.services_by_name["InferenceService"].full_name
+_IN_A_PIECE = tag(RunRequest.PIECE_FIELD_NUMBER)
+_NAME, _CONTENT = tag(MediaPiece.NAME_FIELD_NUMBER), tag(MediaPiece.CONTENT_FIELD_NUMBER)
 _log = structlog.get_logger(__name__)
 
 
-async def _in_pieces(request: RunRequest, contents: dict[str, bytes], turn: asyncio.Lock) -> AsyncGenerator[RunRequest]:
+async def _in_pieces(
+    request: RunRequest, contents: dict[str, bytes], turn: asyncio.Lock
+) -> AsyncGenerator[RunRequest | bytes]:
     """A plan and its media. Of all that hold the same `turn`, one sends a piece in each round of the event loop."""
     yield request
     while contents:
@@ -67,7 +74,14 @@ async def _in_pieces(request: RunRequest, contents: dict[str, bytes], turn: asyn
         for start in range(0, len(content), _PIECE):
             async with turn:
                 await asyncio.sleep(0)
-            yield RunRequest(piece=MediaPiece(name=name, content=content[start : start + _PIECE]))
+            yield _piece(name, memoryview(content)[start : start + _PIECE])
+
+
+def _piece(name: str, content: memoryview) -> bytes:
+    """A message with a piece, in wire form: it is copied once, and no message is made for it."""
+    said = name.encode()
+    head = b"".join((_NAME, varint(len(said)), said, _CONTENT, varint(len(content))))
+    return b"".join((_IN_A_PIECE, varint(len(head) + len(content)), head, content))
 
 
 class WorkerSilent(Exception):
@@ -85,6 +99,9 @@ class Worker:
         self._changed = changed
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = InferenceServiceStub(self._channel)
+        self._run: Any = self._channel.stream_stream(
+            f"/{_SERVICE}/Run", request_serializer=serialize, response_deserializer=RunResponse.FromString
+        )
         self._watch = asyncio.create_task(self._watch_forever())
         self.silent = False
         self._turn = asyncio.Lock()
@@ -108,7 +125,7 @@ class Worker:
         self, request: RunRequest, contents: dict[str, bytes], span: Span, *, patience: float
     ) -> grpc.aio.StreamStreamCall[RunRequest, RunResponse]:
         """Have a plan run. The contents of its media are sent after it, and taken out of `contents` meanwhile."""
-        call: grpc.aio.StreamStreamCall[RunRequest, RunResponse] = self._stub.Run(
+        call: grpc.aio.StreamStreamCall[RunRequest, RunResponse] = self._run(
             _in_pieces(request, contents, self._turn), timeout=patience, metadata=as_metadata(span)
         )
         self._runs.add(call)

@@ -256,7 +256,10 @@ async def _stand_still(gateway: Gateway, begin: Any, count: int) -> float:
     return held / count / MIB
 
 
-async def _measure(folder: Path, callers: int, sides: tuple[int, int], only: str) -> tuple[list[Waits], list[Held]]:
+async def measure(
+    folder: Path, callers: int, sides: tuple[int, int], only: str = "", still: int = 50, size: int = 15 * MIB
+) -> tuple[list[Waits], list[Held]]:
+    """What a crowd of `callers` costs, and `still` readers of `size` bytes that stand still."""
     names = ["gateway", "of-hits", "of-downloads", "of-tiers"]
     metrics = [free_port() for _ in names]
     own = {name: {"REPRISE_TELEMETRY__METRICS_PORT": str(port)} for name, port in zip(names, metrics, strict=True)}
@@ -264,7 +267,7 @@ async def _measure(folder: Path, callers: int, sides: tuple[int, int], only: str
         pids = [up.gateways.part(name).pid for name in names]
         gateways = list(map(Gateway, up.addresses, pids, metrics))
         file = await asyncio.to_thread(photograph, sides, 82)
-        held = await readers(gateways, 50, 15 * MIB) if only != "crowds" else []
+        held = await readers(gateways, still, size) if only != "crowds" else []
         waits = await crowds(gateways[0], folder, callers, file) if only != "readers" else []
     return waits, held
 
@@ -281,7 +284,7 @@ def main(callers: int, sides: tuple[int, int], only: str, probe: str, until: str
         uvloop.run(check(probe, Path(until)))
         return
     with tempfile.TemporaryDirectory(prefix="reprise-large-") as folder:
-        waits, held = uvloop.run(_measure(Path(folder), callers, sides, only))
+        waits, held = uvloop.run(measure(Path(folder), callers, sides, only))
     console = Console()
     if waits:
         table = Table("at once", "seconds", "refused", "checks", "longest check", "loop stood still")

@@ -15,6 +15,7 @@ from cache.record import Record
 from cache.settings import CacheSettings
 from gateway.pictures import decode
 from gateway.stack import Stack
+from gateway.wire import serialize
 from gateway.workers import _in_pieces
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import Finished, RunRequest, StatusResponse
@@ -54,11 +55,13 @@ async def test_pixels_travel_in_pieces(world: World) -> None:
     desk = await world.desk(worker)
     await desk.animate(image=file)
     contents = {"image": _rgb(worker.requests[0])}
-    messages = [message async for message in _in_pieces(RunRequest(model="small"), contents, asyncio.Lock())]
+    sent = [serialize(message) async for message in _in_pieces(RunRequest(model="small"), contents, asyncio.Lock())]
+    messages = [RunRequest.FromString(each) for each in sent]
 
     assert decode(file).rgb == _rgb(worker.requests[0])
     assert "small" == messages[0].model
     assert _rgb(worker.requests[0]) == b"".join(message.piece.content for message in messages[1:])
+    assert {"image"} == {message.piece.name for message in messages[1:]}
     assert max(message.ByteSize() for message in messages) < 256 * 1024 + 100
     assert {} == contents
 
