@@ -54,7 +54,8 @@ class Admission:
         seconds = left()
         if seconds is None or self._clearly_in_time(plan, seconds):
             return
-        foreseen = await self._forwarder.foresee(plan, {})
+        within = None if self._somebody_is_idle(plan) else seconds / _DOUBT
+        foreseen = await self._forwarder.foresee(plan, {}, within=within)
         seconds = left()
         if seconds is None or foreseen is None or foreseen.under_way:
             return

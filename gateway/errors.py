@@ -36,7 +36,9 @@ NotFoundReason: TypeAlias = Literal[
 UnavailableReason: TypeAlias = Literal[
     "NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED", "SOUND_CHANGED", "GATEWAY_LEAVING"
 ]
-OverloadedReason: TypeAlias = Literal["QUEUE_FULL", "QUEUE_TOO_LONG", "TENANT_SHARE", "DEVICE_MEMORY", "GATEWAY_BUSY"]
+OverloadedReason: TypeAlias = Literal[
+    "QUEUE_FULL", "QUEUE_TOO_LONG", "TENANT_SHARE", "UPLOAD_SHARE", "DEVICE_MEMORY", "GATEWAY_BUSY"
+]
 
 _NOT_FOUND: dict[NotFoundReason, str] = {
     "MODEL_UNKNOWN": "no model of this name is served here",
@@ -59,6 +61,7 @@ _OVERLOADED: dict[OverloadedReason, str] = {
     "QUEUE_FULL": "the queue is full",
     "QUEUE_TOO_LONG": "the queue is longer than there is time",
     "TENANT_SHARE": "this tenant has its share of what may wait or run",
+    "UPLOAD_SHARE": "this tenant has uploaded as much as it may for now",
     "DEVICE_MEMORY": "more than the device's memory holds: ask for fewer frames or fewer pixels",
     "GATEWAY_BUSY": "too many requests at once",
 }

@@ -146,13 +146,17 @@ class Forwarder:
         finally:
             self._abandoned.discard(flight)
 
-    async def foresee(self, plan: Plan, records: Mapping[str, tuple[Record, TierName]]) -> ForeseeResponse | None:
-        """What the plan's home would reuse and run. None: no worker can say. Raises Refused, as a run would."""
+    async def foresee(
+        self, plan: Plan, records: Mapping[str, tuple[Record, TierName]], *, within: float | None = None
+    ) -> ForeseeResponse | None:
+        """What the plan's home would reuse and run; if that would wait for longer, only whether there is a result.
+        None: no worker can say. Raises Refused, as a run would.
+        """
         worker = self._fleet.home(plan.description.model, plan.description.revision, plan.affinity)
         if worker is None:
             return None
         try:
-            foreseen = await worker.foresee(_run_request(plan, records, self._costs))
+            foreseen = await worker.foresee(_run_request(plan, records, self._costs), within=within)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise from_upstream(error) from error

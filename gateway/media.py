@@ -120,6 +120,8 @@ class MediaServicer:
             _, content = await self._counter.open(media.UploadRequest, message, "content")
             del message
             content, namespace = content or b"", self._planner.own_files(visit.principal)
+            tenant = self._planner.namespaces(visit.principal)[Scope.TENANT]
+            self._uploads.admit(tenant, len(content))
             response = media.UploadResponse()
             if is_sound(content):
                 take = await self._studio.identify(namespace, content)
@@ -129,7 +131,6 @@ class MediaServicer:
                 source = await self._darkroom.identify(namespace, content)
                 file, identity = source.file, source.identity
                 response.width, response.height = source.width, source.height
-            tenant = self._planner.namespaces(visit.principal)[Scope.TENANT]
             await self._uploads.keep(namespace, tenant, file, identity, content)
             response.digest.CopyFrom(pb.Digest(hex=file.hex, size=file.size))
             return response

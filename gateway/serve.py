@@ -165,7 +165,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         await models.recall()
         history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry, bans=tiers.bans))
         tiers.orders.on_order(history.obey)
-        uploads = Uploads(tiers.through_memory)
+        uploads = Uploads(tiers.through_memory, most=section.max_upload_bytes)
         replays = await stack.enter_async_context(Replays(tiers, uploads, secret, section.replay, telemetry.registry))
         tiers.orders.on_order(replays.obey)
         costs = Costs()

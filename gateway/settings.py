@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from cache.description import LONGEST_AGE
 from cache.fair import SHARE
 from cache.settings import MIB, ProcessSettings, Section
+from gateway.blueprint import LARGEST_FILE
 from gateway.identity import IdentitySettings
 from gateway.plan import DefaultPolicy
 
@@ -80,6 +81,7 @@ class GatewaySection(Section):
     heartbeat: float = Field(15.0, gt=0)  # a stream is never silent for longer
     linger_bytes: int = Field(128 * MIB, gt=0)  # of finished generations, all together
     max_pixel_bytes: int = Field(1024 * MIB, gt=0)  # of decoded media on their way to workers, all together
+    max_upload_bytes: int = Field(4096 * MIB, ge=LARGEST_FILE)  # that one tenant may send here in two hours
     longest_generation: float = Field(3600.0, gt=0)
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     tenant_share: float = Field(SHARE, gt=0, le=1)  # of these that one tenant may have, of what others leave

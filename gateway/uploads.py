@@ -13,6 +13,9 @@ from cache.encoding import hash_of
 from cache.hierarchy import Hierarchy
 from cache.keys import Address
 from cache.record import Output, Record
+from cache.settings import MIB
+from gateway.allowance import Allowance
+from gateway.blueprint import LARGEST_FILE
 from gateway.errors import NotFound, Unavailable
 
 STAGE = "upload"
@@ -24,13 +27,20 @@ _MEDIA_TYPE = "application/octet-stream"  # whatever it claims to be; who uses i
 class Uploads:
     """A file is a blob with a record, like everything that has an age and can be invalidated.
 
-    `namespace` is the one of its user, `tenant` that of the user's tenant.
+    `namespace` is the one of its user, `tenant` that of the user's tenant. `most` is how many bytes a tenant may send
+    in the time that a file is kept without use.
     """
 
-    def __init__(self, hierarchy: Hierarchy, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, hierarchy: Hierarchy, *, most: int = 4096 * MIB, clock: Callable[[], float] = time.time) -> None:
         self._hierarchy = hierarchy
         self._clock = clock
+        self._allowance = Allowance(most, TTL, clock=clock)
         self._noted: OrderedDict[Address, float] = OrderedDict()  # when this process last noted a use
+
+    def admit(self, tenant: str, size: int) -> None:
+        """Ask before anything is done with a file of so many bytes. Raises Overloaded."""
+        if size <= LARGEST_FILE:  # else it will be refused for that
+            self._allowance.take(tenant, size)
 
     async def keep(self, namespace: str, tenant: str, file: Digest, identity: str, content: bytes) -> None:
         """Store a file that shows or plays the media of this identity. Raises Unavailable unless it is durable."""

@@ -132,9 +132,12 @@ class Worker:
         call.add_done_callback(self._ended)
         return call
 
-    async def foresee(self, request: RunRequest) -> ForeseeResponse:
-        """What a run would do, without running it. Raises AioRpcError."""
-        response: ForeseeResponse = await self._stub.Foresee(ForeseeRequest(run=request), timeout=_FORESEE_TIMEOUT)
+    async def foresee(self, request: RunRequest, *, within: float | None = None) -> ForeseeResponse:
+        """What a run would do, without running it; if it would wait for longer, only whether there is a result. Raises
+        AioRpcError.
+        """
+        question = ForeseeRequest(run=request, within=within)
+        response: ForeseeResponse = await self._stub.Foresee(question, timeout=_FORESEE_TIMEOUT)
         return response
 
     async def abandon(self, follower: str) -> None:

@@ -113,12 +113,16 @@ class Engine:
         finally:
             span.end()
 
-    async def foresee(self, plan: Plan) -> ForeseeResponse:
-        """What a run of this plan would reuse and compute, without running it. Raises Refused."""
+    async def foresee(self, plan: Plan, *, within: float | None = None) -> ForeseeResponse:
+        """What a run of this plan would reuse and compute, without running it; if it would wait for more than `within`
+        seconds, only whether there is a result. Raises Refused.
+        """
         meaning = await self._understand(plan)
         key = self._key(plan, meaning)
-        reports, run = await foresee(self.shop, plan, meaning)
-        ticket = Ticket(idle=plan.idle_priority, whose=plan.tenant, seconds=plan.seconds_of(run))
+        ticket = Ticket(idle=plan.idle_priority, whose=plan.tenant)
+        late = within is not None and self.shop.turns.wait_of(ticket) > within
+        reports, run = await foresee(self.shop, plan, meaning, result_only=late)
+        ticket.seconds = None if late else plan.seconds_of(run)
         named = {
             part_name(stage.name, place) if stage.each else stage.name: meaning.addresses[name]
             for stage in plan.stages

@@ -25,14 +25,17 @@ class _Sight:
         self.reasons: dict[str, Reason | None] = {}
 
 
-async def foresee(shop: Workshop, plan: Plan, meaning: Meaning) -> tuple[list[pb.StageReport], Sequence[Stage]]:
+async def foresee(
+    shop: Workshop, plan: Plan, meaning: Meaning, *, result_only: bool = False
+) -> tuple[list[pb.StageReport], Sequence[Stage]]:
     """A report for every stage, as a run of this plan would give it now, and the stages that it would run, each part of
-    a text a stage of its own. Device seconds only of what is reused.
+    a text a stage of its own. Device seconds only of what is reused. With `result_only` nothing else is looked for.
     """
     final = meaning.final
     sight = _Sight()
     if not plan.reuse_nothing:
-        await _look(shop, plan, meaning, sight, [stage for stage in meaning.stages if stage.cached])
+        stages = [stage for stage in meaning.stages if stage.cached and (stage is final or not result_only)]
+        await _look(shop, plan, meaning, sight, stages)
     if final.name in sight.records:
         return [*map(not_needed_report, plan.stages[:-1]), _reused(final, sight)], ()
 

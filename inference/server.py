@@ -96,7 +96,8 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def Foresee(self, request: pb.ForeseeRequest, context: Context) -> pb.ForeseeResponse:
         engine = self._ready()
-        return await engine.foresee(await engine.plan(request.run))
+        within = request.within if request.HasField("within") else None
+        return await engine.foresee(await engine.plan(request.run), within=within)
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> None:  # type: ignore[override]  # see above
         while not self._over:

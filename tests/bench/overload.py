@@ -51,6 +51,7 @@ _GATEWAYS = ("gateway-1", "gateway-2")
 _FLEET = 4  # clients, each with a budget of its own
 _KNOWN = 8  # lines that are cached, asked for beside the load
 _HITS, _CHECKS = 10.0, 2.0  # of them, and of health checks and operators' questions, a second
+_DEMAND = 4  # times what the worker can do, where tiers are emptied
 _EXPONENT = 0.9  # how steeply lines fall (Zipf), where tiers are emptied
 _PEOPLE = ("noisy", "quiet", "op")
 
@@ -247,8 +248,13 @@ async def emptied(fleet: Fleet, servers: Servers, *, rate: float, lines: int, be
     chance = random.Random(3)
     drawn = chance.choices(range(first, first + lines), cum_weights=weights, k=round(4 * rate * (before + after)))
     told, noisy = Recovery(), fleet.clients["noisy"]
-    for line in range(first, first + lines):
-        await noisy[line % _FLEET].animate(request(line))
+    left = iter(range(first, first + lines))
+
+    async def fill(client: Client) -> None:
+        for line in left:
+            await client.animate(request(line))
+
+    await asyncio.gather(*map(fill, noisy))
     asked: list[tuple[float, int, Media | None]] = []
 
     async def ask(number: int) -> None:
@@ -304,14 +310,16 @@ async def measure(
             console.print("a quiet tenant beside a noisy one ...")
             alone, beside, noise = await neighbours(fleet, fresh, capacity, seconds)
             console.print("all tiers are emptied under load ...")
-            recovery = await emptied(fleet, servers, rate=2 * capacity, lines=lines, before=seconds / 2, after=after)
+            recovery = await emptied(
+                fleet, servers, rate=_DEMAND * capacity, lines=lines, before=seconds / 2, after=after
+            )
     return {
         "capacity": capacity,
         "deadline": DEADLINE,
         "levels": [_told_level(each) for each in levels],
         "quiet": {"alone": _told(alone), "beside": _told(beside), "noisy": _told(noise)},
         "emptied": {
-            "rate": 2 * capacity,
+            "rate": _DEMAND * capacity,
             "lines": lines,
             "before": round(recovery.before, 3),
             "at_once": round(recovery.goodput(0, WINDOW), 3),
@@ -359,7 +367,7 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/bench"))
 def main(quick: bool, out: Path) -> None:
     """Ask for more than can be done, and empty all tiers meanwhile."""
-    step_seconds, seconds, lines, after = (0.1, 4.0, 12, 10.0) if quick else (0.1, 20.0, 60, 60.0)
+    step_seconds, seconds, lines, after = (0.1, 4.0, 12, 10.0) if quick else (0.1, 20.0, 200, 60.0)
     console = Console(highlight=False, width=None if Console().is_terminal else 150)
     out.mkdir(parents=True, exist_ok=True)
     data = Path(tempfile.mkdtemp(prefix="reprise-overload-"))

@@ -108,6 +108,16 @@ async def test_only_what_must_run_counts(world: World) -> None:
     )
 
 
+async def test_what_would_come_too_late_is_not_said_to_take_too_long(world: World) -> None:
+    """A short run behind a long line is worth asking for again, whatever a whole one would take."""
+    worker = await world.worker()
+    worker.queue_seconds = 60.0
+    desk = await experienced(world, worker)
+    problem = await problem_of(Follower(desk.client, ask(playback_fps=9), deadline=4.0).task)
+
+    assert ("QUEUE_TOO_LONG", 1) == (problem.reason, worker.foreseen)
+
+
 async def test_what_costs_no_device_is_never_refused(world: World) -> None:
     """A hit, a result that the worker knows by another spelling, and whoever joins, here or at the worker."""
     worker = await world.worker()

@@ -162,7 +162,7 @@ async def test_a_request_by_digest_is_a_use(world: World, remembered: bool) -> N
 
 async def test_a_hit_in_memory_is_a_use(world: World, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that names the file and is answered at hand for hours leaves it there for the next one."""
-    monkeypatch.setattr("gateway.serve.Uploads", lambda hierarchy: shelf.uploads)
+    monkeypatch.setattr("gateway.serve.Uploads", lambda hierarchy, most: shelf.uploads)
     desk = await world.desk(await world.worker())
     uploaded = await desk.client.upload(picture(7))
     await desk.animate(image_digest=uploaded.digest)

@@ -364,7 +364,7 @@ class ScriptedWorker(InferenceServiceServicer):
         try:
             if self.blind is not None:
                 raise self.blind
-            return await _Job(self, request.run).foresee()
+            return await _Job(self, request.run).foresee(request.within if request.HasField("within") else None)
         except Refusal as refusal:
             await _abort(context, refusal)
             raise AssertionError("abort raises") from refusal
@@ -533,10 +533,14 @@ class _Job:
         finally:
             worker.ended.announce()
 
-    async def foresee(self) -> pb.ForeseeResponse:
+    async def foresee(self, within: float | None) -> pb.ForeseeResponse:
         known: dict[str, common.StageReport] = {}
+        turns = self.worker.turns
+        wait = turns.wait_of(self.ticket) if turns is not None else self.worker.queue_seconds
+        late = within is not None and wait > within
         if not self.request.reuse_nothing:
-            names = {address: name for name, address in self.addresses.items()}
+            result = self.description.final.name
+            names = {address: name for name, address in self.addresses.items() if not late or name == result}
             for address, found in (await self.worker.hierarchy.peek_many(list(names))).items():
                 too_old = self.request.HasField("max_age") and found.record is not None
                 if found.record is None or found.tier is None:
@@ -558,12 +562,12 @@ class _Job:
         for stage in self.whole.stages:
             for place, name in enumerate(self._names(stage) if stage.each else ()):
                 where[part_name(stage.name, place)] = name
-        self.ticket.seconds, turns = self.seconds_of(work.run), self.worker.turns
+        self.ticket.seconds = self.seconds_of(work.run) if not late else None
         return pb.ForeseeResponse(
             stages=self._told_reports(),
             addresses={told: str(self.addresses[name]) for told, name in where.items()},
             under_way=self.worker.has(self.key),
-            wait_seconds=turns.wait_of(self.ticket) if turns is not None else self.worker.queue_seconds,
+            wait_seconds=wait,
             run_seconds=self.ticket.seconds or 0.0,
         )
 

@@ -197,6 +197,11 @@ async def test_what_a_run_would_take_and_wait_for_is_foreseen(bench: Bench) -> N
     ]
     unknown = await foresee(bench, seed=3)
 
+    plan, known = await bench.engine.plan(asked(3)), await bench.engine.plan(bench.ask())
+    late, later = [await bench.engine.foresee(plan, within=within) for within in (1.0, 1000.0)]
+    assert (0.0, 12.0, {"RUN"}) == (late.run_seconds, later.run_seconds, set(outcomes(late.stages).values()))
+    assert late.wait_seconds > 1.0
+    assert "REUSED" == outcomes((await bench.engine.foresee(known, within=1.0)).stages)["video"]
     assert 24.0 == bench.engine.status().queue_seconds
     assert [12.0, 12.0, 0.0] == [mine.run_seconds, joined.run_seconds, unknown.run_seconds]
     assert mine.wait_seconds == pytest.approx(24.0, abs=10.0)

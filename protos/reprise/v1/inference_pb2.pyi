@@ -183,10 +183,12 @@ class Finished(_message.Message):
     def __init__(self, record: _Optional[bytes] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.StageReport, _Mapping]]] = ..., canonical_address: _Optional[str] = ..., alias: _Optional[bytes] = ..., joined: _Optional[bool] = ...) -> None: ...
 
 class ForeseeRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "within")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
     run: RunRequest
-    def __init__(self, run: _Optional[_Union[RunRequest, _Mapping]] = ...) -> None: ...
+    within: float
+    def __init__(self, run: _Optional[_Union[RunRequest, _Mapping]] = ..., within: _Optional[float] = ...) -> None: ...
 
 class ForeseeResponse(_message.Message):
     __slots__ = ("stages", "addresses", "under_way", "wait_seconds", "run_seconds")
