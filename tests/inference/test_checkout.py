@@ -200,6 +200,26 @@ def test_what_a_folder_lacks_is_named(speaker: Path) -> None:
         opened(speaker)
 
 
+@pytest.mark.parametrize(
+    ("part", "complaint"),
+    [("flow.flow.CausalMaskedDiffWithDiT", "another way"), ("hifigan.generator.CausalHiFT", "rate")],
+)
+def test_a_cosyvoice_that_sounds_otherwise_is_refused(
+    speaker: Path, part: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is loaded, and not by the first request."""
+    kind = enter().named(f"cosyvoice.{part}{'Generator' if part.endswith('HiFT') else ''}")
+    infer = kind.inference
+
+    def otherwise(self: Any, *, speech_feat: torch.Tensor, finalize: bool) -> Any:
+        samples, source = infer(self, speech_feat=speech_feat, finalize=finalize)
+        return samples.repeat(1, 2), source
+
+    monkeypatch.setattr(kind, "inference", otherwise)
+    with pytest.raises(ValueError, match=complaint):
+        opened(speaker)
+
+
 def test_stored_speakers_are_never_opened(speaker: Path) -> None:
     """What lies in the folder beside what is needed changes nothing."""
     before = opened(speaker).description

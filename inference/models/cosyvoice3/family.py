@@ -69,6 +69,7 @@ def load(source: str, *, name: str, device: str, dtype: str | None = None, check
             f"transformers {transformers.__version__}: it would speak noise. Known to work: {KNOWN_TO_WORK}"
         )
     speaker.llm.to(kind)
+    _try_out(speaker)
     return CosyVoice3(speaker, describe(speaker, name, random_weights=has_random_weights(source)), device)
 
 
@@ -93,6 +94,28 @@ def open_folder(where: Path, code: str | None = None) -> Speaker:
         graphs={name: folder.digest_of(file) for name, file in graphs.items()},
         code=entered.digest,
     )
+
+
+def _try_out(speaker: Speaker) -> None:
+    """Make a moment of sound, so that a CosyVoice that is called otherwise is found now, and what its networks change
+    about themselves at their first use (the type of some weights) is changed before they are described. Raises ValueError.
+    """
+    count, ratio = 4, int(speaker.flow.token_mel_ratio)
+    voice = {
+        "tokens": torch.zeros(count, dtype=torch.int32),
+        "mel": torch.zeros(count * ratio, int(speaker.flow.output_size)),
+        "embedding": torch.zeros(speaker.flow.spk_embed_affine_layer.in_features),
+    }
+    mel = sounding.Mel(speaker.flow, voice, sounding.WHOLE)
+    waveform = sounding.Waveform(speaker.hift, 1.0, sounding.FIRST_CHUNK * ratio)
+    try:
+        for piece in (*mel.feed({"units": torch.zeros(count, dtype=torch.int32)}), *mel.end()):
+            list(waveform.feed(piece))
+        made = sum(len(piece["pcm"]) for piece in waveform.end())
+    except (TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"this CosyVoice makes sound in another way than this adapter knows: {error}") from error
+    if made * int(speaker.flow.input_frame_rate) != count * speaker.sample_rate:
+        raise ValueError(f"this CosyVoice makes {made} samples of {count} tokens, which is another rate than it says")
 
 
 def _frontend(entered: checkout.Checkout, built: folder.Built, graphs: Mapping[str, Path]) -> Any:
