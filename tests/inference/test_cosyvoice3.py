@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from inference.models import small
 from inference.models.base import Artifact, Call, Tensors
 from inference.models.cosyvoice3 import sounding, speaking
 from inference.models.cosyvoice3.family import CosyVoice3, describe
-from inference.models.cosyvoice3.reading import LONGEST_SENTENCE, MOST_SENTENCES
+from inference.models.cosyvoice3.reading import LONGEST_SENTENCE, MOST_SENTENCES, Reading
 from tests.inference.proof import Family, Request, Shelf, as_tensors, base_request, nudge, opened, results, run
 from tests.inference.proof_of_speech import SpeechProof, at_random, beside, fed
 from tests.inference.speech_fixtures import Voice, ask_speech, live_sound, parts
@@ -336,6 +337,22 @@ def test_numbers_are_read_in_the_language_around_them(model: CosyVoice3) -> None
     for text in ("我有7个。", "我有[breath]7[breath]个。", "我有[breath]7。"):
         (said,) = texts(model, text, "on")
         assert "七" in said, said
+
+
+def test_what_reads_numbers_is_known_by_either_name() -> None:
+    """That it is in use is told by a word, or, in versions before, by what is there; another word is refused."""
+    kinds: list[dict[str, Any]] = [
+        {"text_frontend": "wetext"},
+        {"text_frontend": ""},
+        {"use_ttsfrd": True},
+        {"zh_tn_model": object()},
+        {},
+    ]
+    tokenizer = SimpleNamespace(tokenizer=SimpleNamespace(get_added_vocab=dict))
+    read = [Reading(SimpleNamespace(tokenizer=tokenizer, **each)).kind for each in kinds]
+    assert read == ["wetext", "", "ttsfrd", "wetext", ""]
+    with pytest.raises(ValueError, match="read by a person, which is not known"):
+        Reading(SimpleNamespace(tokenizer=tokenizer, text_frontend="a person"))
 
 
 @pytest.mark.parametrize("mark", ["[breath]", "[laughter]", "<strong>", "[AY0]", "[AY1]", "[h]", "[ǎo]", "[B]", "[b]"])

@@ -98,7 +98,9 @@ def open_folder(where: Path, code: str | None = None) -> Speaker:
 
 def _try_out(speaker: Speaker) -> None:
     """Make a moment of sound, so that a CosyVoice that is called otherwise is found now, and what its networks change
-    about themselves at their first use (the type of some weights) is changed before they are described. Raises ValueError.
+    about themselves at their first use (the type of some weights) is changed before they are described.
+
+    Raises ValueError.
     """
     count, ratio = 4, int(speaker.flow.token_mel_ratio)
     voice = {

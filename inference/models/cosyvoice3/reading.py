@@ -35,7 +35,7 @@ class Reading:
     def __init__(self, frontend: Any) -> None:
         self._frontend = frontend  # cosyvoice.cli.frontend.CosyVoiceFrontEnd
         self._tokenizer = frontend.tokenizer
-        self.kind = str(getattr(frontend, "text_frontend", ""))
+        self.kind = _kind_of(frontend)
         if self.kind not in _FRONT_ENDS:
             raise ValueError(f"texts are read by {self.kind}, which is not known")
         added = self._tokenizer.tokenizer.get_added_vocab()
@@ -139,3 +139,12 @@ class Reading:
         if not self._commands.isdisjoint(ids):
             raise InvalidInput(field, "must not have what the model takes for a command")
         return ids
+
+
+def _kind_of(frontend: Any) -> str:
+    """What reads numbers aloud, in the words of today's CosyVoice; versions before it had others."""
+    if hasattr(frontend, "text_frontend"):
+        return str(frontend.text_frontend)
+    if getattr(frontend, "use_ttsfrd", False):
+        return "ttsfrd"
+    return "wetext" if getattr(frontend, "zh_tn_model", None) is not None else ""
