@@ -34,6 +34,7 @@ from cache.news import News
 from cache.settings import CacheSettings, L2Settings, L3Settings, SettingsError, TelemetrySettings, load
 from cache.telemetry import Telemetry, as_metadata
 from gateway.stack.ports import free_port
+from inference.models import small
 from inference.server import SERVICE, InferenceServicer, Server
 from inference.settings import OTHERS, ModelSettings, RetentionSettings, WorkerSection, WorkerSettings
 from inference.status import ErrorInterceptor
@@ -475,6 +476,15 @@ async def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     wanted = settings(tmp_path, (ModelSettings(name="small", source=str(tmp_path / "nothing")),))
     async with telemetry() as own:
         with pytest.raises(SettingsError, match=r"worker\.models: small: "):
+            await open_worker(wanted, own).__aenter__()
+
+
+async def test_a_checkout_that_is_none_is_named(tmp_path: Path) -> None:
+    """A model's own, where its family runs on one, goes before that of the environment."""
+    source = await asyncio.to_thread(small.build, tmp_path / "model", family="cosyvoice3")
+    wanted = settings(tmp_path, (ModelSettings(name="small", source=str(source), checkout=str(tmp_path)),))
+    async with telemetry() as own:
+        with pytest.raises(SettingsError, match=r"worker\.models: small: .* is no checkout of CosyVoice"):
             await open_worker(wanted, own).__aenter__()
 
 
