@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import obstore
@@ -13,10 +13,12 @@ from cache.keys import Key
 from cache.record import Record
 from reprise.v1 import common_pb2 as pb
 from tests.chaos.case import Scene
+from tests.chaos.cases.steps import FAILED
 from tests.chaos.clients import Wish
 from tests.chaos.damage import KINDS, OF_RECORDS, Entry
 from tests.chaos.world import GATEWAYS
 
+_CORRUPT = (pb.LOOKUP_OUTCOME_CORRUPT,)
 _TRIES = 3  # a lookup may be late, and then finds nothing
 
 
@@ -40,7 +42,8 @@ async def judge_planted(
     chance, executed = random.Random("planted"), scene.world.stack.data / "executed"
     records = await records_of(scene, wishes)
     for kind, damage in KINDS.items():
-        planted, left, before = 0, 0, await _corrupt(scene, shelf.tier)
+        planted, left = 0, 0
+        before, late = await _met(scene, shelf.tier, _CORRUPT), await _met(scene, shelf.tier, FAILED)
         for of_records in (True,) if kind in OF_RECORDS else (True, False):
             keys = {wish: records[wish].key if of_records else records[wish].blob for wish in wishes}
             values = {key: await _value(shelf, key) for key in keys.values()}
@@ -58,7 +61,9 @@ async def judge_planted(
                         await scene.callers.ask(wish, GATEWAYS[number % 2], stored=True)
             left += sum([await shelf.get(key) == value for key, value in spoiled.items()])
         scene.sheet.exactly(f"{kind}: of {planted} planted, left", left, 0)
-        scene.sheet.at_least(f"{kind}: counted", await _corrupt(scene, shelf.tier) - before, planted)
+        # What a lookup came too late for may have been written over before another one met it.
+        late = await _met(scene, shelf.tier, FAILED) - late
+        scene.sheet.at_least(f"{kind}: counted", await _met(scene, shelf.tier, _CORRUPT) - before, planted - late)
     scene.sheet.exactly("nothing was executed", not executed.exists(), promised=True)
 
 
@@ -97,8 +102,8 @@ def _other(values: Mapping[Key, bytes], key: Key) -> bytes:
     return next(value for other, value in values.items() if other != key)
 
 
-async def _corrupt(scene: Scene, tier: pb.Tier) -> int:
-    """How often both gateways have met something damaged there."""
+async def _met(scene: Scene, tier: pb.Tier, outcomes: Collection[int]) -> int:
+    """How many lookups of both gateways in this tier ended so."""
     return sum(
         [
             each.count
@@ -106,6 +111,6 @@ async def _corrupt(scene: Scene, tier: pb.Tier) -> int:
             for of_tier in (await scene.world.stats(gateway)).tiers
             if of_tier.tier == tier
             for each in of_tier.lookups
-            if each.outcome == pb.LOOKUP_OUTCOME_CORRUPT
+            if each.outcome in outcomes
         ]
     )

@@ -15,7 +15,7 @@ from tests.chaos.world import GATEWAYS, ONE, TWO, WORKERS
 BOTH_WAYS = ((ONE, TWO), (TWO, ONE))
 _AT_ONCE = 16  # generations that are asked for: a tenant has a share of the line, and no more
 FAILURES = 5  # in a row, after which a breaker opens
-_FAILED = (pb.LOOKUP_OUTCOME_ERROR, pb.LOOKUP_OUTCOME_TIMEOUT)
+FAILED = (pb.LOOKUP_OUTCOME_ERROR, pb.LOOKUP_OUTCOME_TIMEOUT)
 
 
 async def stored(scene: Scene, count: int, *, picture: int = 0) -> list[Wish]:
@@ -59,7 +59,7 @@ async def failed_lookups(scene: Scene, tier: pb.Tier) -> dict[str, int]:
     for gateway in GATEWAYS:
         stats = await scene.world.stats(gateway)
         of_tier = next(each for each in stats.tiers if each.tier == tier)
-        found[gateway] = sum(each.count for each in of_tier.lookups if each.outcome in _FAILED)
+        found[gateway] = sum(each.count for each in of_tier.lookups if each.outcome in FAILED)
     return found
 
 
