@@ -10,11 +10,13 @@ import json
 
 from cache.description import Description
 from cache.digest import Digest
+from cache.encoding import VERSION
 from cache.errors import TierError
 from cache.hierarchy import Hierarchy
 from cache.objects import ObjectsStore
 
 PREFIX = "models/"
+_OURS = PREFIX if VERSION == 1 else f"{PREFIX}{VERSION}/"  # what another version knows of a model is left to it
 _TTL = 30 * 24 * 3600.0  # seconds without a look; for Redis only, the durable tier keeps it
 
 
@@ -31,11 +33,11 @@ class Catalogue:
         content = description.to_bytes()
         if not await self._hierarchy.keep(self._namespace, content, _TTL):
             raise TierError("the description could not be stored")
-        await self._objects.put(PREFIX + description.model, pointer_of(description), _TTL, replace=True)
+        await self._objects.put(_OURS + description.model, pointer_of(description), _TTL, replace=True)
 
     async def active(self, model: str) -> Description | None:
         """The active description of a model; None if there is none that can be read. Raises TierError."""
-        pointer = await self._objects.get(PREFIX + model, _TTL)
+        pointer = await self._objects.get(_OURS + model, _TTL)
         if pointer is None or (digest := pointer_to(pointer)) is None:
             return None
         content, _, _ = await self._hierarchy.read(self._namespace, digest, _TTL)
@@ -46,7 +48,8 @@ class Catalogue:
 
     async def models(self) -> list[str]:
         """Names of all models ever published. Raises TierError."""
-        return sorted(name.removeprefix(PREFIX) for name in await self._objects.names(PREFIX))
+        names = [name.removeprefix(_OURS) for name in await self._objects.names(_OURS)]
+        return sorted(name for name in names if "/" not in name)  # the others are of another version
 
 
 def pointer_of(description: Description) -> bytes:

@@ -13,6 +13,7 @@ from typing import Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cache.digest import Digest
+from cache.encoding import VERSION
 
 Scalar: TypeAlias = bool | int | float | str
 HOUR = 3600.0
@@ -100,7 +101,7 @@ class Stage(_Data):
 class Description(_Data):
     """A model at one revision. Each stage stands after what it needs; the last is the result."""
 
-    schema_version: Literal[1] = 1
+    schema_version: int = Field(default=VERSION, ge=VERSION, le=VERSION)
     model: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # part of object names
     revision: str
     family: str

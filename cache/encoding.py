@@ -17,7 +17,13 @@ from blake3 import blake3
 
 Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping[str, Value] | None"
 
-SCHEMA = "reprise/1"  # part of every hash: a change of meaning of any key bumps it, and no old entry is ever served
+VERSION = 1
+"""Of all that processes leave for others: keys, envelopes, records, descriptions. A change of what any of them means or
+of how it is written bumps it. Being part of every hash it is part of every name, so what another version has left is
+never found, never served and never in the way; and a worker of another version is none to a gateway of this one.
+"""
+SCHEMA = f"reprise/{VERSION}"
+NEIGHBOURS = (VERSION - 1, VERSION + 1)  # versions that run beside this one while one takes the place of the other
 
 
 def encode(value: Value) -> bytes:

@@ -18,15 +18,20 @@ import struct
 
 from blake3 import blake3
 
+from cache.encoding import NEIGHBOURS, VERSION
 from cache.keys import Key
 
 _HEADER = struct.Struct(">4sBcxxQ")
-_MAGIC, _VERSION = b"RPRS", 1
+_MAGIC = b"RPRS"
 OVERHEAD = 48
 
 
 class Damaged(ValueError):
     """These bytes are not what was stored under this name."""
+
+
+class OtherEnvelope(Damaged):
+    """An entry of the version before or after this one, which somebody else may need."""
 
 
 def seal(key: Key, payload: bytes) -> bytes:
@@ -36,6 +41,8 @@ def seal(key: Key, payload: bytes) -> bytes:
 def unseal(key: Key, data: bytes) -> bytes:
     """The payload. Raises Damaged unless it is, bit for bit, what was sealed under this key."""
     if len(data) < OVERHEAD or data[: _HEADER.size] != _header(key, len(data) - OVERHEAD):
+        if data[: len(_MAGIC)] == _MAGIC and len(data) >= OVERHEAD and data[len(_MAGIC)] in NEIGHBOURS:
+            raise OtherEnvelope("of another version")
         raise Damaged("not an entry of this layout, kind and length")
     if _checksum(key, memoryview(data)[OVERHEAD:]) != data[_HEADER.size : OVERHEAD]:
         raise Damaged("the checksum differs")
@@ -43,7 +50,7 @@ def unseal(key: Key, data: bytes) -> bytes:
 
 
 def _header(key: Key, length: int) -> bytes:
-    return _HEADER.pack(_MAGIC, _VERSION, key.kind.encode(), length)
+    return _HEADER.pack(_MAGIC, VERSION, key.kind.encode(), length)
 
 
 def _checksum(key: Key, payload: bytes | memoryview) -> bytes:

@@ -30,16 +30,17 @@ from cache.catalogue import PREFIX as MODELS
 from cache.catalogue import pointer_to
 from cache.description import HOUR
 from cache.digest import Digest
-from cache.envelope import Damaged, unseal
+from cache.envelope import Damaged, OtherEnvelope, unseal
 from cache.errors import TierError
 from cache.keys import Address, Key
 from cache.objects import Entry, ObjectsStore
 from cache.orders import BOOK, Order, needed, order_on
-from cache.record import NotARecord, Record
+from cache.record import NotARecord, OtherRecord, Record
 from cache.sweep import Gone
 
 MARGIN = HOUR  # seconds; far more than any commit takes
 _MARKS = "w/"
+_OTHERS_LIFE = 30 * 24 * HOUR  # seconds; by then no process of the version that wrote it is left
 _MARKS_LIFE = 8 * 24 * HOUR  # seconds; a time that passed is never due again
 _PAGE = 64  # entries read, or removed, at a time
 _LARGEST_RECORD = 1024 * 1024  # bytes; no record comes near it, inlined output and all
@@ -54,7 +55,7 @@ class Why(StrEnum):
 
     EXPIRED = "records past their age"
     BEYOND = "records beyond what a namespace may keep"
-    DAMAGED = "damaged records, and those of another layout"
+    DAMAGED = "damaged records, and those that another version left long ago"
     FORGOTTEN = "blobs that no record names"
     OVER = "orders that are over"
     PASSED = "marks of schedules"
@@ -190,9 +191,18 @@ class _Sweeper:
         except TierError:
             self.swept.unread += 1
             return None
+        except (OtherEnvelope, OtherRecord):
+            return self._judge_others(entry)
         except (Damaged, NotARecord):
             return Why.DAMAGED
         return Why.EXPIRED if record is not None and record.expired(self.clock()) else record
+
+    def _judge_others(self, entry: Entry) -> Why | None:
+        """Of a record of another version: processes of that version may run beside ours, but not for ever."""
+        if entry.modified < self.clock() - _OTHERS_LIFE:
+            return Why.DAMAGED
+        self.swept.unread += 1
+        return None
 
     async def _read(self, entry: Entry) -> Record | None:
         """None if it has gone meanwhile. Raises TierError, and Damaged or NotARecord for what is no record."""

@@ -9,14 +9,18 @@ from typing import Any, Self
 import msgpack
 
 from cache.digest import Digest
+from cache.encoding import NEIGHBOURS, VERSION
 from cache.keys import Address
 
 INLINE_LIMIT = 64 * 1024  # outputs up to this size may travel inside the record, so that a hit costs one round trip
-_SCHEMA = 1
 
 
 class NotARecord(ValueError):
     """These bytes are not a record of this schema."""
+
+
+class OtherRecord(NotARecord):
+    """A record of the version before or after this one, which somebody else may need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Record:
         return bytes(
             msgpack.packb(
                 {
-                    "schema": _SCHEMA,
+                    "schema": VERSION,
                     "address": str(self.address),
                     "model": self.model,
                     "revision": self.revision,
@@ -107,6 +111,8 @@ class Record:
                 canonical=Address.parse(canonical) if canonical else None,
                 **fields,
             )
+        except OtherRecord:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
             raise NotARecord("malformed") from error
         if not _well_typed(record):
@@ -137,8 +143,9 @@ def _well_typed(record: Record) -> bool:
 
 def _fields(data: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = msgpack.unpackb(data)
-    if fields.pop("schema") != _SCHEMA:
-        raise NotARecord("another schema")
+    schema = fields.pop("schema")
+    if schema != VERSION:
+        raise (OtherRecord if schema in NEIGHBOURS else NotARecord)("another schema")
     if not isinstance(fields["tags"], list):
         raise NotARecord("malformed")
     return fields

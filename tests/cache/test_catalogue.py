@@ -92,6 +92,13 @@ async def test_a_description_that_is_gone_is_none(bench: Bench) -> None:
     assert await bench.catalogue.active("small") is None
 
 
+async def test_what_another_version_knows_of_a_model_is_no_model(bench: Bench) -> None:
+    """It says so below a folder of its own, and takes nothing from ours."""
+    await bench.catalogue.publish(_revision("r1"))
+    await bench.objects.put("models/2/other", b"{}", 60.0, replace=True)
+    assert [_revision("r1").model] == await bench.catalogue.models()
+
+
 async def test_a_description_of_another_schema_is_none(bench: Bench) -> None:
     """A description this process does not understand is not acted upon."""
     newer = _revision("r1").model_copy(update={"schema_version": 2})

@@ -18,6 +18,7 @@ from cache.catalogue import Catalogue
 from cache.condition import Condition
 from cache.description import HOUR
 from cache.digest import Digest
+from cache.encoding import VERSION
 from cache.envelope import seal
 from cache.errors import TierError
 from cache.gc import MARGIN, Swept, Why, sweep
@@ -220,6 +221,21 @@ async def test_what_is_no_record_goes(folder: Tiers) -> None:
         await objects.put(name, damaged, 60.0, replace=True)
         swept = await sweep(objects, SECRET, clock=later(), dry_run=True)
         assert {Why.DAMAGED: 1, Why.FORGOTTEN: 1} == entries(swept)
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+async def test_what_a_neighbouring_version_has_left_stays_for_a_month(folder: Tiers, version: int) -> None:
+    """Its processes may run beside ours: its records stay, and the blobs of their namespace. Then they go."""
+    record = await store(folder, "good", LARGE)
+    objects, name = objects_of(folder), str(Key.of_record(record.address))
+    sealed = await objects.get(name, 60.0)
+    assert sealed is not None
+    await objects.put(name, sealed[:4] + bytes([version]) + sealed[5:], 60.0, replace=True)
+    swept = await sweep(objects, SECRET, clock=later(20 * 24 * HOUR))
+    assert ({}, 1) == (entries(swept), swept.unread)
+    assert keys_of(record) <= await names(folder)
+    await sweep(objects, SECRET, clock=later(31 * 24 * HOUR))
+    assert not keys_of(record) & await names(folder)
 
 
 async def test_nothing_enormous_is_read(folder: Tiers) -> None:

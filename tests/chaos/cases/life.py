@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
+import obstore
+
+from gateway.stack import Part
+from gateway.stack.ports import LOOPBACK, free_port
 from reprise.v1 import common_pb2 as pb
 from tests.chaos.case import Scene, case
 from tests.chaos.cases.steps import BOTH_WAYS, Running, everybody, loaded, stored
-from tests.chaos.clients import Heard
+from tests.chaos.clients import Callers, Heard, Oracle
 from tests.chaos.history import fault_of
-from tests.chaos.world import GATEWAYS, OBJECTS, ONE, OURS, REDIS, TWO
+from tests.chaos.world import GATEWAYS, OBJECTS, ONE, OURS, REDIS, TWO, WORKERS, World
+from tests.servers import leashed
 
 _STEPS = 50  # of a generation that is under way while something goes and comes
 
@@ -53,3 +61,101 @@ async def _make_good(scene: Scene, told: Sequence[Heard]) -> None:
     scene.sheet.tell(f"of {len(told)} results, not durable for want of the object store", len(refused))
     for each in refused:
         await scene.callers.ask(each.wish, ONE, stored=True, mode=pb.CachePolicy.MODE_REFRESH)
+
+
+OLDER, NEWER = "gateway-older", "gateway-newer"
+
+
+@case(
+    "L3 versions",
+    fault="a gateway and a worker of another version (the number of all that is stored and told is another one) run "
+    "beside those of this one, on the same stores, and both gateways know all workers",
+    promise="neither takes what the other has left for its own, nor removes it; each has its own workers; no failed "
+    "request, no wrong bytes",
+    share=True,
+)
+async def versions(scene: Scene) -> None:
+    world, callers, sheet, count = scene.world, scene.callers, scene.sheet, scene.size(8, 3)
+    hot = await stored(scene, count)
+    before = await _names(world)
+    async with _beside(world) as doors:
+        # The other version's oracle is its own: it names the same bytes, by other addresses.
+        async with Callers(lambda *names: ",".join(doors[name] for name in names), Oracle()) as others:
+            with scene.during("another version is there"):
+                newer = [await others.ask(wish, NEWER, stored=True) for wish in hot]
+                again = [await others.ask(wish, NEWER) for wish in hot]
+                older = [await others.ask(wish, OLDER) for wish in hot]
+                fresh = await others.all(scene.wishes(count), OLDER, stored=True)
+                one = await callers.all(hot, ONE)
+        first = {each.wish: each.digest for each in callers.log}
+        sheet.exactly("misses of the newer one in what the older one stored", _count(newer, "miss"), count)
+        sheet.exactly("hits of the newer one in what it stored itself", _count(again, "hit"), count)
+        sheet.exactly("hits of the older ones in theirs", _count([*older, *one], "hit"), 2 * count)
+        sheet.exactly("new ones that the older one had made, at workers of its own", _count(fresh, "miss"), count)
+        same = sum(each.digest == first[each.wish] for each in (*newer, *again, *older))
+        sheet.exactly(f"of {3 * count} answers, the same bytes", same, 3 * count)
+        shared = {each.address for each in newer} & {each.address for each in (*older, *one)}
+        sheet.exactly("addresses in common", len(shared), 0)
+        sheet.exactly("entries of the older one, gone", len(before - await _names(world)), 0)
+    scene.judge_answers([*callers.log, *others.log])
+
+
+def _count(heard: Sequence[Heard], outcome: str) -> int:
+    return sum(each.outcome == outcome for each in heard)
+
+
+async def _names(world: World) -> set[str]:
+    return {
+        entry["path"]
+        for prefix in ("r/", "b/", "models/")
+        for page in obstore.list(world.store(), prefix)
+        for entry in page
+    }
+
+
+@asynccontextmanager
+async def _beside(world: World) -> AsyncIterator[dict[str, str]]:
+    """One more gateway of this version, a gateway and a worker of the next one; where the gateways are."""
+    home = free_port()
+    newer = _one_more(world, WORKERS[0], "worker-newer", home, another=True)
+    workers = json.dumps([f"{LOOPBACK}:{home}", *(f"unix:{worker}.sock" for worker in WORKERS)])
+    gateways = [
+        _one_more(world, ONE, name, free_port(), workers=workers, another=name == NEWER) for name in (OLDER, NEWER)
+    ]
+    with leashed(world.stack.data / "beside") as stack:
+        await asyncio.to_thread(stack.up, [newer, *gateways])
+        try:
+            doors = {part.name: part.address for part in gateways}
+            yield doors
+        finally:
+            for part in (*gateways, newer):
+                await asyncio.to_thread(stack.part(part.name).kill)
+            await asyncio.to_thread(stack.down)
+
+
+def _one_more(world: World, like: str, name: str, port: int, *, workers: str = "", another: bool = False) -> Part:
+    """It runs where the one that it is like does, and so has its links."""
+    part = world.parts[like]
+    kind = "GATEWAY" if workers else "WORKER"
+    own = {
+        f"REPRISE_{kind}__NAME": name,
+        f"REPRISE_{kind}__PORT": str(port),
+        "REPRISE_TELEMETRY__METRICS_PORT": "0",
+    }
+    if workers:
+        own |= {"REPRISE_GATEWAY__HTTP_PORT": str(free_port()), "REPRISE_GATEWAY__WORKERS": workers}
+    command = list(part.command)
+    if another:
+        command.insert(command.index("-m") + 1, "tests.chaos.another")
+    log = part.log.with_name(f"{name}.log")
+    environment = {**part.environment, **own}
+    return replace(
+        part,
+        name=name,
+        command=tuple(command),
+        address=f"{LOOPBACK}:{port}",
+        log=log,
+        environment=environment,
+        prepare=(),
+        grace=0.0,
+    )
