@@ -139,7 +139,10 @@ async def _listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(_PATIENCE):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            if address.startswith("unix:"):
+                _, writer = await asyncio.open_unix_connection(address.removeprefix("unix:").removeprefix("//"))
+            else:
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
     except (OSError, TimeoutError, ValueError):
         return False
     writer.close()

@@ -34,6 +34,28 @@ def states(findings: list[Finding]) -> dict[str, str]:
     return {finding.name: finding.state.value for finding in wrong}
 
 
+@asynccontextmanager
+async def relayed(socket: Path, address: str) -> AsyncIterator[None]:
+    """A socket in a folder behind which the server at an address is."""
+    host, _, port = address.rpartition(":")
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        writer.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onward = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pour(reader, onward), pour(there, writer))
+
+    async with await asyncio.start_unix_server(join, socket):
+        yield
+
+
 def only(findings: list[Finding], name: str) -> Finding:
     (finding,) = [finding for finding in findings if finding.name == name]
     return finding
@@ -144,6 +166,16 @@ async def test_workers_that_do_not_serve_are_found(world: World) -> None:
     } == states(findings)
     assert "loading" == only(findings, f"worker {loading.address}").what
     assert {"workers": "warn"} == states(await examine(settings_of(world)))
+
+
+@pytest.mark.parametrize("scheme", ["unix:", "unix://"])
+async def test_a_worker_behind_a_socket_in_a_folder_is_asked_too(world: World, tmp_path: Path, scheme: str) -> None:
+    """Its address is a path; one where no such socket is stands for a worker that is gone."""
+    worker, socket = await world.worker(), tmp_path / "worker.sock"
+    async with relayed(socket, worker.address):
+        addresses = [f"{scheme}{socket}", f"{scheme}{tmp_path}/none.sock"]
+        findings = await examine(settings_of(world, workers=addresses))
+    assert {f"worker {addresses[1]}": "fail"} == states(findings)
 
 
 async def test_workers_of_several_revisions_are_found(world: World) -> None:
