@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,7 +19,7 @@ from tests.chaos.case import Scene, case
 from tests.chaos.cases.steps import BOTH_WAYS, Running, everybody, loaded, stored
 from tests.chaos.clients import Callers, Heard, Oracle
 from tests.chaos.history import fault_of
-from tests.chaos.world import GATEWAYS, OBJECTS, ONE, OURS, REDIS, TWO, WORKERS, World
+from tests.chaos.world import GATEWAYS, OBJECTS, ONE, OURS, REDIS, TWO, WORKERS, World, until
 from tests.servers import leashed
 
 _STEPS = 50  # of a generation that is under way while something goes and comes
@@ -61,6 +63,91 @@ async def _make_good(scene: Scene, told: Sequence[Heard]) -> None:
     scene.sheet.tell(f"of {len(told)} results, not durable for want of the object store", len(refused))
     for each in refused:
         await scene.callers.ask(each.wish, ONE, stored=True, mode=pb.CachePolicy.MODE_REFRESH)
+
+
+@case(
+    "L2 missing",
+    fault="gateways and workers are started while something is not there: the object store, both stores, all workers",
+    promise="they start, serve what can be served, and say what is missing (breaker, statistics, doctor); "
+    "it is used once it is there",
+)
+async def missing(scene: Scene) -> None:
+    world = scene.world
+    hot = await stored(scene, 2)
+    await _without(scene, [OBJECTS], "the object store", {"objects"})
+    await _without(scene, [OBJECTS, REDIS], "both stores", {"objects", "redis"})
+    async with _without_workers(scene):
+        told = [await scene.callers.ask(wish, gateway) for wish in hot for gateway in GATEWAYS]
+        scene.sheet.exactly("all workers: hits of what is stored", _count(told, "hit"), len(told))
+        sick = sum(not worker.healthy for worker in (await world.stats(ONE)).workers)
+        scene.sheet.exactly("all workers: not healthy in the statistics", sick, len(WORKERS))
+        found = {name.partition(" ")[0] for name in await _failing(world)}
+        scene.sheet.exactly("all workers: doctor says it of", ", ".join(sorted(found)), "worker")
+        # Somebody waits for a video that nobody can make, until there is a worker.
+        (wish,) = scene.wishes(1)
+        waiting = Running(scene, wish, ONE, TWO, stored=True)
+    heard = await waiting.task
+    scene.sheet.exactly("all workers: who waited has a result", heard.outcome != "failed", promised=True)
+    scene.judge_answers()
+
+
+@asynccontextmanager
+async def _without_workers(scene: Scene) -> AsyncIterator[None]:
+    """Gateways are started while no worker is there; at the end workers are."""
+    world = scene.world
+    with scene.during("all workers are missing"):
+        for worker in WORKERS:
+            await world.kill(worker)
+        for gateway in GATEWAYS:
+            await world.restart(gateway)
+        yield
+        for worker in WORKERS:
+            await asyncio.to_thread(world.stack.start, worker)
+    await world.all_healthy()
+
+
+async def _without(scene: Scene, servers: Sequence[str], what: str, named: set[str]) -> None:
+    """All of ours are started while these are not there."""
+    world, callers, sheet = scene.world, scene.callers, scene.sheet
+    with scene.during(f"{what} missing"):
+        for server in servers:
+            await world.kill(server)
+        for name in OURS:
+            await world.restart(name)
+        await world.all_healthy()
+        cold = scene.wishes(2)
+        made = [await callers.ask(wish, gateway) for wish, gateway in zip(cold, GATEWAYS, strict=True)]
+        again = [await callers.ask(wish, gateway) for wish, gateway in zip(cold, GATEWAYS, strict=True)]
+        sheet.exactly(f"{what}: results made", _count(made, "failed"), 0)
+        sheet.exactly(f"{what}: hits of them afterwards", _count(again, "hit"), 2)
+        await callers.all(scene.wishes(8), ONE)  # until the breaker is open
+        opened = (await world.metrics(ONE))["reprise_cache_breaker_open", "l3"]
+        sheet.exactly(f"{what}: breaker open, as the metric says", int(opened), 1)
+        found = {name.partition(" ")[0] for name in await _failing(world)}
+        sheet.exactly(f"{what}: doctor says it of", ", ".join(sorted(found)), ", ".join(sorted(named)))
+        for server in servers:
+            await world.start(server)
+
+    async def durable() -> bool:
+        (wish,) = scene.wishes(1)
+        return (await callers.ask(wish, ONE, stored=True)).durable
+
+    sheet.at_most(f"{what}: until results are durable", await until(durable), 20.0, "s")
+    await world.healed()
+
+
+async def _failing(world: World) -> list[str]:
+    """What doctor says is wrong."""
+    part = world.parts[ONE]
+    file = part.command[part.command.index("--config") + 1]
+    asking = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway.cli", "doctor", "--config", file, "--json"),
+        cwd=part.folder,
+        env={**os.environ, **part.environment},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    told, _ = await asking.communicate()
+    return [each["name"] for each in json.loads(told) if each["state"] == "fail"]
 
 
 OLDER, NEWER = "gateway-older", "gateway-newer"
