@@ -126,7 +126,7 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
-_PARTS = "RSIGCHLMN"  # in the order of the matrix
+_PARTS = "RSIGCHLBMN"  # in the order of the matrix
 
 
 def in_order(cases: Iterable[Case]) -> list[Case]:
