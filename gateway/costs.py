@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from statistics import median
 from typing import NamedTuple, TypeAlias
 
@@ -91,11 +90,13 @@ class Costs:
         """What the stages of an earlier request took, if it was for this model and its row says enough."""
         if (row.model, row.revision) != (description.model, description.revision):
             return
-        names = {stage.name for stage in description.stages}
-        if row.fields.keys() >= {parameter.name for parameter in description.parameters}:
-            for stage in names & row.seconds.keys():
-                with suppress(ValueError, TypeError):  # a number that is none: anybody may have written the row
-                    self.learn(description, stage, row.fields, row.seconds[stage], hearsay=True)
+        named = {parameter.name: parameter.kind for parameter in description.parameters}
+        if not row.fields.keys() >= named.keys():
+            return
+        if any(kind in ("int", "float") and isinstance(row.fields[name], str) for name, kind in named.items()):
+            return  # anybody may have written the row
+        for stage in {stage.name for stage in description.stages} & row.seconds.keys():
+            self.learn(description, stage, row.fields, row.seconds[stage], hearsay=True)
 
     def estimate(
         self, description: Description, stage: str, parameters: Mapping[str, Scalar], *, part: bool = False
