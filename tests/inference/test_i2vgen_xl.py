@@ -265,7 +265,7 @@ def test_what_is_no_known_model_is_refused(tmp_path: Path, small_folder: Path) -
     with pytest.raises(ValueError, match="neither a folder nor a hub id"):
         load(str(tmp_path), name="m", device="cpu")
     (tmp_path / "model_index.json").write_text('{"_class_name": "SomePipeline"}')
-    with pytest.raises(ValueError, match="is a SomePipeline; known families are .*I2VGenXLPipeline, "):
+    with pytest.raises(ValueError, match=r"is a SomePipeline; known families are .*I2VGenXLPipeline, "):
         load(str(tmp_path), name="m", device="cpu")
     with pytest.raises(ValueError, match="no floating point type"):
         load(str(small_folder), name="m", device="cpu", dtype="int8")
