@@ -30,7 +30,13 @@ V = TypeVar("V")
 class Flight(Generic[E]):
     """The log of one generation."""
 
-    def __init__(self, on_deserted: Callable[[], None], on_return: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_deserted: Callable[[Flight[E]], None],
+        on_return: Callable[[Flight[E]], None] = lambda flight: None,
+    ) -> None:
+        # Both are told which flight: closures over it would make a ring, and all that was heard would stay in memory
+        # until somebody looks for rings.
         self.events: list[E] = []
         self.followers = 0
         self.goes_on = False  # set by a leader whose work is to be ended even if nobody follows it any more
@@ -54,13 +60,13 @@ class Flight(Generic[E]):
         """Interest in this flight for as long as the block lasts."""
         self.followers += 1
         if self.followers == 1 and not self.ended:
-            self._on_return()
+            self._on_return(self)
         try:
             yield
         finally:
             self.followers -= 1
             if self.followers == 0 and not self.ended:
-                self._on_deserted()
+                self._on_deserted(self)
 
     def wake(self) -> None:
         """Let followers look whether they still want to follow."""
@@ -113,7 +119,7 @@ class Flights(Generic[K, E]):
         """
         if (under_way := self._flights.get(key)) is not None:
             return under_way, False
-        flight: Flight[E] = Flight(lambda: self._deserted(flight), lambda: self._on_change(flight))
+        flight: Flight[E] = Flight(self._deserted, self._on_change)
         self._flights[key] = flight
         task = asyncio.ensure_future(lead(flight))
         self._tasks[flight] = task

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import grpc
 import structlog
@@ -107,7 +107,7 @@ class Forwarder:
         self._media_bytes = 0  # of decoded media on their way to workers
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
-        self._attendances: WeakKeyDictionary[Flight[Step], _Attendance] = WeakKeyDictionary()
+        self._attendances: dict[Flight[Step], _Attendance] = {}
 
     def attend(self, flight: Flight[Step]) -> None:
         """Nobody follows this flight any more, or somebody does again: whoever runs it should know."""
@@ -264,6 +264,8 @@ class Forwarder:
             call.cancel()
             reading.cancel()
             attendance.close()
+            if self._attendances.get(run.flight) is attendance:
+                del self._attendances[run.flight]
             await asyncio.gather(reading, return_exceptions=True)
             span.end()
 

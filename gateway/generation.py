@@ -305,8 +305,9 @@ class Generations:
         self._clock = clock
         self._by_name: dict[str, Generation] = {}
         self._by_flight: dict[Flight[Step], list[Generation]] = {}
-        self._finished: Bounded[Flight[Step], Flight[Step]] = Bounded(
-            max_bytes=max_bytes, on_removal=lambda flight, _value, _cause: self._forget(flight)
+        # By their ids: a key is remembered for some time after its entry has gone, and a flight is all that it heard.
+        self._finished: Bounded[int, Flight[Step]] = Bounded(
+            max_bytes=max_bytes, on_removal=lambda _id, flight, _cause: self._forget(flight)
         )
 
     def __len__(self) -> int:
@@ -318,10 +319,10 @@ class Generations:
 
     def finished(self, flight: Flight[Step]) -> None:
         """The flight has landed: from now on it is kept as long as there is time and room."""
-        if flight in self._finished or flight not in self._by_flight:
+        if id(flight) in self._finished or flight not in self._by_flight:
             return
         now = self._clock()
-        if not self._finished.put(flight, flight, weight=_weight(flight), now=now, ttl=self._linger):
+        if not self._finished.put(id(flight), flight, weight=_weight(flight), now=now, ttl=self._linger):
             self._forget(flight)
         asyncio.get_running_loop().call_later(self._linger + 0.1, self._forget_overdue)
 
@@ -351,7 +352,7 @@ class Generations:
 
     async def let_go(self, bans: Bans) -> Gone:
         """Forget finished generations of what is banned."""
-        return await sweep(self._finished, lambda flight, _: any(bans.forbid(record) for record in _records(flight)))
+        return await sweep(self._finished, lambda _, flight: any(bans.forbid(record) for record in _records(flight)))
 
     def _forget_overdue(self) -> None:
         self._finished.expire(self._clock())

@@ -1,6 +1,8 @@
 """Flight: one generation for any number of callers, whoever comes late and whoever leaves."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -459,3 +461,20 @@ async def test_an_errand_is_done_whoever_leaves() -> None:
     assert [asyncio.CancelledError, LookupError, LookupError] == [
         type(each) for each in await asyncio.gather(first, *others, return_exceptions=True)
     ]
+
+
+async def test_a_flight_that_is_over_is_gone_at_once(flights: Flights[str, int]) -> None:
+    """All that was heard in it leaves memory with its last follower, and waits for no search for rings."""
+    work = Work()
+    flight, _ = flights.join("key", work)
+    with flight.following():
+        work.done.set()
+        assert [0, 1] == [event async for event in flight.follow()]
+    await wait_all_tasks_blocked()
+    left = weakref.ref(flight)
+    gc.disable()
+    try:
+        del flight
+        assert left() is None
+    finally:
+        gc.enable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -341,7 +342,7 @@ async def test_a_finished_generation_is_forgotten_in_time() -> None:
     """It is found for `linger` seconds after its end; one that goes on is found as long as it does."""
     clock = Clock()
     generations = Generations(linger=60.0, max_bytes=1 << 20, clock=clock)
-    flights = [Flight[Any](lambda: None), Flight[Any](lambda: None)]
+    flights = [Flight[Any](lambda flight: None), Flight[Any](lambda flight: None)]
     finished, running = map(generation, flights)
     generations.add(finished)
     generations.add(running)
@@ -363,7 +364,7 @@ async def test_a_finished_generation_is_forgotten_in_time() -> None:
 async def test_finished_generations_are_kept_within_their_bytes() -> None:
     """The oldest make room for younger ones, and one that is larger than the room is not kept at all."""
     generations = Generations(linger=60.0, max_bytes=20_000, clock=Clock())
-    flights = [Flight[Any](lambda: None) for _ in range(4)]
+    flights = [Flight[Any](lambda flight: None) for _ in range(4)]
     known = [generation(flight) for flight in flights]
     for flight, each, size in zip(flights, known, (1000, 1000, 9000, 90_000), strict=True):
         generations.add(each)
@@ -377,6 +378,23 @@ async def test_finished_generations_are_kept_within_their_bytes() -> None:
             found.append(generations.find(each.name, each.principal))
     assert known[1:3] == found
     assert 2 == len(generations)
+
+
+async def test_what_has_to_make_room_leaves_memory_at_once() -> None:
+    """And not when its time would have come: however much is made in that time, it is bounded."""
+    generations = Generations(linger=60.0, max_bytes=20_000, clock=Clock())
+
+    def finish() -> weakref.ref[Flight[Any]]:
+        flight = Flight[Any](lambda flight: None)
+        generations.add(generation(flight))
+        flight.publish(bytes(12_000))
+        flight.end()
+        generations.finished(flight)
+        return weakref.ref(flight)
+
+    first, second = finish(), finish()
+    assert first() is None
+    assert second() is not None
 
 
 # By URL.
