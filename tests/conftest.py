@@ -19,7 +19,7 @@ from gateway.stack.redis import flush
 from tests import servers
 from tests.servers import S3
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there, as workers have it
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is there, as workers have it
 # CosyVoice's code is the user's. Tests run on a stand-in for it, or on what the environment names.
 os.environ.setdefault("REPRISE_COSYVOICE", str(Path(__file__).parent / "inference" / "checkout"))
 
