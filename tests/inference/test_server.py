@@ -582,7 +582,7 @@ def test_threads_that_wait_for_each_other_soon_sleep(tmp_path: Path) -> None:
 
 
 def spins_of(environment: Mapping[str, str], tmp_path: Path) -> int:
-    """How often a thread looks before it sleeps, as OpenMP says of itself in a worker, which ends for want of a model."""
+    """How often a thread looks before it sleeps, as OpenMP says of itself in a worker that ends for want of a model."""
     file = tmp_path / "reprise.yaml"
     cache = {"secret": SECRET.hex(), "l2": {"enabled": False}, "l3": {"enabled": False}}
     file.write_text(yaml.safe_dump({"cache": cache, "worker": {"port": 0, "models": {"none": str(tmp_path / "none")}}}))
