@@ -78,7 +78,7 @@ async def test_a_sweep_beside_a_deployment_loses_nothing_that_lives(world: World
     assert {
         "records past their age": 0,
         "records beyond what a namespace may keep": 0,
-        "damaged records, and those of another layout": 0,
+        "damaged records, and those that another version left long ago": 0,
         "blobs that no record names": 1,
         "orders that are over": 0,
         "marks of schedules": 0,

@@ -218,7 +218,10 @@ async def test_a_broken_stream_heals(stack: Stack, node: str, edge: str, photo: 
 
 
 async def test_what_every_gateway_forgot_is_asked_again(stack: Stack, node: str, edge: str, photo: Path) -> None:
-    """With both gateways killed and back, a fresh request is made again with the seed it was told: one generation."""
+    """With both gateways killed and back, a fresh request is made again with the seed it was told: one generation.
+
+    Whether that joins it or finds it done, which has no name any more, depends on how long the gateways were away.
+    """
     before = await generations(stack)
     slow = {**SLOW, "cachePolicy": {"fresh": True}}
     with javascript(node, edge, *animate(photo, **slow), "--timeout", "90000") as told:
@@ -230,7 +233,6 @@ async def test_what_every_gateway_forgot_is_asked_again(stack: Stack, node: str,
         told.until("sha256")
 
     assert {""} == {line["resumed"] for line in told.all("resumed")} - {told.all("accepted")[0]["accepted"]}
-    assert 2 == len({line["accepted"] for line in told.all("accepted")})
     assert 1 == await generations(stack) - before
 
 
