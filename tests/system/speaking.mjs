@@ -44,6 +44,7 @@ async function act(page) {
   await drop(page, "#voiceDrop", voice);
   await page.waitForFunction(() => document.querySelector("#voiceName").textContent.includes(","));
   seen.voice = await page.locator("#voiceName").textContent();
+  await page.waitForFunction(() => document.querySelector("#voiceReplay").duration > 0);
   seen.replay = await page.evaluate(() => document.querySelector("#voiceReplay").duration);
   await page.click("summary");
   await fill(page, { text: [LINE, LAMP, LAUGH].join(" "), seed: "1" });
@@ -95,6 +96,7 @@ async function act(page) {
   seen.ogg = await answer(page);
   await page.waitForFunction(() => document.querySelector("#speech").currentTime > 0.05); // it plays by itself
   await page.click('a[href="#animate"]');
+  await page.waitForFunction(() => document.querySelector('[data-mode="animate"]:not([hidden])'));
   seen.modes = await page
     .locator("[data-mode]:not([hidden])")
     .evaluateAll((parts) => parts.map((each) => each.dataset.mode));
