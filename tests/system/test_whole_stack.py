@@ -124,7 +124,7 @@ async def test_a_video_is_had_by_url(client: Client, photo: Path) -> None:
 
 async def test_two_spellings_with_one_meaning_are_one_result(client: Client, photo: Path) -> None:
     """A prompt that differs in letters the model does not tell apart costs no second generation."""
-    first = await client.animate(request(photo, seed=6, prompt="a dog runs"))
+    first = await durable(client, await client.animate(request(photo, seed=6, prompt="a dog runs")))
     second = await client.animate(request(photo, seed=6, prompt="A  Dog RUNS"))
 
     assert pb.OUTCOME_HIT == second.report.outcome
@@ -239,7 +239,7 @@ async def test_an_upload_is_named_by_its_digest(client: Client, photo: Path) -> 
     """A picture that was uploaded once need not be sent again, and is the same picture."""
     uploaded = await client.upload(request(photo).image)
     by_digest = AnimateImageRequest(image_digest=uploaded.digest, prompt="a cat walks", seed=12, **SMALL)
-    first = await client.animate(by_digest)
+    first = await durable(client, await client.animate(by_digest))
     again = await client.animate(request(photo, seed=12))
 
     assert pb.OUTCOME_HIT == again.report.outcome
