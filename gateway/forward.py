@@ -486,7 +486,8 @@ async def _verified(finished: Finished, data: bytes, address: Address) -> _Artif
 def _completed(
     artifact: _Artifact, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
 ) -> Completed:
-    reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
+    own = replace(artifact.own, pending=True)
+    reply = Reply.of(own, artifact.data, random_weights=plan.description.random_weights)
     _name_tiers(finished.stages, records)
     stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
     return Completed(reply, stages, finished.joined, plan.stand_ins)

@@ -219,7 +219,7 @@ class Resolver:
         found = await self._hierarchy.fetch(plan.address, plan.description.final.ttl, max_age=plan.policy.max_age)
         if found.record is None or found.data is None:
             return found, None
-        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
+        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights)
         self._hold(reply)
         return found, reply
 
@@ -282,6 +282,8 @@ class Resolver:
             span.end()
         self._answered(plan.namespaces[Scope.TENANT], visit, answer)
         self._history.hit(plan)
+        if not reply.durable:
+            self._heal(plan, reply)
         if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
             result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
             return reply.messages(result.SerializeToString(), live=plan.live, chunks=False)
@@ -368,9 +370,20 @@ class Resolver:
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
-                held = self._memory.peek(Key.of_wire(reply.record.address))  # nobody asks for it
-                if stored.state == Stored.STATE_DURABLE and held is not None and _are_same(held, reply):
-                    self._hold(replace(held, durable=True))
+                if stored.state == Stored.STATE_DURABLE:
+                    self._settled(reply)
+
+    def _heal(self, plan: Plan, reply: Reply) -> None:
+        """It lies in Redis or here alone, unless it is on its way: the object store is to have it as well."""
+        if self._flights.get(_flight_key(plan)) is not None:
+            return
+        if (healing := self._hierarchy.heal(reply.record, lambda: reply.data)) is not None:
+            healing.add_done_callback(lambda durable: self._settled(reply) if durable.result() else None)
+
+    def _settled(self, reply: Reply) -> None:
+        held: Reply | None = self._memory.peek(Key.of_wire(reply.record.address))  # nobody asks for it
+        if held is not None and _are_same(held, reply):
+            self._hold(held.settled())
 
     def _completed(self, generation: Generation, done: Completed) -> Answer:
         plan = generation.plan

@@ -227,6 +227,8 @@ class Inputs:
         if data is None or tier is None:
             self._lose(stage, for_good=proves_absence(lookups))
             return None
+        if record.pending:
+            self._shop.hierarchy.heal(record, lambda: data)
         if stage.name not in self._near or self.tiers.get(stage.name) is TierName.POOL:
             self.tiers[stage.name] = tier  # where it was first read from: later it is in host memory in any case
         return data
