@@ -375,7 +375,7 @@ class Resolver:
 
     def _heal(self, plan: Plan, reply: Reply) -> None:
         """It lies in Redis or here alone, unless it is on its way: the object store is to have it as well."""
-        if self._flights.get(_flight_key(plan)) is not None:
+        if not plan.description.final.cached or self._flights.get(_flight_key(plan)) is not None:
             return
         if (healing := self._hierarchy.heal(reply.record, lambda: reply.data)) is not None:
             healing.add_done_callback(lambda durable: self._settled(reply) if durable.result() else None)

@@ -22,7 +22,7 @@ from reprise.v1.inference_pb2 import Finished, RunRequest, StatusResponse
 from tests import servers
 from tests.gateway import worker as scripted
 from tests.gateway.worker import Refusal, family
-from tests.gateway.world import World, ask, kinds, open_world, outcome, picture, problem_of
+from tests.gateway.world import World, ask, eventually, kinds, open_world, outcome, picture, problem_of
 
 CANARY = "secret words"
 
@@ -372,6 +372,43 @@ async def test_without_the_object_store_requests_are_served(
         assert "hit from L1" == outcome(await other.animate("a dog"))
         worker.hold("stored")
         await asyncio.to_thread(objects.resume)
+
+
+@pytest.mark.parametrize("again", ["a new reader", "who made it"])
+async def test_what_the_object_store_did_not_take_is_told_as_such_and_stored_once_it_is_back(
+    redis_url: str, breakable_objects: Stack, again: str
+) -> None:
+    """A hit does not call durable what Redis or memory alone has; the next one has it stored, once, and then says so."""
+    async with open_world(redis_url, servers.bucket(breakable_objects)) as world:
+        worker = await world.worker()
+        maker, reader = await world.desk(worker), await world.desk(worker)
+        await asyncio.to_thread(breakable_objects.part("objects").kill)
+        made = await maker.animate()
+        assert "not_stored" == await maker.stored(made)
+        desk = reader if again == "a new reader" else maker
+        first = "hit from L2" if again == "a new reader" else "hit from L1"
+        for expected in (first, "hit from L1"):
+            hit = await desk.animate()
+            assert (expected, "pending", made.data) == (outcome(hit), await desk.stored(hit), hit.data)
+
+        await asyncio.to_thread(breakable_objects.restart, "objects")
+
+        async def told() -> str:
+            return await desk.stored(await desk.animate())
+
+        assert "durable" == await eventually(told, wanted=lambda state: state != "pending")
+        assert ["durable"] * 2 == [await told() for _ in range(2)]
+        assert (1, 0) == (
+            await desk.metric("reprise_write_behind", what="healed"),
+            await desk.metric("reprise_write_behind", what="failed"),
+        )
+        young = await world.desk(worker)
+        hit = await young.animate()
+        assert ("hit from L2", "durable") == (outcome(hit), await young.stored(hit))
+        cold = await world.desk(worker, cache=world.only("l3"))
+        hit = await cold.animate()
+        assert ("hit from L3", "durable", made.data) == (outcome(hit), await cold.stored(hit), hit.data)
+        assert 1 == worker.generations
 
 
 async def test_settings_of_a_test_are_as_strict_as_the_defaults(redis_url: str, tmp_path: Path) -> None:

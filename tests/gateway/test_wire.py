@@ -117,8 +117,7 @@ def test_fields_are_merged_as_protobuf_does() -> None:
 def test_an_inlined_output_counts_too() -> None:
     """A reply weighs what it holds: its chunks, and the copy of a small output inside its record."""
     lean, inlined = (
-        Reply.of(record_of(b"1234", inline=inline), b"1234", random_weights=False)
-        for inline in (False, True)
+        Reply.of(record_of(b"1234", inline=inline), b"1234", random_weights=False) for inline in (False, True)
     )
     assert 4 == inlined.weight - lean.weight
 
