@@ -326,7 +326,7 @@ class Resolver:
                 interest.callback(self._generations.finished, flight)
 
                 def fill(done: Completed) -> None:
-                    self._fill(plan, done)
+                    self._fill(done)
                     interest.enter_context(flight.following())  # until it is stored, whoever else is there
 
                 await self._forwarder.lead(flight, plan, generate, fill)
@@ -360,7 +360,8 @@ class Resolver:
         self._generations.add(generation)
         return generation
 
-    def _fill(self, plan: Plan, done: Completed) -> None:
+    def _fill(self, done: Completed) -> None:
+        plan = done.plan
         if plan.policy.store:
             self._hold(done.reply)
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
@@ -386,7 +387,7 @@ class Resolver:
             self._hold(held.settled())
 
     def _completed(self, generation: Generation, done: Completed) -> Answer:
-        plan = generation.plan
+        plan = generation.plan.as_made(done.plan)
         final = done.stages[-1] if done.stages else pb.StageReport()
         if all(stage.outcome != pb.STAGE_OUTCOME_RUN for stage in done.stages):
             outcome = Outcome.HIT  # the worker knew the result by another spelling, or was faster than our lookup
@@ -414,7 +415,7 @@ class Resolver:
             tier,
             reason=reason,
             nearest=nearest,
-            stand_ins=done.stand_ins,
+            stand_ins=done.plan.stand_ins,
             folded=plan.folded,
             first_audio=generation.first_audio,
         )
