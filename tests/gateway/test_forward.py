@@ -240,9 +240,10 @@ async def test_a_request_whose_model_changed_meanwhile_is_planned_anew(world: Wo
     desk = await world.desk(worker)
     gate = worker.hold("refuse")
     worker.refusals = [scripted.PLAN_DIFFERS]
-    followers = [desk.follow(seed=7), desk.follow(seed=7)]
-    await asyncio.gather(*(follower.seen("accepted") for follower in followers))
+    followers = [desk.follow(seed=7)]
     await gate.reached.wait()
+    followers.append(desk.follow(seed=7))
+    await followers[1].seen("accepted")
     worker.descriptions = {"small": changed()}
     worker.costs = {**scripted.COSTS, "finish": 0.5}
     gate.open()
