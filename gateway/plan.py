@@ -219,7 +219,7 @@ class Plan:
 
     def as_made(self, made: Plan) -> Plan:
         """This caller's plan once the model has changed, and all who share the generation were planned anew."""
-        if made.description is self.description:
+        if made.description == self.description:
             return self
         return self.anew(made.description, made.parameters, made.folded)
 
