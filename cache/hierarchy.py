@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cache.bans import Bans
 from cache.digest import Digest
@@ -21,6 +22,8 @@ from cache.write_behind import Write, WriteBehind
 
 _NEGATIVE_SECONDS = 1.0  # for how long a stage that no tier had is not asked for again
 _NEGATIVE_ENTRIES = 10_000
+_HEALED_AT_ONCE = 64  # entries at most
+_HEALING_RESTS = 1.0  # seconds after the durable tier took none
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Hierarchy:
         self._bans = bans if bans is not None else Bans()
         self._clock = clock
         self._absent: dict[Address, float] = {}
+        self._healing: set[Address] = set()
+        self._next_healing = float("-inf")
 
     async def fetch(self, address: Address, ttl: float, *, max_age: float | None = None) -> Found:
         """The output at an address: its record and its bytes, from the first tiers that have them."""
@@ -140,7 +145,7 @@ class Hierarchy:
             refused: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             refused.set_result(False)
             return refused
-        writes = [_index(entry, replace=replace) for entry in (record, *aliases)]
+        writes = [_index(entry.settled(), replace=replace) for entry in (record, *aliases)]
         if record.output.inline is None:
             writes.insert(0, _blob(record, data))
         await _remember(writes, self.tiers)
@@ -159,9 +164,34 @@ class Hierarchy:
         if not record.worth_touching(now):
             return record
         touched = record.touched(now)
-        write = _index(touched, renews=True)
-        self._writer.offer([write], [tier for tier in self.tiers if not tier.local])
+        shared = [tier for tier in self.tiers if not tier.local]
+        self._writer.offer([_index(touched, renews=True)], shared[:-1] if record.pending else shared)
         return touched
+
+    def heal(self, record: Record, read: Callable[[], bytes]) -> asyncio.Future[bool] | None:
+        """Have the durable tier written to again, whose writes of this entry were given up or are not known of.
+
+        Nobody waits for it: a few at a time, each once, and none while that tier refuses them. The future says whether
+        it is durable; None if nothing was begun. `read` gives the output.
+        """
+        if not self.tiers or record.address in self._healing or len(self._healing) >= _HEALED_AT_ONCE:
+            return None
+        if self._clock() < self._next_healing:
+            return None
+        record = record.settled()
+        writes = [_index(record, again=True)]
+        if record.output.inline is None:
+            writes.insert(0, _blob(record, read()))
+        durable = self._writer.offer_again(writes)
+        if durable is not None:
+            self._healing.add(record.address)
+            durable.add_done_callback(partial(self._healed, record.address))
+        return durable
+
+    def _healed(self, address: Address, durable: asyncio.Future[bool]) -> None:
+        self._healing.discard(address)
+        if durable.cancelled() or not durable.result():
+            self._next_healing = self._clock() + _HEALING_RESTS
 
     async def _find(self, address: Address, ttl: float) -> tuple[Record | None, list[Lookup], int]:
         lookups: list[Lookup] = []
@@ -222,9 +252,15 @@ class Hierarchy:
             await _delete(tier, Key.of_record(address))
 
 
-def _index(record: Record, *, replace: bool = False, renews: bool = False) -> Write:
+def _index(record: Record, *, replace: bool = False, renews: bool = False, again: bool = False) -> Write:
     return Write(
-        Key.of_record(record.address), record.to_bytes(), record.ttl, replace, renews, record.total_device_seconds
+        Key.of_record(record.address),
+        record.to_bytes(),
+        record.ttl,
+        replace=replace,
+        renews=renews,
+        again=again,
+        cost=record.total_device_seconds,
     )
 
 

@@ -60,6 +60,7 @@ class CacheMetrics:
             "written": lambda: counts.written,
             "failed": lambda: counts.failed,
             "dropped": lambda: counts.dropped,
+            "healed": lambda: counts.healed,
         }
         for what, reading in readings.items():
             self.write_behind.labels(what).set_function(reading)

@@ -52,6 +52,7 @@ class Record:
     tags: tuple[str, ...] = ()
     execution: dict[str, str] = field(default_factory=dict)  # versions, device, threads: recorded, not keyed
     canonical: Address | None = None  # set in an alias: the address this record has in canonical terms
+    pending: bool = False  # the durable tier may not have it; never said there
 
     def expired(self, now: float) -> bool:
         return now >= min(self.expires_at, self.touched_at + self.ttl)
@@ -63,11 +64,16 @@ class Record:
     def touched(self, now: float) -> Record:
         return replace(self, touched_at=now)
 
+    def settled(self) -> Record:
+        """This record as the durable tier has it."""
+        return replace(self, pending=False) if self.pending else self
+
     def alias(self, address: Address) -> Record:
         """This record as found under the address of the request as it was written."""
         return self if address == self.address else replace(self, address=address, canonical=self.address)
 
     def to_bytes(self) -> bytes:
+        said = {"pending": True} if self.pending else {}
         return bytes(
             msgpack.packb(
                 {
@@ -93,6 +99,7 @@ class Record:
                     "tags": list(self.tags),
                     "execution": self.execution,
                     "canonical": str(self.canonical) if self.canonical else None,
+                    **said,
                 }
             )
         )
@@ -138,6 +145,7 @@ def _well_typed(record: Record) -> bool:
         and type(output.digest.size) is int
         and output.digest.size >= 0
         and isinstance(output.inline, bytes | None)
+        and type(record.pending) is bool
     )
 
 

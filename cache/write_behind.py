@@ -3,6 +3,9 @@
 A batch is written in an order in which no reader can meet an index before its blob: blobs, then records. Results are
 never dropped: `submit` waits for room, which delays the reply. Promotions are: `offer` gives up when there is none.
 The last tier is the durable one; it is retried. The others are caches and get one try.
+
+While the durable tier has not said that it has a record, the others' copies say so (`Record.pending`): who reads one
+there knows that it may be nowhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -29,6 +32,7 @@ _log = structlog.get_logger(__name__)
 class Write:
     """One entry to be stored. Records are create-only unless `replace` is set: the first commit wins. `renews` is for a
     record that should be there already: it makes it younger, and never brings one back that was replaced or removed.
+    `again` is for what the durable tier may have given up: faster tiers have it, and an older one there gives way.
     """
 
     key: Key
@@ -36,6 +40,7 @@ class Write:
     ttl: float
     replace: bool = False
     renews: bool = False
+    again: bool = False
     cost: float = 0.0  # device seconds it saves whoever finds it
 
     @property
@@ -48,6 +53,7 @@ class Counts:
     written: int = 0
     failed: int = 0
     dropped: int = 0
+    healed: int = 0  # records that the durable tier has after all
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,15 @@ class _Batch:
     @property
     def bytes(self) -> int:
         return sum(len(write.payload) for write in self.writes)
+
+    @property
+    def again(self) -> bool:
+        return any(write.again for write in self.writes)
+
+    @property
+    def records(self) -> list[Write]:
+        """That are stored, not made younger."""
+        return [write for write in self.writes if write.is_index and not write.renews]
 
     def fits(self, tier: Tier) -> bool:
         return all(tier.holds(len(write.payload)) for write in self.writes)
@@ -120,12 +135,19 @@ class WriteBehind:
 
     def offer(self, writes: Sequence[Write], tiers: Sequence[Tier]) -> bool:
         """Queue a promotion to these tiers if there is room now, and no result is waiting for it."""
-        batch = self._batch(writes, tiers)
+        return self._offer(self._batch(writes, tiers))
+
+    def _offer(self, batch: _Batch) -> bool:
         if self._turn.locked() or not self._has_room(batch):
-            self.counts.dropped += len(writes)
+            self.counts.dropped += len(batch.writes)
             return False
         self._enqueue(batch)
         return True
+
+    def offer_again(self, writes: Sequence[Write]) -> asyncio.Future[bool] | None:
+        """Queue for the durable tier what the others have already, for one try, if there is room now (see `offer`)."""
+        batch = self._batch(writes, self._tiers)
+        return batch.durable if self._offer(batch) else None
 
     async def drain(self, patience: float) -> bool:
         """Wait until everything accepted is written or given up. False if that took longer than `patience` seconds."""
@@ -170,7 +192,9 @@ class WriteBehind:
     def _settle(self, batch: _Batch, *, durable: bool) -> None:
         self.bytes -= batch.bytes
         self.entries -= len(batch.writes)
-        if durable:
+        if batch.again:
+            self.counts.healed += len(batch.records) if durable else 0  # what was given up is counted once
+        elif durable:
             self.counts.written += len(batch.writes)
         else:
             self.counts.failed += len(batch.writes)
@@ -184,16 +208,20 @@ class WriteBehind:
         *fast, last = batch.tiers
         # A tier that holds every blob of the batch needs nobody; one that does not must not show a record before the
         # durable tier has the blob.
-        complete = [tier for tier in fast if batch.fits(tier)]
-        if last is self._tiers[-1] and not batch.fits(last):
-            await asyncio.gather(*(self._store(tier, batch.writes) for tier in complete))
+        complete = [] if batch.again else [tier for tier in fast if batch.fits(tier)]
+        durably = last is self._tiers[-1]
+        early = [_pending(write) for write in batch.writes] if durably else batch.writes
+        if durably and not batch.fits(last):
+            await asyncio.gather(*(self._store(tier, early) for tier in complete))
             return False  # switched off, say
-        store_last = self._store_durably if last is self._tiers[-1] else self._store
+        store_last = self._store_durably if durably and not batch.again else self._store
         durable, *_ = await asyncio.gather(
-            store_last(last, batch.writes), *(self._store(tier, batch.writes) for tier in complete)
+            store_last(last, batch.writes), *(self._store(tier, early) for tier in complete)
         )
         if durable:
-            await asyncio.gather(*(self._store(tier, batch.writes) for tier in fast if tier not in complete))
+            settled = [replace(write, renews=True) for write in batch.records]
+            have = fast if batch.again else complete
+            await asyncio.gather(*(self._store(tier, settled if tier in have else batch.writes) for tier in fast))
         return durable
 
     async def _store_durably(self, tier: Tier, writes: Sequence[Write]) -> bool:
@@ -219,9 +247,9 @@ class WriteBehind:
             return
         # A blob is the same whoever writes it. Written again it is young again, and no sweep takes it for forgotten
         # while the record that names it is on its way.
-        replace = write.replace or not write.is_index
-        created = await tier.put(write.key, write.payload, write.ttl, replace=replace)
-        if not created and write.is_index and not await self._is_live(tier, write):
+        anyhow = write.replace or not write.is_index
+        created = await tier.put(write.key, write.payload, write.ttl, replace=anyhow)
+        if not created and write.is_index and not await self._stays(tier, write):
             await tier.put(write.key, write.payload, write.ttl, replace=True)
 
     def _is_banned(self, batch: _Batch) -> bool:
@@ -237,11 +265,12 @@ class WriteBehind:
             return False
 
     async def _renew(self, tier: Tier, write: Write) -> None:
-        there = (await tier.get(write.key, write.ttl)).value
+        there = (await tier.get(write.key, None)).value  # nobody's lookup: not to be counted
         if there is not None and _same(there, write.payload):
             await tier.put(write.key, write.payload, write.ttl, replace=True)
 
-    async def _is_live(self, tier: Tier, write: Write) -> bool:
+    async def _stays(self, tier: Tier, write: Write) -> bool:
+        """Whether the record that is there is one to keep."""
         lookup = await tier.get(write.key, write.ttl)
         if lookup.outcome in FAULTS:
             raise TierError(f"{lookup.outcome} when asked for the record it has")  # a live one must not be replaced
@@ -251,7 +280,20 @@ class WriteBehind:
             record = Record.from_bytes(lookup.value)
         except NotARecord:
             return False
-        return not (record.expired(self._clock()) or self._bans.forbid(record))
+        if record.expired(self._clock()) or self._bans.forbid(record):
+            return False
+        return not (write.again and record.made_at < Record.from_bytes(write.payload).made_at)
+
+
+def _pending(write: Write) -> Write:
+    """What is shown of a record as long as it may be nowhere else."""
+    if not write.is_index or write.renews:
+        return write
+    try:
+        record = Record.from_bytes(write.payload)
+    except NotARecord:
+        return write
+    return replace(write, payload=replace(record, pending=True).to_bytes())
 
 
 def _same(one: bytes, other: bytes) -> bool:

@@ -53,7 +53,7 @@ _UNAVAILABLE: dict[UnavailableReason, str] = {
     "NO_WORKER": "not cached, and no worker that serves this model can be reached",
     "NEVER_DESCRIBED": "no worker has described this model yet",
     "STORE_UNREACHABLE": "the store cannot be reached",
-    "WORKER_CHANGED": "the worker changed to another revision of the model meanwhile",
+    "WORKER_CHANGED": "the model changed at its workers while this was planned: ask again",
     "SOUND_CHANGED": "what was heard is not what was made in the end: ask again, and hear it from its beginning",
     "GATEWAY_LEAVING": "this gateway ends: ask again, another one answers",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from weakref import WeakSet
@@ -14,7 +14,7 @@ import grpc
 import structlog
 from opentelemetry.trace import Span, StatusCode
 
-from cache.description import Scalar
+from cache.description import Description, Scalar
 from cache.digest import Digest
 from cache.flight import Flight
 from cache.hierarchy import Found, Hierarchy
@@ -38,6 +38,7 @@ from reprise.v1.inference_pb2 import Elsewhere, Finished, ForeseeResponse, RunRe
 from reprise.v1.media_pb2 import GenerationEvent, Stored
 
 _NO_WORKER_RETRY = 2.0  # seconds
+_PLANNED_ANEW = 2  # times at most that a generation is
 _log = structlog.get_logger(__name__)
 
 
@@ -52,6 +53,10 @@ class _Artifact:
 
 class _NearGone(Exception):
     """The encodings of a near-duplicate that a plan counts on are not there any more."""
+
+
+class _ModelChanged(Exception):
+    """No worker serves a plan's model as it was when the plan was made."""
 
 
 @dataclass(slots=True)
@@ -93,6 +98,7 @@ class Forwarder:
         fleet: Fleet,
         costs: Costs,
         tracing: Tracing,
+        plan_anew: Callable[[Plan], Awaitable[Plan]],
         *,
         patience: float,
         max_media_bytes: int,
@@ -102,6 +108,7 @@ class Forwarder:
         self._fleet = fleet
         self._costs = costs
         self._tracing = tracing
+        self._plan_anew = plan_anew
         self._patience = patience
         self._max_media_bytes = max_media_bytes
         self._media_bytes = 0  # of decoded media on their way to workers
@@ -126,20 +133,26 @@ class Forwarder:
 
         def completed(done: Completed) -> None:
             made = [stage.stage for stage in done.stages if stage.outcome == pb.STAGE_OUTCOME_RUN]
-            self._hierarchy.expect(plan.addresses[name] for name in made if name in plan.addresses)
+            self._hierarchy.expect(done.plan.addresses[name] for name in made if name in done.plan.addresses)
             fill(done)
 
         try:
             records, reasons, lookups = await known_encodings(self._hierarchy, plan, self._clock())
             flight.publish(Planned(expected_stages(plan, records), reasons, lookups))
             run = _Run(flight, plan, records, span, completed, with_media=_reads_media(plan, records))
-            try:
-                artifact = await self._run_somewhere(run)
-            except _NearGone:
-                plan = plan.with_stand_ins({})
+            changes = 0
+            while True:
+                try:
+                    artifact = await self._run_somewhere(run)
+                    break
+                except _NearGone:
+                    plan = plan.with_stand_ins({})
+                except _ModelChanged:
+                    if (changes := changes + 1) > _PLANNED_ANEW:
+                        raise Unavailable("WORKER_CHANGED") from None
+                    plan = await self._plan_anew(plan)
                 records, *_ = await known_encodings(self._hierarchy, plan, self._clock())
                 run = replace(run, plan=plan, records=records, with_media=_reads_media(plan, records))
-                artifact = await self._run_somewhere(run)
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
                 flight.publish(Settled(await self._store(artifact, plan)))
@@ -174,10 +187,13 @@ class Forwarder:
         if any(set(stage.media) & borrowed and stage.name not in run.records for stage in run.plan.stages):
             raise _NearGone
         failed: list[Worker] = []
+        changed = False
         description = run.plan.description
         while True:
             home = self._fleet.home(description.model, description.revision, run.plan.affinity, without=failed)
             if home is None:
+                if changed:
+                    raise _ModelChanged
                 raise Unavailable("NO_WORKER", retry_after=_NO_WORKER_RETRY)
             try:
                 with self._room_for_media(run):
@@ -191,6 +207,10 @@ class Forwarder:
                     run.with_media = True
                 elif reason == "NEAR_GONE" and run.plan.stand_ins:
                     raise _NearGone from None
+                elif reason == "PLAN_DIFFERS" and await _has_changed(home, description):
+                    _log.info("worker changed, trying another", worker=home.address)
+                    changed = True
+                    failed.append(home)
                 elif error.code() is grpc.StatusCode.UNAVAILABLE:
                     _log.warning("worker lost, trying another", worker=home.address)
                     failed.append(home)
@@ -414,6 +434,11 @@ def _reads_media(plan: Plan, records: Mapping[str, object]) -> bool:
     return any(stage.media and stage.name not in records for stage in plan.stages)
 
 
+async def _has_changed(worker: Worker, since: Description) -> bool:
+    await worker.describe()
+    return worker.descriptions.get(since.model) != since
+
+
 def _another_may(error: grpc.aio.AioRpcError) -> bool:
     """Whether a worker's refusal is about itself and not about the run."""
     problem = explain_error(error)
@@ -486,10 +511,11 @@ async def _verified(finished: Finished, data: bytes, address: Address) -> _Artif
 def _completed(
     artifact: _Artifact, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
 ) -> Completed:
-    reply = Reply.of(artifact.own, artifact.data, random_weights=plan.description.random_weights, durable=False)
+    own = replace(artifact.own, pending=True)
+    reply = Reply.of(own, artifact.data, random_weights=plan.description.random_weights)
     _name_tiers(finished.stages, records)
     stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
-    return Completed(reply, stages, finished.joined, plan.stand_ins)
+    return Completed(reply, stages, finished.joined, plan.without_media())
 
 
 def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Record, TierName]]) -> None:

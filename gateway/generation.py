@@ -30,7 +30,7 @@ from gateway.answer import Answer
 from gateway.errors import Cancelled, NotFound, Unavailable
 from gateway.history import Past
 from gateway.links import Url
-from gateway.plan import Plan, StandIn
+from gateway.plan import Plan
 from gateway.reasons import Seen
 from gateway.wire import Reply, event_response, samples_event, sound_event
 from reprise.v1.common_pb2 import Digest, StageReport
@@ -81,7 +81,7 @@ class Completed:
     reply: Reply
     stages: Sequence[StageReport]
     joined: bool  # another gateway had begun it
-    stand_ins: Mapping[str, StandIn]  # by medium: what it rests on, which may be less than was planned
+    plan: Plan  # as it ran, without media: it may rest on fewer near-duplicates than was planned, or on a newer model
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from gateway.errors import InvalidField, NotFound, Unavailable
 from gateway.workers import Fleet
 
 _RETRY = 2.0  # seconds, for callers, and between two looks into the catalogue
-_PATIENCE = 2.0  # seconds for all of a look into the catalogue
+_PATIENCE = 2.0  # seconds for all of a look into the catalogue, and until a worker describes what it serves now
 _log = structlog.get_logger(__name__)
 
 
@@ -70,6 +70,18 @@ class Models:
         if description.task != task:
             raise InvalidField("model", f"this model does another task: {description.task}")
         return description
+
+    async def successor(self, old: Description) -> Description | None:
+        """The description of the same model and task that is active in its place. A worker that has just begun may
+        not have told it yet: None if none does within a few seconds.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                while (known := self._active(old.model)) is None or known == old:
+                    await self._fleet.changed.wait()
+        except TimeoutError:
+            return None
+        return known if known.task == old.task else None
 
     def active(self, model: str, task: str) -> Description | None:
         """The same, of whatever task, as far as it is known without looking anywhere."""

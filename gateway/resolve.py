@@ -219,7 +219,7 @@ class Resolver:
         found = await self._hierarchy.fetch(plan.address, plan.description.final.ttl, max_age=plan.policy.max_age)
         if found.record is None or found.data is None:
             return found, None
-        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights, durable=True)
+        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights)
         self._hold(reply)
         return found, reply
 
@@ -282,6 +282,8 @@ class Resolver:
             span.end()
         self._answered(plan.namespaces[Scope.TENANT], visit, answer)
         self._history.hit(plan)
+        if not reply.durable:
+            self._heal(plan, reply)
         if reply.durable and (url_of := self._url_of(plan)) and (url := url_of(reply.record)):
             result = result_message(plan, answer, reply, span, Stored.STATE_DURABLE, url)
             return reply.messages(result.SerializeToString(), live=plan.live, chunks=False)
@@ -324,7 +326,7 @@ class Resolver:
                 interest.callback(self._generations.finished, flight)
 
                 def fill(done: Completed) -> None:
-                    self._fill(plan, done)
+                    self._fill(done)
                     interest.enter_context(flight.following())  # until it is stored, whoever else is there
 
                 await self._forwarder.lead(flight, plan, generate, fill)
@@ -358,7 +360,8 @@ class Resolver:
         self._generations.add(generation)
         return generation
 
-    def _fill(self, plan: Plan, done: Completed) -> None:
+    def _fill(self, done: Completed) -> None:
+        plan = done.plan
         if plan.policy.store:
             self._hold(done.reply)
         if not done.joined and any(stage.outcome == pb.STAGE_OUTCOME_RUN for stage in done.stages):
@@ -368,12 +371,23 @@ class Resolver:
     def _settle(self, plan: Plan, events: Sequence[Step]) -> None:
         match events:
             case [*_, Completed(reply), Settled(stored)] if plan.policy.store:
-                held = self._memory.peek(Key.of_wire(reply.record.address))  # nobody asks for it
-                if stored.state == Stored.STATE_DURABLE and held is not None and _are_same(held, reply):
-                    self._hold(replace(held, durable=True))
+                if stored.state == Stored.STATE_DURABLE:
+                    self._settled(reply)
+
+    def _heal(self, plan: Plan, reply: Reply) -> None:
+        """It lies in Redis or here alone, unless it is on its way: the object store is to have it as well."""
+        if not plan.description.final.cached or self._flights.get(_flight_key(plan)) is not None:
+            return
+        if (healing := self._hierarchy.heal(reply.record, lambda: reply.data)) is not None:
+            healing.add_done_callback(lambda durable: self._settled(reply) if durable.result() else None)
+
+    def _settled(self, reply: Reply) -> None:
+        held: Reply | None = self._memory.peek(Key.of_wire(reply.record.address))  # nobody asks for it
+        if held is not None and _are_same(held, reply):
+            self._hold(held.settled())
 
     def _completed(self, generation: Generation, done: Completed) -> Answer:
-        plan = generation.plan
+        plan = generation.plan.as_made(done.plan)
         final = done.stages[-1] if done.stages else pb.StageReport()
         if all(stage.outcome != pb.STAGE_OUTCOME_RUN for stage in done.stages):
             outcome = Outcome.HIT  # the worker knew the result by another spelling, or was faster than our lookup
@@ -401,7 +415,7 @@ class Resolver:
             tier,
             reason=reason,
             nearest=nearest,
-            stand_ins=done.stand_ins,
+            stand_ins=done.plan.stand_ins,
             folded=plan.folded,
             first_audio=generation.first_audio,
         )

@@ -171,11 +171,23 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         costs = Costs()
         named = [namespace(secret, Scope.TENANT, Principal(tenant)) for tenant in section.savings_tenants]
         savings = Savings(telemetry.registry, named)
+        planner = Planner(
+            models,
+            darkroom,
+            studio,
+            uploads,
+            tiers.switches,
+            secret=secret,
+            default_seed=section.default_seed,
+            policies=section.policies,
+            similar_by_default=section.similarity.by_default,
+        )
         forwarder = Forwarder(
             tiers.below_memory,
             fleet,
             costs,
             telemetry.tracing,
+            planner.plan_anew,
             patience=section.longest_generation,
             max_media_bytes=section.max_pixel_bytes,
         )
@@ -207,17 +219,6 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         explainer = Explainer(tiers, forwarder, history, costs)
         plans = Plans()
         tiers.orders.on_order(plans.obey)
-        planner = Planner(
-            models,
-            darkroom,
-            studio,
-            uploads,
-            tiers.switches,
-            secret=secret,
-            default_seed=section.default_seed,
-            policies=section.policies,
-            similar_by_default=section.similarity.by_default,
-        )
         media = MediaServicer(
             planner,
             models,

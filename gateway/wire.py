@@ -9,7 +9,7 @@ against the generated classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cache.record import Record
@@ -56,21 +56,29 @@ class Reply:
     before: tuple[bytes, ...]  # responses with a chunk each
     last: bytes  # the last chunk, as a field of an event
     random_weights: bool
-    durable: bool  # as far as is known
     sound: Sound | None = None  # of speech that somebody listened to: where its samples are
     told: dict[object, tuple[Sequence[StageReport], bytes]] = field(
         init=False, compare=False, repr=False, default_factory=dict
     )
 
     @classmethod
-    def of(cls, record: Record, data: bytes, *, random_weights: bool, durable: bool) -> Reply:
+    def of(cls, record: Record, data: bytes, *, random_weights: bool) -> Reply:
         view = memoryview(data)  # every byte is copied once: to where it goes out from
         *offsets, rest = range(0, len(data), CHUNK_BYTES) if data else [0]
         before = [
             response(_sequence(sequence), *_parts(_CHUNK, offset, view[offset : offset + CHUNK_BYTES]))
             for sequence, offset in enumerate(offsets, start=1)
         ]
-        return cls(record, tuple(before), b"".join(_parts(_CHUNK, rest, view[rest:])), random_weights, durable)
+        return cls(record, tuple(before), b"".join(_parts(_CHUNK, rest, view[rest:])), random_weights)
+
+    @property
+    def durable(self) -> bool:
+        """As far as is known."""
+        return not self.record.pending
+
+    def settled(self) -> Reply:
+        """The same, known to be durable."""
+        return replace(self, record=self.record.settled())
 
     @property
     def weight(self) -> int:

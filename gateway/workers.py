@@ -156,6 +156,14 @@ class Worker:
             return False
         return True
 
+    async def describe(self) -> None:
+        """Ask again what it serves: it may have changed behind a connection that still stands."""
+        try:
+            await self._describe()
+        except (grpc.aio.AioRpcError, ValueError) as error:
+            _log.warning("worker not described", worker=self.address, error=type(error).__name__)
+        self._changed()
+
     async def retire(self) -> None:
         """Give it no new work, let what runs there end, and close."""
         await self._stop_watching()

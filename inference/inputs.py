@@ -218,6 +218,7 @@ class Inputs:
         record = self.records[stage.name]
         if record.output.inline is not None:
             self._left_the_device(stage)
+            self._heal(record, record.output.inline)
             return record.output.inline
         data, tier, lookups = await self._shop.hierarchy.read(
             record.address.namespace, record.output.digest, stage.ttl, cost=record.total_device_seconds
@@ -227,9 +228,14 @@ class Inputs:
         if data is None or tier is None:
             self._lose(stage, for_good=proves_absence(lookups))
             return None
+        self._heal(record, data)
         if stage.name not in self._near or self.tiers.get(stage.name) is TierName.POOL:
             self.tiers[stage.name] = tier  # where it was first read from: later it is in host memory in any case
         return data
+
+    def _heal(self, record: Record, data: bytes) -> None:
+        if record.pending:
+            self._shop.hierarchy.heal(record, lambda: data)
 
     def _left_the_device(self, stage: Stage) -> None:
         """The lease was given back, and the bytes are in this process."""

@@ -341,6 +341,86 @@ async def test_a_failed_commit_says_so(bench: Bench) -> None:
     assert DATA == (await bench.fetch()).data
 
 
+async def _given_up(shared: Bench, name: str = "clip", data: bytes = DATA) -> Record:
+    """What a reader finds of an output that the durable tier did not take."""
+    shared.l3.fault = Outcome.ERROR
+    await shared.commit(record_of(data, name=name), data)
+    shared.l3.fault = None
+    found = (await shared.fetch(name)).record
+    assert found is not None
+    assert found.pending
+    shared.forget_journals()
+    return found
+
+
+async def test_what_was_given_up_is_written_again_once(shared: Bench) -> None:
+    """However many find it at once; from then on nobody finds that it may be alone."""
+    record = await _given_up(shared)
+    begun = [healing for _ in range(3) if (healing := shared.hierarchy.heal(record, lambda: DATA)) is not None]
+
+    assert [True] == [await healing for healing in begun]
+    assert ([_blob_key(), _record_key()], [_record_key()]) == (shared.l3.puts, shared.l2.puts)
+    assert 1 == shared.writer.counts.healed
+    found = (await shared.fetch()).record
+    assert found is not None
+    assert not found.pending
+
+
+async def test_what_is_inlined_is_written_again_without_a_blob(shared: Bench) -> None:
+    """Nobody has to have its bytes."""
+    shared.l3.fault = Outcome.ERROR
+    await shared.commit(record_of(DATA, inline=True), DATA)
+    shared.l3.fault = None
+    found = await shared.fetch()
+    assert found.record is not None
+
+    healing = shared.hierarchy.heal(found.record, lambda: b"not asked for")
+    assert healing is not None
+    assert await healing
+    assert [_record_key()] == shared.l3.puts
+
+
+async def test_nothing_is_written_again_while_the_durable_tier_refuses(shared: Bench) -> None:
+    """One try a second, whatever the number of entries; what is not tried is not even read."""
+    records = [await _given_up(shared, name, name.encode()) for name in ("one", "two")]
+    shared.l3.fault = Outcome.SKIPPED
+    tries = 0
+
+    def read() -> bytes:
+        nonlocal tries
+        tries += 1
+        return b"one"
+
+    for _ in range(2):
+        healing = shared.hierarchy.heal(records[0], read)
+        assert healing is not None
+        assert not await healing
+        assert [None] * 2 == [shared.hierarchy.heal(record, read) for record in records]
+        shared.clock.advance(1.0)
+    assert (2, 2) == (tries, shared.l3.tries - 2 * 4)  # of the first writes each was tried four times
+
+
+async def test_what_is_written_again_is_bounded(shared: Bench) -> None:
+    """So many at once, and none that the queue has no room for: results have it first."""
+    records = [await _given_up(shared, str(number), b"%d" % number) for number in range(70)]
+    shared.l3.open = asyncio.Event()
+    begun = [shared.hierarchy.heal(record, lambda: b"") for record in records]
+    assert 0 < sum(healing is not None for healing in begun) <= 64
+    assert shared.writer.entries <= 100
+    shared.l3.open.set()
+    assert await shared.writer.drain(5.0)
+
+
+async def test_an_access_does_not_say_that_an_entry_is_durable(shared: Bench) -> None:
+    """It is made younger where it lies, and goes on to say that it may be alone."""
+    record = await _given_up(shared)
+    shared.clock.advance(TTL / 2 + 1)
+    await shared.fetch()
+    assert record.pending
+    assert record.touched(shared.clock()) == Record.from_bytes(shared.l2.entries[_record_key()])
+    assert [] == shared.l3.puts
+
+
 @pytest.mark.parametrize("state", ["missing", "damaged"])
 async def test_a_dangling_record_is_removed_and_healed(shared: Bench, state: str) -> None:
     """A record whose blob is nowhere is a miss and is removed from every tier; the next commit heals it."""

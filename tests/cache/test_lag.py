@@ -38,6 +38,25 @@ async def test_a_loop_that_stands_still_is_seen_for_as_long_as_it_did() -> None:
     assert abs((read("sum") or 0) - 0.7) < 1e-6
 
 
+async def test_tasks_that_are_not_done_are_counted_when_somebody_looks() -> None:
+    """From another thread, as metrics are served: each that waits is one more, and none is left when it is closed."""
+    registry = CollectorRegistry()
+
+    async def look() -> float | None:
+        return await asyncio.to_thread(registry.get_sample_value, "reprise_asyncio_tasks")
+
+    async with LoopLag(registry):
+        before = await look()
+        assert before == len(asyncio.all_tasks())
+        waiting = [asyncio.create_task(asyncio.Event().wait()) for _ in range(100)]
+        assert before + 100 == await look()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert before == await look()
+    assert 0 == await look()
+
+
 async def test_the_loop_it_is_opened_in_is_watched_until_it_is_closed() -> None:
     """By the loop's own clock; nothing of it is left."""
     registry = CollectorRegistry()

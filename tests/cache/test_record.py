@@ -40,6 +40,7 @@ _records = st.builds(
     tags=st.lists(_texts, max_size=3).map(tuple),
     execution=st.dictionaries(_texts, _texts, max_size=3),
     canonical=st.none() | _addresses,
+    pending=st.booleans(),
 )
 
 
@@ -89,6 +90,23 @@ def test_a_field_of_another_type_is_refused_or_harmless(name: str, value: object
     assert isinstance(value, type(written)) or (isinstance(written, int | float) and isinstance(value, int))
     assert record.expired(NOW) in (True, False)
     assert record == Record.from_bytes(record.to_bytes())
+
+
+def test_only_a_record_that_may_be_alone_says_so() -> None:
+    """Others have the bytes they always had; settled, it has them too."""
+    record = record_of(b"clip")
+    pending = replace(record, pending=True)
+    assert pending == Record.from_bytes(pending.to_bytes())
+    assert record.to_bytes() != pending.to_bytes()
+    assert record.to_bytes() == pending.settled().to_bytes()
+    assert b"pending" not in record.to_bytes()
+
+
+@pytest.mark.parametrize("said", [1, 0, "yes", None, b"", []], ids=repr)
+def test_whether_it_may_be_alone_is_yes_or_no(said: object) -> None:
+    """Anything else is no record."""
+    with pytest.raises(NotARecord):
+        Record.from_bytes(_tampered(lambda fields: fields.update(pending=said)))
 
 
 def test_an_unknown_field_is_refused() -> None:

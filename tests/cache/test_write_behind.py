@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from anyio import wait_all_tasks_blocked
@@ -154,6 +155,61 @@ async def test_a_small_result_is_in_the_fast_tier_while_the_durable_one_is_slow(
 
         durable.open.set()
         assert await future
+
+
+async def test_a_fast_copy_says_that_it_may_be_alone_until_the_durable_tier_has_the_record() -> None:
+    """Before, and for good if that takes none; an access does not change what it says."""
+    fast, durable, record = _l2(), _l3(), record_of(b"clip")
+    durable.open = asyncio.Event()
+
+    def said() -> bool:
+        return Record.from_bytes(fast.entries[Key.of_record(record.address)]).pending
+
+    async with _writer([fast, durable]) as writer:
+        future = await writer.submit([_blob(b"clip"), _index(record)])
+        await wait_all_tasks_blocked()
+        assert said()
+        durable.open.set()
+        assert await future
+        assert not said()
+        assert record.to_bytes() == durable.entries[Key.of_record(record.address)]
+
+        durable.fault, record = Outcome.ERROR, record_of(b"other", name="other")
+        assert not await (await writer.submit([_blob(b"other"), _index(record)]))
+        assert said()
+        touched = replace(record, pending=True).touched(NOW + 400)
+        assert writer.offer([Write(Key.of_record(record.address), touched.to_bytes(), 600.0, renews=True)], [fast])
+        assert await writer.drain(5.0)
+        assert said()
+        assert touched.to_bytes() == fast.entries[Key.of_record(record.address)]
+
+
+@pytest.mark.parametrize("made_at", [None, NOW - 5, NOW, NOW + 5])
+async def test_what_is_written_again_gives_way_to_nothing_older(made_at: float | None) -> None:
+    """The durable tier gets what the fast one has, in one try and without a word to the fast one but that it is there.
+    A record made later stays.
+    """
+    fast, durable, record, pauses = _l2(), _l3(), record_of(b"clip"), Pauses()
+    key = Key.of_record(record.address)
+    writes = [_blob(b"clip"), Write(key, record.to_bytes(), record.ttl, again=True)]
+    fast.entries = {writes[0].key: b"clip", key: replace(record, pending=True).to_bytes()}
+    if made_at is not None:
+        durable.entries[key] = record_of(b"clip", now=made_at).to_bytes()
+
+    async with _writer([fast, durable], pauses=pauses) as writer:
+        durable.fault = Outcome.TIMEOUT
+        refused = writer.offer_again(writes)
+        assert refused is not None
+        assert not await refused
+        assert ([], 0, 0) == (pauses.taken, writer.counts.failed, writer.counts.healed)
+
+        durable.fault = None
+        healing = writer.offer_again(writes)
+        assert healing is not None
+        assert await healing
+
+    assert max(NOW, made_at or 0.0) == Record.from_bytes(durable.entries[key]).made_at
+    assert ([key], record.to_bytes(), 1) == (fast.puts, fast.entries[key], writer.counts.healed)
 
 
 async def test_the_durable_tier_is_retried_with_growing_pauses() -> None:

@@ -144,12 +144,10 @@ async def test_a_line_before_one_of_several_is_no_obstacle(world: World) -> None
     busy, free = await world.worker(), await world.worker()
     busy.queue_seconds = 1000.0
     free.queued = lambda stream: 0
-    desk = await world.desk(busy, free)
     for shade in range(4):  # pictures have different homes
-        await desk.animate(image=picture(shade))
-    answers = [Follower(desk.client, ask("a dog", image=picture(shade)), deadline=8.0) for shade in range(4)]
-
-    assert ["miss"] * 4 == [outcome(await each.media()) for each in answers]
+        desk = await world.desk(busy, free)  # of its own: one that has a run there does not take that worker for idle
+        answered = await Follower(desk.client, ask("a dog", image=picture(shade)), deadline=15.0).media()
+        assert "miss" == outcome(answered)
 
 
 async def test_a_worker_that_cannot_say_refuses_nobody(world: World) -> None:

@@ -161,7 +161,7 @@ async def test_a_file_is_had_whole(shop: Shop) -> None:
 async def test_a_range_is_had(shop: Shop, asked: str, start: int, stop: int, made: bool) -> None:
     """These bytes and no others, and where in the whole they stand; from the tiers as from what was just made."""
     if made:
-        shop.made[Digest.of(CLIP)] = Reply.of(shop.record(CLIP), CLIP, random_weights=True, durable=True)
+        shop.made[Digest.of(CLIP)] = Reply.of(shop.record(CLIP), CLIP, random_weights=True)
     part = await shop.ask(shop.url(CLIP) if made else await shop.keep(CLIP), range=asked)
 
     assert (206, f"bytes {start}-{stop - 1}/{len(CLIP)}") == (part.status, part.headers["content-range"])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from cache.description import Description
 from cache.digest import Digest
 from cache.keys import Address
 from cache.record import Record
 from cache.settings import CacheSettings
+from gateway import models
 from gateway.pictures import decode
 from gateway.stack import Stack
 from gateway.wire import serialize
@@ -22,7 +25,7 @@ from reprise.v1.inference_pb2 import Finished, RunRequest, StatusResponse
 from tests import servers
 from tests.gateway import worker as scripted
 from tests.gateway.worker import Refusal, family
-from tests.gateway.world import World, ask, kinds, open_world, outcome, picture, problem_of
+from tests.gateway.world import World, ask, eventually, kinds, open_world, outcome, picture, problem_of, stages
 
 CANARY = "secret words"
 
@@ -220,6 +223,115 @@ async def test_a_draining_worker_gets_nothing_new_and_finishes_what_it_has(world
     assert "miss" == outcome(await running.media())
 
 
+# A model that changes between planning and running, as in a rolling update.
+
+
+def changed(revision: str = "r2", **parameter: Any) -> Description:
+    """The model as its next version has it: the last stage has another name, `num_frames` other limits."""
+    old = family(revision=revision)
+    parameters = [each.model_copy(update=parameter) if each.name == "num_frames" else each for each in old.parameters]
+    stages = [*old.stages[:-1], old.stages[-1].model_copy(update={"name": "finish"})]
+    return old.model_copy(update={"parameters": tuple(parameters), "stages": tuple(stages)})
+
+
+async def test_a_request_whose_model_changed_meanwhile_is_planned_anew(world: World) -> None:
+    """For everybody who shares it, in the same stream, with its media sent again; the result is the new model's."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    gate = worker.hold("refuse")
+    worker.refusals = [scripted.PLAN_DIFFERS]
+    followers = [desk.follow(seed=7)]
+    await gate.reached.wait()
+    followers.append(desk.follow(seed=7))
+    await followers[1].seen("accepted")
+    worker.descriptions = {"small": changed()}
+    worker.costs = {**scripted.COSTS, "finish": 0.5}
+    gate.open()
+    media = [await follower.media() for follower in followers]
+
+    assert ["miss", "coalesced"] == [outcome(each) for each in media]
+    assert ["r1", "r2"] == [request.revision for request in worker.requests]
+    assert 1 == worker.generations
+    for each in media:
+        assert (7, "run") == (each.result.seed, stages(each.report.stages)["finish"])
+    assert 0.5 == {each.stage: each.device_seconds for each in media[0].report.stages}["finish"]
+    again = await desk.animate(seed=7)
+    assert ("hit from L1", media[0].report.address) == (outcome(again), again.report.address)
+    assert again.data == media[0].data
+
+
+async def test_a_drawn_seed_is_kept_when_a_request_is_planned_anew(world: World) -> None:
+    """Its caller was told it already."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    worker.descriptions = {"small": family(revision="r2")}
+    follower = desk.follow(policy={"fresh": True})
+    media = await follower.media()
+    assert (await follower.seen("accepted")).accepted.seed == media.result.seed
+    assert ["r1", "r2"] == [request.revision for request in worker.requests]
+    assert media.result.seed == worker.requests[1].parameters["seed"].int_value
+
+
+async def test_who_still_serves_the_model_as_it_was_planned_runs_it(world: World) -> None:
+    """No new plan is needed while another worker has the old one."""
+    workers = [await world.worker(), await world.worker()]
+    desk = await world.desk(*workers)
+    await desk.stored(await desk.animate())
+    (home,) = [worker for worker in workers if worker.requests]
+    (other,) = [worker for worker in workers if worker is not home]
+    home.descriptions = {"small": changed()}
+
+    assert "miss" == outcome(await desk.animate("a dog"))
+    assert (["r1", "r1"], ["r1"]) == tuple([each.revision for each in worker.requests] for worker in (home, other))
+    assert (1, 1) == (home.generations, other.generations)
+
+
+async def test_what_the_changed_model_does_not_take_is_told_by_its_field(world: World) -> None:
+    """The caller reads what it must be now; nothing was generated."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    worker.descriptions = {"small": changed(maximum=8, default=8)}
+    problem = await problem_of(desk.client.animate(ask(num_frames=16)))
+    assert (grpc.StatusCode.INVALID_ARGUMENT, "num_frames", 0) == (problem.code, problem.field, worker.generations)
+    assert "8" in problem.message
+
+
+async def test_without_a_model_to_plan_for_the_caller_is_told_to_ask_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings name the revision that no worker has any more."""
+    monkeypatch.setattr(models, "_PATIENCE", 0.01)
+    worker = await world.worker()
+    desk = await world.desk(worker, revisions={"small": "r1"})
+    worker.descriptions = {"small": changed()}
+    problem = await problem_of(desk.client.animate(ask()))
+    assert (grpc.StatusCode.UNAVAILABLE, "WORKER_CHANGED", 1.0) == (problem.code, problem.reason, problem.retry_after)
+    assert "ask again" in problem.message
+
+
+class _Restless(dict[str, Description]):
+    """Described in another way whenever that is asked, and never served."""
+
+    asked = 1
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return None
+
+    def values(self) -> Any:
+        self.asked += 1
+        return [family(revision=f"r{self.asked}")]
+
+
+async def test_a_model_that_goes_on_changing_is_not_planned_for_ever(world: World) -> None:
+    """Two new plans, then the caller is told to ask again."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    worker.descriptions = _Restless(worker.descriptions)
+    problem = await problem_of(desk.client.animate(ask()))
+    assert (grpc.StatusCode.UNAVAILABLE, "WORKER_CHANGED") == (problem.code, problem.reason)
+    assert ["r1", "r2", "r3"] == [request.revision for request in worker.requests]
+
+
 # Refusals and lies.
 
 
@@ -372,6 +484,43 @@ async def test_without_the_object_store_requests_are_served(
         assert "hit from L1" == outcome(await other.animate("a dog"))
         worker.hold("stored")
         await asyncio.to_thread(objects.resume)
+
+
+@pytest.mark.parametrize("again", ["a new reader", "who made it"])
+async def test_what_the_object_store_did_not_take_is_told_as_such_and_stored_once_it_is_back(
+    redis_url: str, breakable_objects: Stack, again: str
+) -> None:
+    """A hit does not call durable what Redis or memory alone has; the next one has it stored, and says so."""
+    async with open_world(redis_url, servers.bucket(breakable_objects)) as world:
+        worker = await world.worker()
+        maker, reader = await world.desk(worker), await world.desk(worker)
+        await asyncio.to_thread(breakable_objects.part("objects").kill)
+        made = await maker.animate()
+        assert "not_stored" == await maker.stored(made)
+        desk = reader if again == "a new reader" else maker
+        first = "hit from L2" if again == "a new reader" else "hit from L1"
+        for expected in (first, "hit from L1"):
+            hit = await desk.animate()
+            assert (expected, "pending", made.data) == (outcome(hit), await desk.stored(hit), hit.data)
+
+        await asyncio.to_thread(breakable_objects.restart, "objects")
+
+        async def told() -> str:
+            return await desk.stored(await desk.animate())
+
+        assert "durable" == await eventually(told, wanted=lambda state: state != "pending")
+        assert ["durable"] * 2 == [await told() for _ in range(2)]
+        assert (1, 0) == (
+            await desk.metric("reprise_write_behind", what="healed"),
+            await desk.metric("reprise_write_behind", what="failed"),
+        )
+        young = await world.desk(worker)
+        hit = await young.animate()
+        assert ("hit from L2", "durable") == (outcome(hit), await young.stored(hit))
+        cold = await world.desk(worker, cache=world.only("l3"))
+        hit = await cold.animate()
+        assert ("hit from L3", "durable", made.data) == (outcome(hit), await cold.stored(hit), hit.data)
+        assert 1 == worker.generations
 
 
 async def test_settings_of_a_test_are_as_strict_as_the_defaults(redis_url: str, tmp_path: Path) -> None:

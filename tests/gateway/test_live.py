@@ -32,7 +32,7 @@ async def sound_of(file: bytes, media_type: str = "audio/wav") -> Sound | None:
 
 
 def reply_of(file: bytes, sound: Sound | None) -> Reply:
-    return replace(Reply.of(record_of(file), file, random_weights=False, durable=True), sound=sound)
+    return replace(Reply.of(record_of(file), file, random_weights=False), sound=sound)
 
 
 @given(st.integers(1, 48_000), st.integers(0, 100_000), st.integers(0, 110_000))

@@ -60,7 +60,7 @@ def test_a_reply_is_its_chunks_with_the_result_in_the_last(pieces: int, more: in
     """One response for each MiB, at least one; parsed they are what protobuf would have built."""
     data = bytes(range(256)) * (pieces * CHUNK_BYTES // 256) + bytes(max(more, 0))
     data = data[: len(data) + min(more, 0)]
-    reply = Reply.of(record_of(data), data, random_weights=True, durable=True)
+    reply = Reply.of(record_of(data), data, random_weights=True)
     parts = [data[offset : offset + CHUNK_BYTES] for offset in range(0, len(data), CHUNK_BYTES)] or [b""]
     expected = [
         GenerationEvent(
@@ -117,8 +117,7 @@ def test_fields_are_merged_as_protobuf_does() -> None:
 def test_an_inlined_output_counts_too() -> None:
     """A reply weighs what it holds: its chunks, and the copy of a small output inside its record."""
     lean, inlined = (
-        Reply.of(record_of(b"1234", inline=inline), b"1234", random_weights=False, durable=True)
-        for inline in (False, True)
+        Reply.of(record_of(b"1234", inline=inline), b"1234", random_weights=False) for inline in (False, True)
     )
     assert 4 == inlined.weight - lean.weight
 
@@ -132,7 +131,7 @@ def test_any_part_of_a_reply_is_had_without_its_encoding(size: int, start: int, 
     """From one byte to another, over the borders of chunks, as views of them."""
     data = (b"0123456789" * (size // 10 + 1))[:size]
     start, stop = sorted((min(start, size), min(stop, size)))
-    reply = Reply.of(record_of(data), data, random_weights=True, durable=True)
+    reply = Reply.of(record_of(data), data, random_weights=True)
     pieces = list(reply.pieces(start, stop))
 
     assert data[start:stop] == b"".join(pieces)

@@ -18,6 +18,7 @@ from cache.digest import Digest
 from cache.keys import Address
 from cache.record import INLINE_LIMIT
 from cache.settings import TelemetrySettings
+from cache.switches import Subject, Switch
 from cache.telemetry import set_up_logs
 from inference import tensors
 from inference.errors import Abandoned, DeviceMemory, Fault, MediaNeeded, NoSuchRun, NotReady, QueueFull
@@ -319,6 +320,24 @@ async def test_reuse_through_redis(tmp_path: Path, redis_url: str) -> None:
         heard = await bench.run(with_pixels=False)
         assert heard.stages["video"] == ("REUSED", "L2")
         assert bench.shop.generations == 1
+
+
+async def test_an_encoding_that_redis_alone_has_is_stored_when_it_is_read(tmp_path: Path, redis_url: str) -> None:
+    """Whatever made the durable tier miss it; what is not read stays as it is."""
+    async with open_bench(tmp_path / "l3", redis=redis_url) as bench:
+        bench.tiers.switches.turn(Switch(1.0, Subject.TIER, "l3", on=False))
+        heard = await bench.run()
+        assert ("NOT_STORED", set()) == (heard.stored, bench.stored("r"))
+    async with open_bench(tmp_path / "l3", redis=redis_url) as bench:
+        request = bench.ask(seed=1, with_pixels=False)
+        moments = Address.parse(request.addresses["moments"])
+        heard = await bench.begin_request(request).end()
+        assert heard.stages["moments"] == ("REUSED", "L2")
+        assert moments.content_id in bench.stored("r")
+        assert heard.stored == "DURABLE"
+        found = (await bench.tiers.below_memory.peek_many([moments]))[moments]
+        assert found.record is not None
+        assert ("l2", False) == (found.tier, found.record.pending)
 
 
 async def test_records_in_the_plan_are_used(bench: Bench) -> None:

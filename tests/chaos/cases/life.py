@@ -14,7 +14,6 @@ import obstore
 
 from gateway.stack import Part
 from gateway.stack.ports import LOOPBACK, free_port
-from reprise.v1 import common_pb2 as pb
 from tests.chaos.case import Scene, case
 from tests.chaos.cases.steps import BOTH_WAYS, Running, everybody, loaded, stored
 from tests.chaos.clients import Callers, Heard, Oracle
@@ -30,7 +29,8 @@ _STEPS = 50  # of a generation that is under way while something goes and comes
     fault="every process in turn is told to end (SIGTERM) and started again, under load: gateways, workers, Redis, "
     "the object store",
     promise="no failed request, no lost generation: whatever was asked for meanwhile is stored, and asked again a hit; "
-    "who asks while the object store is away has the result, and is told if it is not durable",
+    "who asks while the object store is away has the result, is told if it is not durable, and who asks again has it "
+    "stored",
     share=True,
 )
 async def rolling(scene: Scene) -> None:
@@ -58,11 +58,16 @@ async def rolling(scene: Scene) -> None:
 
 
 async def _make_good(scene: Scene, told: Sequence[Heard]) -> None:
-    """Who was told that a result is not durable may have it made again."""
+    """Who was told that a result is not durable asks for it again, until that is stored and said."""
     refused = [each for each in told if not each.durable]
     scene.sheet.tell(f"of {len(told)} results, not durable for want of the object store", len(refused))
-    for each in refused:
-        await scene.callers.ask(each.wish, ONE, stored=True, mode=pb.CachePolicy.MODE_REFRESH)
+
+    async def durable() -> bool:
+        heard = [await scene.callers.ask(each.wish, ONE, stored=True) for each in refused]
+        return all(each.durable for each in heard)
+
+    if refused:
+        scene.sheet.at_most("until what was not durable is, by being asked for", await until(durable), 20.0, "s")
 
 
 @case(
