@@ -64,9 +64,10 @@ class Admission:
         wait = 0.0 if self._somebody_is_idle(plan) else foreseen.wait_seconds
         told = {"device_seconds": f"{foreseen.run_seconds:.3f}", "wait_seconds": f"{wait:.3f}"}
         if foreseen.run_seconds > seconds:
-            raise DeadlineExceeded(
-                "there is less time than the device would take", reason="DEADLINE_TOO_SHORT", metadata=told
+            message = (
+                f"the device would take about {foreseen.run_seconds:.3g} s, and there are {seconds:.3g} s: allow more"
             )
+            raise DeadlineExceeded(message, reason="DEADLINE_TOO_SHORT", metadata=told)
         if (late := _DOUBT * wait + foreseen.run_seconds - seconds) > 0:
             raise Overloaded("QUEUE_TOO_LONG", retry_after=max(1.0, late), metadata=told)
 

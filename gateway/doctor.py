@@ -37,20 +37,20 @@ async def examine(
     settings: GatewaySettings,
     *,
     file: Path | None = None,
-    address: str = "",
+    addresses: Sequence[str] = (),
     edge: str = "",
     pool_bytes: int | None = None,
     clock: Clock = time.time,
 ) -> list[Finding]:
     """Everything about a deployment, its parts asked at the same time.
 
-    `file` is where the settings stand, `address` a gateway that must answer, `edge` the URL of an Envoy, `pool_bytes`
-    the bound that workers were given for what they keep on their devices.
+    `file` is where the settings stand, `addresses` are gateways that must answer, `edge` the URL of an Envoy,
+    `pool_bytes` the bound that workers were given for what they keep on their devices.
     """
     areas = await asyncio.gather(
         examine_redis(settings.cache.l2, clock=clock),
         examine_objects(settings.cache.l3, clock=clock),
-        _gateway(settings, address),
+        _gateways(settings, addresses),
         _workers(settings, pool_bytes, clock),
         _edge(edge),
     )
@@ -96,20 +96,23 @@ def identity(settings: GatewaySettings) -> Finding:
 # Who listens where.
 
 
-async def _gateway(settings: GatewaySettings, address: str) -> list[Finding]:
+async def _gateways(settings: GatewaySettings, addresses: Sequence[str]) -> list[Finding]:
     section = settings.gateway
     own = f"{_EVERYWHERE.get(section.host, section.host)}:{section.port}"
-    at = address or own
-    if not await _listens(at):
-        if address:
-            return [fail("gateway", f"nobody listens at {at}", "start it: python -m gateway --config FILE")]
+    if not addresses and not await _listens(own):
         return [ok("gateway", f"none runs here: the port of {own} is free")]
+    return await asyncio.gather(*map(_gateway, addresses or [own]))
+
+
+async def _gateway(at: str) -> Finding:
+    if not await _listens(at):
+        return fail("gateway", f"nobody listens at {at}", "start it: python -m gateway --config FILE")
     answer = await _health(at)
     if answer == _SERVING:
-        return [ok("gateway", f"serves at {at}")]
+        return ok("gateway", f"serves at {at}")
     if answer is not None:
-        return [fail("gateway", f"the one at {at} is stopping, or not ready", "see its log; wait, or start another")]
-    return [fail("gateway", f"what listens at {at} is no gateway", "stop it, or choose another gateway.port")]
+        return fail("gateway", f"the one at {at} is stopping, or not ready", "see its log; wait, or start another")
+    return fail("gateway", f"what listens at {at} is no gateway", "stop it, or choose another gateway.port")
 
 
 async def _edge(url: str) -> list[Finding]:

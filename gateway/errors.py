@@ -43,7 +43,7 @@ OverloadedReason: TypeAlias = Literal[
 _NOT_FOUND: dict[NotFoundReason, str] = {
     "MODEL_UNKNOWN": "no model of this name is served here",
     "DIGEST_UNKNOWN": "nothing of this digest was uploaded, or too long ago: upload it again",
-    "NOT_CACHED": "not cached, and the request's policy forbids to generate it",
+    "NOT_CACHED": "not cached, and only-if-cached forbids to generate it: ask with `use`, or later",
     "GENERATION_UNKNOWN": "no such generation, or it finished too long ago: ask for the media itself again",
     "ARTIFACT_UNKNOWN": "no such artifact: ask for the media itself again",
     "URL_EXPIRED": "this URL has expired: ask for the media itself again",
@@ -153,9 +153,14 @@ class NotFound(Refused):
     code = grpc.StatusCode.NOT_FOUND
 
     def __init__(
-        self, reason: NotFoundReason, message: str | None = None, *, metadata: Mapping[str, str] | None = None
+        self,
+        reason: NotFoundReason,
+        message: str | None = None,
+        *,
+        field: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(reason, message or _NOT_FOUND[reason], metadata=metadata)
+        super().__init__(reason, message or _NOT_FOUND[reason], field=field, metadata=metadata)
 
 
 class Overloaded(Refused):

@@ -1,4 +1,4 @@
-"""Folding: lines that differ in nothing but punctuation, width or spacing are one line.
+"""Folding: lines that have marks in the same places, of whatever kind, width and spacing, are one line.
 
 It changes how a line sounds, so a request asks for it. What becomes of a text:
 

@@ -20,6 +20,7 @@ from gateway.workers import Fleet
 
 _RETRY = 2.0  # seconds, for callers, and between two looks into the catalogue
 _PATIENCE = 2.0  # seconds for all of a look into the catalogue, and until a worker describes what it serves now
+_MOST_NAMED = 8  # of the models that are served, to whoever asks for another
 _log = structlog.get_logger(__name__)
 
 
@@ -66,9 +67,9 @@ class Models:
             await self.recall()
             description = self.active(model, task)
         if description is None:
-            raise self._missing(model or self._default(task))
+            raise self._missing(model or self._default(task), task)
         if description.task != task:
-            raise InvalidField("model", f"this model does another task: {description.task}")
+            raise InvalidField("model", f"this model does another task, {description.task}{self._instead(task)}")
         return description
 
     async def successor(self, old: Description) -> Description | None:
@@ -102,10 +103,21 @@ class Models:
             self._active(model)
         return next((name for name, known in sorted(self._known.items()) if known.task == task), None)
 
-    def _missing(self, name: str | None) -> NotFound | Unavailable:
+    def _missing(self, name: str | None, task: str) -> NotFound | Unavailable:
         # With nothing known at all, the model may well exist: its worker has just not spoken yet. And one that is known
         # in another revision than the configured one does exist.
         known = self._fleet.models() | self._known.keys()
         if known and name not in known:
-            return NotFound("MODEL_UNKNOWN")
+            message = f"no model of this name is served here{self._instead(task)}"
+            return NotFound("MODEL_UNKNOWN", message, field="model")
         return Unavailable("NEVER_DESCRIBED", retry_after=_RETRY)
+
+    def _instead(self, task: str) -> str:
+        """What to ask for, in words: some of the models that do this task."""
+        able = [model for model in sorted(self._fleet.models() | self._known.keys()) if self._does(model, task)]
+        more = f" and {len(able) - _MOST_NAMED} more" if len(able) > _MOST_NAMED else ""
+        return f"; ask for {', '.join(able[:_MOST_NAMED])}{more}" if able else f"; none does {task}"
+
+    def _does(self, model: str, task: str) -> bool:
+        description = self._active(model)
+        return description is not None and description.task == task

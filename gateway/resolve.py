@@ -119,7 +119,7 @@ class Resolver:
                 yield message
             return
         if not plan.policy.generate:
-            raise NotFound("NOT_CACHED")
+            raise NotFound("NOT_CACHED", field="cache_policy.mode")
         span = self._begin_span(plan, visit, lookups)
         try:
             await self._admit(plan, visit)

@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 
-from gateway.cli.asking import Wishes, ask, asking_options, begin, change
+from gateway.cli.asking import Wishes, ask, asking_options, begin, change, container_of
+from gateway.cli.options import out_file
 from gateway.tasks import ANIMATE
 from reprise.v1.media_pb2 import AnimateImageRequest, Framing
+
+_CONTAINERS = ("mp4", "webm")
 
 
 def _box(context: click.Context, option: click.Parameter, text: str | None) -> Framing:
@@ -26,7 +29,12 @@ def _box(context: click.Context, option: click.Parameter, text: str | None) -> F
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option("--prompt", "-p", help="What should happen.")
 @click.option("--negative-prompt", help="What should not.")
-@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The video. [default: PICTURE.mp4]")
+@click.option(
+    "--out",
+    "-o",
+    type=out_file,
+    help="The video, whose ending names its container; - is standard output. [default: PICTURE.mp4]",
+)
 @click.option("--crop", "framing", callback=_box, metavar="LEFT,TOP,WIDTH,HEIGHT", help="The part that is meant.")
 @click.option("--rotate", type=click.Choice(["90", "180", "270"]), help="Clockwise degrees, after --crop.")
 @click.option("--width", type=int, help="Pixels.")
@@ -36,12 +44,15 @@ def _box(context: click.Context, option: click.Parameter, text: str | None) -> F
 @click.option("--guidance", "guidance_scale", type=float, help="How closely to follow the prompt.")
 @click.option("--motion-fps", type=int, help="Frames per second the model imagines.")
 @click.option("--playback-fps", type=int, help="Frames per second of the file.")
-@click.option("--format", "container", type=click.Choice(["mp4", "webm"]), help="Container of the file.")
+@click.option(
+    "--format", "container", type=click.Choice(_CONTAINERS), help="Container of the file. [default: as --out ends]"
+)
 @click.option("--similar", is_flag=True, help="Let encodings of a near-duplicate picture stand in; it is said.")
 @asking_options("video")
 def animate(picture: Path | None, **options: Any) -> None:
     """Animate PICTURE, and say where the answer came from."""
     wishes = Wishes.among(options, picture)
+    options["container"] = container_of(wishes.out, options["container"], _CONTAINERS)
     request = begin(ANIMATE, wishes)
     assert isinstance(request, AnimateImageRequest)  # noqa: S101  # as its task says
     if options.pop("similar"):
@@ -51,4 +62,4 @@ def animate(picture: Path | None, **options: Any) -> None:
     if (rotation := options.pop("rotate")) is not None:
         request.framing.rotation = int(rotation)
     change(request, options)
-    ask(request, wishes, "mp4")
+    ask(request, wishes, request.format or "mp4")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 import grpc
+from google.protobuf.descriptor import FieldDescriptor
 
 from gateway.cli.options import call, console, gateway_options, refuse_unwritable, typed, write
 from gateway.cli.requests import medium_of, read_medium, read_request, request_file, write_request
@@ -21,6 +22,7 @@ from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import DELIVERY_URL, Stored
 
 _LONGEST_AGE = 10**9  # seconds
+_LARGEST = {FieldDescriptor.TYPE_UINT32: 2**32 - 1, FieldDescriptor.TYPE_UINT64: 2**53 - 1}  # the latter are seeds
 _MODES = {
     "use": pb.CachePolicy.MODE_USE,
     "refresh": pb.CachePolicy.MODE_REFRESH,
@@ -146,7 +148,30 @@ def change(request: Request, options: dict[str, Any]) -> None:
         try:
             setattr(request, name, value)
         except ValueError:  # what the message cannot even hold; whatever it can, the gateway judges
-            raise click.BadParameter("this value is out of any range", param_hint=typed(name)) from None
+            raise click.BadParameter(_range_of(request, name), param_hint=typed(name)) from None
+
+
+def _range_of(request: Request, name: str) -> str:
+    """In words; its model may take less."""
+    largest = _LARGEST[request.DESCRIPTOR.fields_by_name[name].type]
+    return f"must be a whole number from 0 to {largest}; `reprise models show NAME` says what a model takes"
+
+
+def container_of(out: Path | None, container: str | None, known: Sequence[str]) -> str | None:
+    """The container of the file, of the known ones: as --format says, else as the name of the file ends. Raises
+    BadParameter where these differ, and for an ending that none has.
+    """
+    ending = out.suffix.lower() if out is not None else ""
+    if not ending:
+        return container
+    if (named := ending.removeprefix(".")) not in known:
+        endings = " or ".join(f".{each}" for each in known)
+        raise click.BadParameter(f"{out} must end in {endings}, or have no ending", param_hint="--out")
+    if container not in (None, named):
+        raise click.BadParameter(
+            f"{out} is not what --format {container} makes: change one of them", param_hint="--out"
+        )
+    return named
 
 
 def _extra(entry: str) -> tuple[str, pb.ParameterValue]:
@@ -171,7 +196,7 @@ def ask(request: Request, wishes: Wishes, usual: str, ending: str = "") -> None:
         refuse_unwritable(wishes.save)
         medium = wishes.medium or (medium_of(wishes.saved) if wishes.saved is not None else None)
         write_request(wishes.save, request, medium)
-    out_to = console()
+    out_to = console(wishes.out)
 
     async def converse(client: Client) -> tuple[Media, bytes | None, Stored.State]:
         with Live(out_to) as live:

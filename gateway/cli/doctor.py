@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cache.doctor import Finding, State, fail
 from cache.settings import SettingsError, load
-from gateway.cli.options import config_option, console, run
+from gateway.cli.options import address_option, addresses_in, config_option, console, run
 from gateway.doctor import examine
 from gateway.settings import OTHERS, GatewaySettings
 
@@ -23,7 +23,7 @@ _STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
 
 @click.command()
 @config_option
-@click.option("--address", envvar="REPRISE_ADDRESS", default="", help="A gateway that must answer.")
+@address_option("")
 @click.option("--edge", metavar="URL", default="", help="An Envoy that must answer, such as http://localhost:8080.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: a list of findings.")
 def doctor(config: Path, address: str, edge: str, as_json: bool) -> None:
@@ -44,7 +44,9 @@ def _findings(config: Path, address: str, edge: str) -> list[Finding]:
         return [
             fail("settings", str(error), "correct the file or the environment; deploy/reprise.yaml has every setting")
         ]
-    return run(examine(settings, file=config, address=address, edge=edge, pool_bytes=_pool_bytes(config)))
+    return run(
+        examine(settings, file=config, addresses=addresses_in(address), edge=edge, pool_bytes=_pool_bytes(config))
+    )
 
 
 def _pool_bytes(config: Path) -> int | None:

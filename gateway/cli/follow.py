@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.options import call, console, gateway_options, refuse_unwritable, write
+from gateway.cli.options import call, console, gateway_options, out_file, refuse_unwritable, write
 from gateway.cli.telling import Live, tell
 from gateway.client import Client, Media
 from reprise.v1.media_pb2 import CancelResponse
@@ -14,13 +14,13 @@ from reprise.v1.media_pb2 import CancelResponse
 
 @click.command()
 @click.argument("name")
-@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the file here.")
+@click.option("--out", "-o", type=out_file, help="Write the file here; - is standard output.")
 @gateway_options
 def watch(name: str, address: str, api_key: str, out: Path | None) -> None:
     """Follow the generation NAME until it is stored. Ctrl-C ends the watching, not the generation."""
     if out is not None:
         refuse_unwritable(out)
-    out_to = console()
+    out_to = console(out)
 
     async def follow(client: Client) -> tuple[Media, bytes | None]:
         with Live(out_to) as live:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,23 +18,48 @@ from gateway.client import Client
 from gateway.settings import OTHERS, GatewaySettings
 from gateway.status import explain_error
 
+USUAL_ADDRESS = "127.0.0.1:7400"  # of the gateway that `reprise up` starts
 _WIDE = 200  # characters
 _INTERRUPTED = 130  # exit code of a command that was ended by Ctrl-C
-_GIVEN_AS = {"image": "picture", "format": "container"}  # field -> parameter of a command
+_NO_DEADLINE = "the answer was not there in time: allow more, or ask again, for what was begun may go on"
+_GIVEN_AS = {  # field -> parameters of a command that may have given it
+    "image": ("picture",),
+    "format": ("container", "out"),
+    "text": ("text", "text_file"),
+    "address": ("pinned",),
+}
+STANDARD_OUTPUT = Path("-")
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+# `-` is standard output; what is told goes to standard error then.
+out_file = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
-def gateway_options(command: _Command) -> _Command:
-    command = click.option(
+
+def address_option(default: str) -> Callable[[Any], Any]:
+    return click.option(
         "--address",
         envvar="REPRISE_ADDRESS",
-        default="127.0.0.1:7400",
-        show_default=True,
-        help="Of the gateway; of several, with commas, the first that answers.",
-    )(command)
-    return click.option("--api-key", envvar="REPRISE_API_KEY", default="", help="Where the gateway wants one.")(command)
+        default=default,
+        show_default=default or "none",
+        help="host:port of a gateway, or of several, with commas: the first that is there answers; where counts are "
+        "added up, or each is looked at, it is all of them. [env: REPRISE_ADDRESS]",
+    )
 
+
+def addresses_in(address: str) -> list[str]:
+    """Each gateway by itself, for commands that want something of all."""
+    return [each.strip() for each in address.split(",") if each.strip()]
+
+
+def gateway_options(command: _Command) -> _Command:
+    command = address_option(USUAL_ADDRESS)(key_option(command))
+    return command
+
+
+key_option: Callable[[Any], Any] = click.option(
+    "--api-key", envvar="REPRISE_API_KEY", default="", help="Where gateways want one. [env: REPRISE_API_KEY]"
+)
 
 config_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--config",
@@ -60,9 +86,11 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
-def console() -> Console:
-    """Where commands print. What a program or a file reads is not broken into lines of 80 characters."""
-    made = Console(highlight=False, soft_wrap=True)
+def console(out: Path | None = None) -> Console:
+    """Where commands print: beside the file they write. What a program or a file reads is not broken into lines of 80
+    characters.
+    """
+    made = Console(highlight=False, soft_wrap=True, stderr=out == STANDARD_OUTPUT)
     if not made.is_terminal:
         made.width = _WIDE
     return made
@@ -88,24 +116,40 @@ def _told(error: grpc.aio.AioRpcError, address: str) -> str:
     if problem.code is grpc.StatusCode.UNAVAILABLE and not problem.reason:
         return f"no gateway answers at {address}: start one with `reprise up`, or name another with --address"
     kind = f"{problem.code.name} {problem.reason}".strip()
+    message = problem.message
     field = f"{typed(problem.field)}: " if problem.field else ""
+    if problem.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        field = "--deadline: " if _has("deadline") else ""
+        message = message if problem.reason == "DEADLINE_TOO_SHORT" else _NO_DEADLINE
     retry = f" (retry in {problem.retry_after:g} s)" if problem.retry_after else ""
     trace = f" (trace {problem.trace_id})" if problem.code is grpc.StatusCode.INTERNAL and problem.trace_id else ""
-    return f"{kind}: {field}{problem.message}{retry}{trace}"
+    return f"{kind}: {field}{message}{retry}{trace}"
 
 
 def typed(field: str) -> str:
     """A field of the request as the user of the current command gave it: `--frames`, `PICTURE`, `--extra eta`."""
     first, _, rest = field.removeprefix("cache_policy.").partition(".")
-    for parameter in click.get_current_context().command.params:
-        if parameter.name == _GIVEN_AS.get(first, first):
-            option = isinstance(parameter, click.Option)
-            return f"{parameter.opts[0] if option else parameter.human_readable_name} {rest}".rstrip()
+    context, names = click.get_current_context(), _GIVEN_AS.get(first, (first,))
+    by_name = {parameter.name: parameter for parameter in context.command.params}
+    there = [name for name in names if name in by_name]
+    given = [name for name in there if context.params.get(name) is not None]
+    for name in (given or there)[:1]:
+        parameter = by_name[name]
+        option = isinstance(parameter, click.Option)
+        return f"{parameter.opts[0] if option else parameter.human_readable_name} {rest}".rstrip()
     return field
+
+
+def _has(option: str) -> bool:
+    return any(parameter.name == option for parameter in click.get_current_context().command.params)
 
 
 def refuse_unwritable(file: Path) -> None:
     """So that nothing is generated for a file that cannot be written. Raises ClickException."""
+    if file == STANDARD_OUTPUT:
+        if _is_a_terminal():
+            raise click.ClickException("-: standard output is a terminal, which can show no such file: name a file")
+        return
     folder = file.absolute().parent
     if not folder.is_dir():
         raise click.ClickException(f"{file}: cannot be written: there is no folder {folder}")
@@ -113,9 +157,14 @@ def refuse_unwritable(file: Path) -> None:
         raise click.ClickException(f"{file}: cannot be written: no permission")
 
 
+def _is_a_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
 def write(file: Path, data: bytes) -> None:
     """Raises ClickException."""
     try:
-        file.write_bytes(data)
+        with click.open_file(str(file), "wb") as stream:
+            stream.write(data)
     except OSError as error:
         raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None

@@ -11,7 +11,7 @@ import click
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from gateway.cli.options import call, console, refuse_unwritable, write
+from gateway.cli.options import addresses_in, call, console, gateway_options, refuse_unwritable, write
 from gateway.cli.reports import add_up, tier_word
 from gateway.cli.warm import tell_earned
 from gateway.client import Client
@@ -45,15 +45,13 @@ class Sum:
 
 
 @click.command()
-@click.option("--address", "addresses", multiple=True, envvar="REPRISE_ADDRESS", default=("127.0.0.1:7400",),
-              show_default=True, help="Of a gateway. Repeatable: their sums are shown.")  # fmt: skip
-@click.option("--api-key", envvar="REPRISE_API_KEY", default="", help="Where the gateways want one.")
+@gateway_options
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, too.")
-def savings(addresses: tuple[str, ...], api_key: str, png: Path | None) -> None:
+def savings(address: str, api_key: str, png: Path | None) -> None:
     """Show device time saved and spent, and time spent on lookups, by stage, tier, model and tenant."""
     if png is not None:
         refuse_unwritable(png)
-    answers = [call(address, api_key, Client.savings) for address in addresses]
+    answers = [call(each, api_key, Client.savings) for each in addresses_in(address)]
     rows = [row for answer in answers for row in answer.rows]
     views = {
         "stage": summed(rows, lambda row: row.stage),

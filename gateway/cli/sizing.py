@@ -16,7 +16,7 @@ from cache.accesses import read_accesses
 from cache.description import Description
 from cache.errors import TierError
 from cache.settings import CacheSettings, SettingsError, load, read
-from gateway.cli.options import call, console, run
+from gateway.cli.options import address_option, addresses_in, call, console, key_option, run
 from gateway.cli.sizes import Size, size_word
 from gateway.cli.stack import data_option
 from gateway.client import Client
@@ -70,15 +70,15 @@ def _type_of(asked: Asked) -> click.ParamType[Any]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The deployment's YAML file: its bounds, and the models of its catalogue. [env: REPRISE_CONFIG]",
 )
-@click.option("--address", "addresses", multiple=True, help="Of a gateway, to ask what it has counted. Repeatable.")
-@click.option("--api-key", envvar="REPRISE_API_KEY", default="", help="Where the gateways want one.")
+@address_option("")
+@key_option
 @_figure_options
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def sizing(
     traces: tuple[Path, ...],
     data: Path,
     config: Path | None,
-    addresses: tuple[str, ...],
+    address: str,
     api_key: str,
     as_json: bool,
     **figures: float | None,
@@ -95,7 +95,7 @@ def sizing(
     described = of_models(models)
     ttls = best(given, described)
     recorded = _recorded(traces, data / "accesses", ttls)
-    counted = of_gateways([call(address, api_key, _ask) for address in addresses], models) if addresses else {}
+    counted = of_gateways([call(each, api_key, _ask) for each in addresses_in(address)], models) if address else {}
     listed = [name for name in settings.gateway.workers if not name.startswith("dns:")]
     configured = {"workers": Figure(len(listed), Source.CONFIGURED, "gateway.workers")} if listed else {}
     traffic = best(given, recorded, counted, described, configured)

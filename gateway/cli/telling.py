@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from gateway.cli.options import STANDARD_OUTPUT
 from gateway.cli.reports import nearest_line, reason_word, tier_word
 from gateway.client import Media
 from gateway.status import Problem
@@ -95,7 +96,8 @@ def tell(out: Console, media: Media, stored: Stored.State, file: Path | None) ->
     report = media.report
     outcome = pb.Outcome.Name(report.outcome).removeprefix("OUTCOME_").lower()
     tier = f" from {tier_word(report.tier)}" if report.outcome == pb.OUTCOME_HIT else ""
-    about = escape(f"{file or 'not written'} ({media.result.artifact.size:,} bytes, {media.result.media_type})")
+    where = "standard output" if file == STANDARD_OUTPUT else file or "not written"
+    about = escape(f"{where} ({media.result.artifact.size:,} bytes, {media.result.media_type})")
     out.print(f"[bold]{outcome}{tier}[/]: {about}")
     if media.result.first_audio_seconds:
         out.print(f"first audio after {media.result.first_audio_seconds:.3f} s")

@@ -21,12 +21,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 from skimage import data
 
+from cache.description import Parameter
 from cache.telemetry import SpanFile, trace_id_of
 from gateway.cli import main
 from gateway.cli.options import call
 from gateway.client import Client
 from gateway.identity import hash_key
 from gateway.stack.ports import free_port
+from tests.gateway.worker import family
 from tests.gateway.world import MIB, PICTURE, Desk, World, eventually, picture, problem_of
 
 
@@ -49,7 +51,7 @@ async def test_animate_writes_the_video_and_says_where_it_came_from(world: World
     """First generated with its steps shown and stored for good, then from memory; the trace is named."""
     worker = await world.worker()
     desk = await world.desk(worker)
-    out = tmp_path / "out [cat].mp4"
+    out = tmp_path / "out [cat]"
     command = ("animate", file, "-p", "a cat", "-o", out, "--steps", 3, "--extra", "size=5000")
     cold, warm = await run(*command, "--durable", desk=desk), await run(*command, desk=desk)
 
@@ -77,7 +79,7 @@ async def test_animate_prints_a_url(world: World, file: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     worker = await world.worker()
     desk, without = await world.desk(worker, http_port=0), await world.desk(worker)
-    out = tmp_path / "out.mp4"
+    out = tmp_path / "out"
     command = ("animate", file, "-p", "a cat", "--url")
     printed, both = await run(*command, desk=desk), await run(*command, "-o", out, desk=desk)
     urls = re.findall(r"^url, good until \d\d:\d\d:\d\d UTC: (http://127\.0\.0\.1:\S+)$", printed.stdout, re.M)
@@ -133,6 +135,41 @@ async def test_policies_are_words_of_the_command(world: World, file: Path, tmp_p
     assert 4 == worker.generations
 
 
+async def test_the_file_is_what_its_name_says(world: World, file: Path, tmp_path: Path) -> None:
+    """Whatever the case of the ending; of a saved request, too. What has no ending is as the model has it."""
+    parameters = (*family().parameters, Parameter(name="format", kind="choice", default="mp4", choices=("mp4", "webm")))
+    worker = await world.worker(family().model_copy(update={"parameters": parameters}))
+    desk = await world.desk(worker)
+    saved = tmp_path / "a.json"
+    new = ("animate", file, "-p", "a cat", "--no-store", "--cache", "bypass")
+    await run(*new, "-o", tmp_path / "a.WebM", "--save-request", saved, desk=desk)
+    await run("animate", "--request", saved, "-o", tmp_path / "b.mp4", desk=desk)
+    await run(*new, "-o", tmp_path / "c", desk=desk)
+    assert ["webm", "mp4", "mp4"] == [request.parameters["format"].text_value for request in worker.requests]
+
+
+async def test_a_file_can_go_to_standard_output(world: World, file: Path) -> None:
+    """And nothing else does; the rest is told beside it."""
+    desk = await world.desk(await world.worker())
+    made = await run("animate", file, "-p", "a cat", "-o", "-", desk=desk)
+    name = re.findall(r"^generation (\S+)$", made.stderr, re.M)[0]
+    watched = await run("watch", name, "-o", "-", desk=desk)
+    assert (0, 0) == (made.exit_code, watched.exit_code)
+    assert 1000 == len(made.stdout_bytes)
+    assert made.stdout_bytes == watched.stdout_bytes
+    assert "miss: standard output (1,000 bytes, video/mp4)" in made.stderr.splitlines()
+
+
+async def test_a_terminal_gets_no_file(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is generated."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    monkeypatch.setattr("gateway.cli.options._is_a_terminal", lambda: True)
+    done = await run("animate", file, "-p", "a cat", "-o", "-", desk=desk)
+    assert (1, 0) == (done.exit_code, worker.generations)
+    assert "standard output is a terminal" in done.stderr
+
+
 async def test_what_is_not_exact_is_said(world: World, tmp_path: Path) -> None:
     """With `--similar` a near-duplicate's encodings may stand in, and the command says that they did."""
     desk = await world.desk(await world.worker())
@@ -161,14 +198,37 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
     prompt = ("-p", "a cat", "-o", tmp_path / "out")
     cases = [
         (("animate", file, *prompt, "--frames", 65), desk, "--frames: must be a whole number from 1 to 64 frames"),
-        (("animate", file, *prompt, "--frames", -1), desk, "--frames: this value is out of any range"),
-        (("animate", file, *prompt, "--seed", 2**64), desk, "--seed: this value is out of any range"),
+        (("animate", file, *prompt, "--frames", -1), desk, "--frames: must be a whole number from 0 to 4294967295;"),
+        (
+            ("animate", file, *prompt, "--seed", 2**64),
+            desk,
+            "--seed: must be a whole number from 0 to 9007199254740991;",
+        ),
         (("animate", file, *prompt, "--max-age", "nan"), desk, "max-age"),
         (("animate", file, *prompt, "--crop", "1,2,3"), desk, "'--crop': must be four numbers of pixels"),
         (("animate", file, *prompt, "--crop", "9,0,8,8"), desk, "--crop width: must lie inside the upright picture"),
         (("animate", file, *prompt, "--extra", "eta"), desk, "'eta' is not NAME=VALUE"),
         (("animate", file, *prompt, "--extra", "size=99999999999999999999"), desk, "--extra size: must be"),
-        (("animate", file, *prompt, "--model", "large"), desk, "NOT_FOUND MODEL_UNKNOWN"),
+        (
+            ("animate", file, *prompt, "--model", "large"),
+            desk,
+            "NOT_FOUND MODEL_UNKNOWN: --model: no model of this name is",
+        ),
+        (("animate", file, *prompt, "--model", "large"), desk, "is served here; ask for small"),
+        (("animate", file, *prompt, "--cache", "only-if-cached"), desk, "NOT_CACHED: --cache: not cached, and"),
+        (("animate", file, *prompt, "--deadline", 0.000001), desk, "DEADLINE_EXCEEDED: --deadline: the answer was not"),
+        (
+            ("animate", file, "-p", "a", "-o", tmp_path / "out.avi"),
+            desk,
+            "must end in .mp4 or .webm, or have no ending",
+        ),
+        (
+            ("animate", file, "-p", "a", "-o", "a.webm", "--format", "mp4"),
+            desk,
+            "is not what --format mp4 makes: change",
+        ),
+        (("pin", "foo"), desk, "FIELD_INVALID: ADDRESS: must be an address as answers name it"),
+        (("pin", "foo", "--off"), desk, "FIELD_INVALID: ADDRESS: must be an address as answers name it"),
         (("animate", damaged, *prompt), desk, "PICTURE: must be a whole file"),
         (("animate", tmp_path / "none.png", *prompt), desk, "does not exist"),
         (("animate", file, "-p", "a", "-o", tmp_path / "no" / "out"), desk, "cannot be written: there is no folder"),

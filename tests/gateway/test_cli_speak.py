@@ -85,6 +85,16 @@ async def test_speak_passes_every_option_on(world: World, file: Path, tmp_path: 
     assert (tmp_path / "out").read_bytes().startswith(b"fLaC")
 
 
+async def test_speech_is_what_the_name_of_its_file_says(world: World, file: Path, tmp_path: Path) -> None:
+    """Without --format; or it goes to standard output, and nothing else does."""
+    desk = await world.desk(await world.worker(speaker()))
+    named = await run("speak", file, "-t", "A cat.", "-o", tmp_path / "a.flac", desk=desk)
+    piped = await run("speak", file, "-t", "A cat.", "-o", "-", "--format", "flac", desk=desk)
+    assert (0, 0) == (named.exit_code, piped.exit_code), named.output
+    assert piped.stdout_bytes == (tmp_path / "a.flac").read_bytes()
+    assert piped.stdout_bytes.startswith(b"fLaC")
+
+
 async def test_a_text_may_be_long(world: World, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From standard input or from a file; without --out it is written beside the recording's name, and not over it."""
     monkeypatch.chdir(tmp_path)
@@ -110,6 +120,9 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
     short, binary, other = tmp_path / "short.wav", tmp_path / "text", tmp_path / "video.json"
     short.write_bytes(voice(seconds=0.1))
     binary.write_bytes(b"\xff\xfe")
+    marks, empty = tmp_path / "marks", tmp_path / "empty"
+    marks.write_text("!?")
+    empty.touch()
     other.write_text(json.dumps({"prompt": "a cat"}))
     out = ("-o", tmp_path / "out")
     cases = [
@@ -123,6 +136,14 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         (("speak", file, *out), "say what to say: --text or --text-file"),
         (("speak", file, "-t", "a", "--text-file", binary, *out), "give --text or --text-file, not both"),
         (("speak", file, "--text-file", binary, *out), "is not UTF-8"),
+        (("speak", file, "--text-file", marks, *out), "--text-file: must be a text of 1 to 300 characters with"),
+        (("speak", file, "--text-file", empty, *out), "--text-file: is empty"),
+        (("speak", file, "-t", "A cat", "-o", tmp_path / "out.mp3"), "must end in .wav or .flac or .ogg, or have no"),
+        (
+            ("speak", file, "-t", "A cat", *out, "--model", "nobody"),
+            "--model: no model of this name is served here; ask",
+        ),
+        (("speak", file, "-t", "A cat", *out, "--model", "small"), "does another task, animate_image; ask for speaker"),
         (("speak", "-t", "A cat"), "give VOICE, or a file with --request"),
         (("speak", "--request", other, *out), "video.json: is a request of another command: animate_image"),
     ]

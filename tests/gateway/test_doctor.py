@@ -86,7 +86,7 @@ async def test_a_sound_deployment_is_found_sound(world: World) -> None:
     desk = await world.desk(worker)
     async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as edge:
         findings = await examine(
-            settings_of(world, workers=[worker.address]), address=desk.address, edge=f"http://{edge}/"
+            settings_of(world, workers=[worker.address]), addresses=[desk.address], edge=f"http://{edge}/"
         )
     assert {} == states(findings)
     names = {finding.name for finding in findings}
@@ -101,7 +101,7 @@ async def test_a_sound_deployment_is_found_sound(world: World) -> None:
 async def test_a_gateway_that_must_answer_and_does_not_is_found(world: World) -> None:
     """Where nobody listens, and where somebody else does."""
     settings = settings_of(world)
-    nobody = only(await examine(settings, address=f"127.0.0.1:{free_port()}"), "gateway")
+    nobody = only(await examine(settings, addresses=[f"127.0.0.1:{free_port()}"]), "gateway")
     assert (State.FAIL, True) == (nobody.state, "start it" in nobody.fix)
     async with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as other:
         port = int(other.rpartition(":")[2])
@@ -113,7 +113,7 @@ async def test_a_gateway_that_is_leaving_is_found(world: World) -> None:
     """It listens, and says that it does not serve."""
     desk = await world.desk()
     await desk.gateway._health.enter_graceful_shutdown()
-    leaving = only(await examine(settings_of(world), address=desk.address), "gateway")
+    leaving = only(await examine(settings_of(world), addresses=[desk.address]), "gateway")
     assert (State.FAIL, True) == (leaving.state, "stopping" in leaving.what)
 
 

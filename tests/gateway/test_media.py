@@ -53,7 +53,7 @@ BAD: dict[str, tuple[AnimateImageRequest, grpc.StatusCode, str, str | None]] = {
         None,
     ),
     "no digest": (ask(image_digest=pb.Digest(hex="../models")), INVALID, "FIELD_INVALID", "image_digest.hex"),
-    "unknown model": (ask(model="nobody"), MISSING, "MODEL_UNKNOWN", None),
+    "unknown model": (ask(model="nobody"), MISSING, "MODEL_UNKNOWN", "model"),
     "model of another task": (ask(model="speaker"), INVALID, "FIELD_INVALID", "model"),
     "no prompt": (ask(""), INVALID, "VALUE_MISSING", "prompt"),
     "white prompt": (ask(" \n\t "), INVALID, "VALUE_MISSING", "prompt"),

@@ -13,7 +13,7 @@ from gateway import models as module
 from gateway.errors import InvalidField, NotFound, Unavailable
 from gateway.models import Models
 from tests.cache.helpers import Clock
-from tests.gateway.worker import family
+from tests.gateway.worker import family, speaker
 from tests.gateway.world import World, ask, outcome, problem_of
 
 TASK = "animate_image"
@@ -140,7 +140,22 @@ async def test_a_gateway_that_knows_nothing_says_when_to_come_back(world: World)
     assert ("UNAVAILABLE", "NEVER_DESCRIBED", 2.0) == (problem.code.name, problem.reason, problem.retry_after)
     other = await world.desk(await world.worker())
     problem = await problem_of(other.client.animate(ask(model="large")))
-    assert ("NOT_FOUND", "MODEL_UNKNOWN") == (problem.code.name, problem.reason)
+    assert ("NOT_FOUND", "MODEL_UNKNOWN", "model") == (problem.code.name, problem.reason, problem.field)
+
+
+async def test_who_asks_for_another_model_is_told_some_that_are_served() -> None:
+    """Of the task that was meant: those of workers and of the catalogue, a few if they are many."""
+    fleet = LiveWorkers(speaker(), *(family(model=f"m{number}") for number in range(9)))
+    models = models_of(fleet, Shelf(family(model="kept")))
+    await models.recall()
+    for name, task, told in (
+        ("large", TASK, "served here; ask for kept, m0, m1, m2, m3, m4, m5, m6 and 2 more"),
+        ("large", "synthesize_speech", "served here; ask for speaker"),
+        ("m1", "synthesize_speech", "this model does another task, animate_image; ask for speaker"),
+    ):
+        with pytest.raises((NotFound, InvalidField)) as caught:
+            await models.describe(name, task)
+        assert ("model", True) == (caught.value.field, caught.value.message.endswith(told)), caught.value.message
 
 
 async def test_a_new_revision_is_another_model_to_the_cache(world: World) -> None:

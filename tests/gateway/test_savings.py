@@ -243,7 +243,7 @@ async def test_reprise_savings(world: World, tmp_path: Path) -> None:
     assert "hit from L2" == outcome(await two.animate())
     png = tmp_path / "savings.png"
 
-    told = await run("savings", "--address", one.address, "--address", two.address, "--png", png)
+    told = await run("savings", "--address", f"{one.address},{two.address}", "--png", png)
 
     assert 0 == told.exit_code
     lines = [line.split() for line in told.stdout.splitlines()]

@@ -592,7 +592,7 @@ BAD: dict[str, tuple[SynthesizeSpeechRequest, grpc.StatusCode, str, str | None]]
     "over 16 MiB": (say(voice=VOICE + bytes(16 * MIB)), EXHAUSTED, "SOUND_TOO_LARGE", "voice"),
     "unknown digest": (say(voice_digest=pb.Digest(hex="0" * 64, size=1)), MISSING, "DIGEST_UNKNOWN", None),
     "no digest": (say(voice_digest=pb.Digest(hex="../models")), INVALID, "FIELD_INVALID", "voice_digest.hex"),
-    "unknown model": (say(model="nobody"), MISSING, "MODEL_UNKNOWN", None),
+    "unknown model": (say(model="nobody"), MISSING, "MODEL_UNKNOWN", "model"),
     "model of another task": (say(model="small"), INVALID, "FIELD_INVALID", "model"),
     "no text": (say(""), INVALID, "VALUE_MISSING", "text"),
     "nothing to say": (say("!?..."), INVALID, "TEXT_UNSPEAKABLE", "text"),
