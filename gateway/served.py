@@ -26,6 +26,7 @@ class Served:
 
     active: str  # its revision for new requests; empty: no worker that has it said so
     workers: Mapping[str, str]  # address -> revision there; empty: it did not say
+    description: Description | None  # of the active revision; None: no worker told it
 
 
 async def served(client: Client, pinned: Mapping[str, str]) -> dict[str, Served]:
@@ -36,17 +37,21 @@ async def served(client: Client, pinned: Mapping[str, str]) -> dict[str, Served]
     found: dict[str, Served] = {}
     for model in sorted({model for worker in healthy for model in worker.models}):
         having = [(each, answer) for each, answer in zip(healthy, answers, strict=True) if model in each.models]
-        told = [(started_at, models[model]) for _, (started_at, models) in having if model in models]
-        newest = max(told, default=(0.0, ""))[1]
+        told = {each.address: (started_at, models[model]) for each, (started_at, models) in having if model in models}
+        newest = max(((started_at, each.revision) for started_at, each in told.values()), default=(0.0, ""))[1]
+        active = pinned.get(model, newest)
         found[model] = Served(
-            active=pinned.get(model, newest),
-            workers={worker.address: models.get(model, "") for worker, (_, models) in having},
+            active=active,
+            workers={
+                each.address: told[each.address][1].revision if each.address in told else "" for each, _ in having
+            },
+            description=next((each for _, each in told.values() if each.revision == active), None),
         )
     return found
 
 
-async def _describe(address: str) -> tuple[float, dict[str, str]]:
-    """When a worker started, and the revision of each of its models; of none where it does not answer."""
+async def _describe(address: str) -> tuple[float, dict[str, Description]]:
+    """When a worker started, and the description of each of its models; of none where it does not answer."""
     async with grpc.aio.insecure_channel(address) as channel:
         try:
             answer: DescribeResponse = await InferenceServiceStub(channel).Describe(
@@ -55,4 +60,4 @@ async def _describe(address: str) -> tuple[float, dict[str, str]]:
             descriptions = [Description.from_bytes(content) for content in answer.descriptions]
         except (grpc.aio.AioRpcError, ValueError):
             return 0.0, {}
-    return answer.started_at, {each.model: each.revision for each in descriptions}
+    return answer.started_at, {each.model: each for each in descriptions}

@@ -307,7 +307,7 @@ def _choice(parameter: Parameter, value: Scalar) -> str:
 
 def _refused(parameter: Parameter, reason: str) -> InvalidField:
     field = f"{EXTRA}.{parameter.name}" if parameter.extra else parameter.name
-    return InvalidField(field, f"must be {_expected(parameter)}{_besides(parameter, reason)}", reason=reason)
+    return InvalidField(field, f"must be {expected(parameter)}{_besides(parameter, reason)}", reason=reason)
 
 
 def _besides(parameter: Parameter, reason: str) -> str:
@@ -326,7 +326,8 @@ def _besides(parameter: Parameter, reason: str) -> str:
     return ""
 
 
-def _expected(parameter: Parameter) -> str:
+def expected(parameter: Parameter) -> str:
+    """What it takes, in words."""
     match parameter.kind:
         case "int":
             step = f", a multiple of {parameter.multiple_of}" if parameter.multiple_of else ""

@@ -1,4 +1,5 @@
-"""`reprise models`: which there are, what one is before a worker loads it, and one more in the configuration.
+"""`reprise models`: which there are, what one takes, what one is before a worker loads it, and one more in the
+configuration.
 
 A model is looked at in a process of its own, which has torch.
 """
@@ -16,13 +17,22 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from cache.description import Description, Parameter
 from cache.settings import SettingsError, read
-from gateway.cli.options import call, config_option, console, gateway_options
+from gateway.cli.animate import animate
+from gateway.cli.options import call, config_option, console, gateway_options, word_for
+from gateway.cli.speak import speak
 from gateway.client import Client
 from gateway.served import Served, served
 from gateway.stack.local import SMALL, small_model
+from gateway.tasks import ANIMATE, SPEAK
+from gateway.validate import expected
 from gateway.worker_models import Entry, add, entries, name_of, refuse
+
+_COMMANDS = {ANIMATE.name: animate, SPEAK.name: speak}
 
 
 @click.group()
@@ -88,15 +98,76 @@ def _check(source: str, device: str, dtype: str | None, *more: str) -> int:
     return subprocess.run(command, check=False).returncode  # noqa: S603  # our own program, no shell
 
 
+def _serving(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What commands that tell of served models are told."""
+    command = click.option("--json", "as_json", is_flag=True, help="For programs.")(command)
+    return click.option(
+        "--config",
+        envvar="REPRISE_CONFIG",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="The deployment's YAML file. [env: REPRISE_CONFIG]",
+    )(gateway_options(command))
+
+
+@models.command()
+@click.argument("name")
+@_serving
+def show(name: str, config: Path | None, address: str, api_key: str, as_json: bool) -> None:
+    """Show what the model NAME takes: each parameter, how it is given, what it may be, and what it is otherwise."""
+    try:
+        live, problem = _ask(address, api_key, _pinned(read(config) if config else {}))
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    if problem:
+        raise click.ClickException(problem)
+    if name not in live:
+        raise click.ClickException(
+            f"{name}: no worker serves it now; they serve {', '.join(sorted(live)) or 'nothing'}"
+        )
+    if (description := live[name].description) is None:
+        raise click.ClickException(f"{name}: its workers cannot be asked from here: {', '.join(live[name].workers)}")
+    if as_json:
+        click.echo(json.dumps(_described(description), indent=2))
+    else:
+        _show_model(console(), description)
+
+
+def _show_model(out: Console, model: Description) -> None:
+    weights = ", random weights" if model.random_weights else ""
+    out.print(f"{model.model}: {model.family}, revision {model.revision}{weights}", markup=False)
+    out.print(f"asked for by reprise {_COMMANDS[model.task].name}", markup=False)
+    for medium, recording in model.recordings.items():
+        out.print(
+            f"{medium}: a recording of {recording.min_seconds:g} to {recording.max_seconds:g} s, of at least "
+            f"{recording.min_sample_rate:,} samples per second"
+        )
+    table = Table("parameter", "given by", "must be", "else", "what it is", box=None, padding=(0, 2, 0, 0))
+    for parameter in model.parameters:
+        default = "it must be given" if parameter.default is None else json.dumps(parameter.default, ensure_ascii=False)
+        words = (parameter.name, _given_by(model, parameter), expected(parameter), default, parameter.help)
+        table.add_row(*map(Text, words))
+    out.print(table)
+
+
+def _given_by(model: Description, parameter: Parameter) -> str:
+    if parameter.extra:
+        return f"--extra {parameter.name}=..."
+    return word_for(parameter.name, _COMMANDS[model.task]) or "--request"
+
+
+def _described(model: Description) -> dict[str, Any]:
+    said = model.model_dump(
+        mode="json", include={"model", "revision", "family", "task", "random_weights", "recordings"}
+    )
+    parameters = [
+        {**parameter.model_dump(mode="json"), "given_by": _given_by(model, parameter), "must_be": expected(parameter)}
+        for parameter in model.parameters
+    ]
+    return {**said, "parameters": parameters}
+
+
 @models.command(name="list")
-@click.option(
-    "--config",
-    envvar="REPRISE_CONFIG",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The deployment's YAML file. [env: REPRISE_CONFIG]",
-)
-@gateway_options
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_serving
 def list_models(config: Path | None, address: str, api_key: str, as_json: bool) -> None:
     """Show the models of the configuration, what a gateway's workers serve of them, and the families there are."""
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import click
@@ -129,15 +130,20 @@ def _told(error: grpc.aio.AioRpcError, address: str) -> str:
 def typed(field: str) -> str:
     """A field of the request as the user of the current command gave it: `--frames`, `PICTURE`, `--extra eta`."""
     first, _, rest = field.removeprefix("cache_policy.").partition(".")
-    context, names = click.get_current_context(), _GIVEN_AS.get(first, (first,))
-    by_name = {parameter.name: parameter for parameter in context.command.params}
-    there = [name for name in names if name in by_name]
-    given = [name for name in there if context.params.get(name) is not None]
-    for name in (given or there)[:1]:
+    context = click.get_current_context()
+    word = word_for(first, context.command, context.params)
+    return f"{word} {rest}".rstrip() if word else field
+
+
+def word_for(field: str, command: click.Command, given: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The option or argument of a command for a field of its request, of several the one that was given; else empty."""
+    by_name = {parameter.name: parameter for parameter in command.params}
+    there = [name for name in _GIVEN_AS.get(field, (field,)) if name in by_name]
+    said = [name for name in there if given.get(name) is not None]
+    for name in (said or there)[:1]:
         parameter = by_name[name]
-        option = isinstance(parameter, click.Option)
-        return f"{parameter.opts[0] if option else parameter.human_readable_name} {rest}".rstrip()
-    return field
+        return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+    return ""
 
 
 def _has(option: str) -> bool:

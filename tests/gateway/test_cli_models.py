@@ -21,7 +21,7 @@ from gateway.stack.local import SMALL
 from gateway.worker_models import NAME, Entry, add, entries, name_of
 from inference.models import small
 from inference.settings import OTHERS, ModelSettings, WorkerSettings
-from tests.gateway.worker import family
+from tests.gateway.worker import family, speaker
 from tests.gateway.world import SECRET, World
 
 COMMIT = "1" * 40
@@ -112,6 +112,49 @@ async def test_what_workers_serve_is_told_beside_it(world: World, tmp_path: Path
     assert {"other": "o1", "small": "r2"} == {each["name"]: each["active"] for each in found["models"]}
     assert {old.address: "r1", new.address: "r2"} == found["models"][1]["workers"]
     assert list(SMALL) == [each["name"] for each in found["families"]]
+
+
+# show
+
+
+async def test_what_a_model_takes_is_shown(world: World, tmp_path: Path) -> None:
+    """Each parameter: how a command gives it, what it may be, what it is if it is not given; of the active revision."""
+    worker = await world.worker(family("small", "r2"), speaker())
+    desk = await world.desk(await world.worker(family("small", "r1"), started_at=0.0), worker)
+
+    async def told(*words: object) -> Result:
+        return await asyncio.to_thread(models, "show", *words, "--address", desk.address)
+
+    def row(result: Result, name: str) -> list[str]:
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{name} "))
+        return [word for word in line.split("  ") if word]
+
+    small, voice = await told("small"), await told("speaker")
+    assert (0, 0) == (small.exit_code, voice.exit_code)
+    assert ["small: scripted, revision r2, random weights", "asked for by reprise animate"] == (
+        small.stdout.splitlines()[:2]
+    )
+    frames = ["num_frames", "--frames", "a whole number from 1 to 64 frames", "16"]
+    assert frames == [word.strip() for word in row(small, "num_frames")]
+    assert ["prompt", "--prompt", "a text of 1 to 100 characters", "it must be given"] == [
+        word.strip() for word in row(small, "prompt")
+    ]
+    assert "--extra eta=..." in small.stdout
+    assert "voice: a recording of 0.5 to 5 s, of at least 8,000 samples per second" in voice.stdout.splitlines()
+    assert ["format", "--format", "one of wav, flac, ogg", '"wav"'] == [word.strip() for word in row(voice, "format")]
+
+    pinned = written(tmp_path, "gateway: {revisions: {small: r1}}\n")
+    found = json.loads((await told("small", "--json", "--config", pinned)).stdout)
+    assert ("r1", "animate_image") == (found["revision"], found["task"])
+    assert {
+        "name": "num_frames",
+        "kind": "int",
+        "default": 16,
+        "maximum": 64.0,
+        "given_by": "--frames",
+    }.items() <= next(each.items() for each in found["parameters"] if each["name"] == "num_frames")
+    nobody = await told("large")
+    assert (1, True) == (nobody.exit_code, "no worker serves it now; they serve small, speaker" in nobody.stderr)
 
 
 @pytest.mark.parametrize("answer", [{"return_value": b"of another version"}, {"side_effect": OSError}])
