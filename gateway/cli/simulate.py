@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cache.accesses import Access, read_accesses
 from cache.redis import MAX_PAYLOAD
+from cache.settings import MIB
 from cache.simulate import OVERHEAD, Replay, ReplayPolicy, advise, ceiling, replay
 from cache.synthetic import SYNTHETIC
 from gateway.cli.chart import draw
@@ -134,7 +135,7 @@ def simulate(
                 (place, [_replay(accesses, place, each, size, ttl, bound) for size in tried]) for each in place.policies
             ]
         show.print(_table(results))
-        _advise(show, results, worth)
+        _advise(show, accesses, results, worth)
         _draw(show, out, name, results, best)
 
 
@@ -202,19 +203,32 @@ def _table(results: Sequence[tuple[_Place, list[Replay]]]) -> Table:
     return table
 
 
-def _advise(out: Console, results: Sequence[tuple[_Place, list[Replay]]], worth: float) -> None:
+def _advise(
+    out: Console, accesses: Sequence[Access], results: Sequence[tuple[_Place, list[Replay]]], worth: float
+) -> None:
     for place, replays in results:
         if len(replays) < 2:
             continue
-        advice = advise(replays, worth)
+        advice, (largest, least) = advise(replays, worth), _least(accesses, place)
         rate = f"{advice.next_gib:,.1f} device seconds an hour"
         if advice.max_bytes is None:
+            tried = max(replays[-1].max_bytes, least)
+            told = f"more than {size_word(tried)} may pay: the last step still saved {rate} for each GiB"
+        elif advice.max_bytes < least:
             told = (
-                f"more than {size_word(replays[-1].max_bytes)} may pay: the last step still saved {rate} for each GiB"
+                f"{size_word(least)}, the least that keeps its largest entry ({size_word(largest)}, and one may take "
+                f"{place.share:.0%}); a GiB more saves {rate}"
             )
         else:
             told = f"{size_word(advice.max_bytes)}; from there on a GiB more saves {rate}"
         out.print(f"{place.name} with {replays[0].policy}: {told}")
+
+
+def _least(accesses: Sequence[Access], place: _Place) -> tuple[int, int]:
+    """Bytes of the largest entry that is ever kept there, and of a place that has room for it, in whole MiB."""
+    weights = (access.size + OVERHEAD for access in accesses)
+    largest = max((weight for weight in weights if place.max_weight is None or weight <= place.max_weight), default=0)
+    return largest, max(1, ceil(largest / place.share / MIB)) * MIB
 
 
 def _draw(out: Console, folder: Path, name: str, results: Sequence[tuple[_Place, list[Replay]]], best: Replay) -> None:

@@ -26,11 +26,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _record(file: Path, of: str = "result", *, count: int = 400) -> list[Access]:
+def _record(file: Path, of: str = "result", *, count: int = 400, size: int = 2000) -> list[Access]:
     """A dear favourite between cheap ones that come in turn."""
     accesses = [
         Access(
-            float(number), "dear" if number % 4 == 0 else f"cheap {number % 9}", 2000, 30.0 if number % 4 == 0 else 1.0
+            float(number), "dear" if number % 4 == 0 else f"cheap {number % 9}", size, 30.0 if number % 4 == 0 else 1.0
         )
         for number in range(count)
     ]
@@ -106,12 +106,30 @@ def test_without_files_the_local_stack_is_looked_at(elsewhere: Path) -> None:
 
 def test_a_size_is_advised_from_which_on_more_does_not_pay(elsewhere: Path) -> None:
     """Six sizes up to all that there is are tried if none are named; a high price buys less."""
-    _record(elsewhere / "results.jsonl")
+    _record(elsewhere / "results.jsonl", size=1_000_000)
 
-    cheap, dear = _run("results.jsonl"), _run("results.jsonl", "--worth", 1e12)
+    cheap, dear = _run("results.jsonl", "--share", 1), _run("results.jsonl", "--worth", 1e12, "--sizes", "8MiB,16MiB")
 
-    assert "L1 with value: 32 KiB; from there on a GiB more saves 0.0 device seconds an hour" in cheap.output
-    assert "L1 with value: 1 KiB; from there on" in dear.output
+    assert "L1 with value: 16 MiB; from there on a GiB more saves 0.0 device seconds an hour" in cheap.output
+    assert "L1 with value: 8 MiB; from there on" in dear.output
+
+
+def test_no_size_is_advised_that_is_too_small_for_what_it_is_for(elsewhere: Path) -> None:
+    """Nothing saved for any price does not make it less than the largest entry takes with its share; nor than a MiB."""
+    _record(elsewhere / "results.jsonl", size=1_000_000)
+    _record(elsewhere / "stages.jsonl", "stage")
+    done = _run("results.jsonl", "stages.jsonl", "--worth", 1e12, "--policy", "value")
+
+    lines = done.output.splitlines()
+    assert any(
+        line.startswith("L1 with value: 4 MiB, the least that keeps its largest entry (977 KiB, ") for line in lines
+    )
+    assert any(
+        line.startswith("pool with value: 1 MiB, the least that keeps its largest entry (2.45 KiB,") for line in lines
+    )
+    assert any(
+        line.startswith("L2 with lfu: 1 MiB, the least that keeps its largest entry (977 KiB,") for line in lines
+    )
 
 
 def test_synthetic_streams_need_no_files(elsewhere: Path) -> None:
