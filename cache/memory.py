@@ -87,19 +87,33 @@ class MemoryTier:
         return self.entries.peek(key, self._clock()) if self.on else None
 
     async def obey(self, order: Ban | Switch | Pin | None, bans: Bans) -> Gone:
-        """Let go of what is banned, and of blobs, which do not say what they are of; of everything if switched off."""
+        """Let go of what is banned; of everything if switched off.
+
+        Blobs do not say what they are of, so all of them go. Those that no banned record names are not counted: they
+        are copies, and come back with the next look.
+        """
         if self.on and isinstance(order, Switch | Pin):
             return Gone()
-        return await sweep(self.entries, lambda key, value: not self.on or key.kind == "b" or _is_banned(bans, value))
+        if not self.on:
+            return await sweep(self.entries, lambda key, value: True)
+        named: set[Key] = set()
+
+        def banned(key: Key, value: Any) -> bool:
+            if key.kind == "b":
+                return False
+            try:
+                record = Record.from_bytes(value) if isinstance(value, bytes) else value.record
+            except NotARecord:
+                return True  # whatever it is, nobody can use it
+            if forbidden := bans.forbid(record):
+                named.add(Key.of_blob(record.address.namespace, record.output.digest))
+            return forbidden
+
+        gone = [await sweep(self.entries, banned), await sweep(self.entries, lambda key, _: key in named)]
+        await sweep(self.entries, lambda key, _: key.kind == "b")
+        return Gone.total(gone)
 
 
 def _owner(key: Key) -> str | None:
     """Whose results these are. Whatever else lies here is nobody's: it is made of more than one namespace."""
     return key.namespace if key.kind == "w" else None
-
-
-def _is_banned(bans: Bans, value: Any) -> bool:
-    try:
-        return bans.forbid(Record.from_bytes(value) if isinstance(value, bytes) else value.record)
-    except NotARecord:
-        return True  # whatever it is, nobody can use it

@@ -12,7 +12,7 @@ from cache.pins import Pin
 from cache.switches import Subject, Switch, Switches
 from cache.tier import Outcome, TierName
 from cache.value import PolicyName, policy_named
-from tests.cache.helpers import Clock, address_of
+from tests.cache.helpers import NOW, Clock, address_of, record_of
 
 _OVERHEAD = 512
 
@@ -106,16 +106,25 @@ async def test_closing_forgets_everything() -> None:
 
 
 async def test_only_what_may_be_wrong_is_let_go() -> None:
-    """A ban takes what it forbids, and blobs, which do not say what they are of; a pin, or a switch of something else,
-    takes nothing. L1 switched off is empty.
+    """A ban takes what it forbids, and blobs, which do not say what they are of, but counts only those that belong to
+    it; a pin, or a switch of something else, takes nothing. L1 switched off is empty.
     """
     switches = Switches()
     tier = MemoryTier(max_bytes=10_000, switches=switches, clock=Clock())
     blob = Key.of_blob(address_of("a").namespace, Digest.of(b"x"))
     await tier.put(blob, b"x", 600.0)
+    made = record_of(b"made")
+    await tier.put(Key.of_record(made.address), made.to_bytes(), 600.0)
+    await tier.put(Key.of_blob(made.address.namespace, made.output.digest), b"made", 600.0)
     others = (Pin(1.0, address_of("a"), on=True), Switch(1.0, Subject.MODEL, "m", on=False))
     assert [0, 0] == [(await tier.obey(order, Bans())).entries for order in others]
-    assert 1 == (await tier.obey(Ban(1.0, Condition(model="m")), Bans())).entries
+    unknown, known = Ban(NOW + 1, Condition(model="m")), Ban(NOW + 1, Condition(model=made.model))
+    assert 0 == (await tier.obey(unknown, Bans([unknown]))).entries
+    assert ([], True) == ([key for key, _ in tier.entries.items() if key.kind == "b"], len(tier.entries) == 1)
+    await tier.put(blob, b"x", 600.0)
+    await tier.put(Key.of_blob(made.address.namespace, made.output.digest), b"made", 600.0)
+    assert 2 == (await tier.obey(known, Bans([unknown, known]))).entries
+    assert 0 == len(tier.entries)
 
     await tier.put(blob, b"x", 600.0)
     off = Switch(2.0, Subject.TIER, TierName.L1.value, on=False)
