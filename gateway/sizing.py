@@ -26,6 +26,16 @@ PROCESS = 120 * MIB  # of a gateway that has just started: the interpreter, its 
 RECORD = 2048  # bytes of a record at most, but for an output that lies in it
 OUTPUT = RECORD + 2 * OVERHEAD  # what an output takes besides its bytes: its record, and two names in a store
 OUTPUTS = 3  # of a generation that are stored: the text's encoding, final latents, the file
+# What is assumed is true of such traffic; of the others nobody knows better.
+TYPICAL: Mapping[str, frozenset[str]] = {
+    "spoken lines": frozenset({"repeated"}),
+    "videos": frozenset(
+        {
+            *("encodings", "result_bytes", "largest_bytes", "latents_bytes", "encoding_bytes", "largest_encoding"),
+            "device_seconds",
+        }
+    ),
+}
 
 
 class Source(StrEnum):

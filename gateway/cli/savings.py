@@ -66,10 +66,7 @@ def savings(address: str, api_key: str, png: Path | None) -> None:
     for title in ("stage", "tier"):
         for each in views[title]:
             if each.loses:
-                out.print(
-                    f"[yellow]{title} {each.name} costs more than it saves[/]: {each.lookups} lookups took "
-                    f"{each.lookup_seconds:.3g} s and saved {each.saved:.3g} s"
-                )
+                out.print(f"{title} {each.name}: {advice(title, each)}", markup=False)
     ahead = pb.WarmSavings()
     for answer in answers:
         add_up(ahead, answer.warm)
@@ -77,6 +74,23 @@ def savings(address: str, api_key: str, png: Path | None) -> None:
     if png is not None:
         write(png, draw([(f"by {title}", views[title]) for title in ("stage", "tier")]))
         out.print(f"drawn: {png}", markup=False)
+
+
+def advice(title: str, each: Sum) -> str:
+    """Of something whose lookups took longer than they saved: how long, and what follows from that."""
+    took = (
+        f"{each.lookups} lookups took {each.lookup_seconds:.3g} s, and what they found saved {each.saved:.3g} s of a "
+        "device so far"
+    )
+    if title == "stage":
+        why = "is cheap to make" if each.reused else "was not asked for again yet"
+        return f"{took}: it {why}. A request's stages are looked for together, so nobody waits for this one by itself"
+    if each.name in ("l2", "l3"):
+        return (
+            f"{took}. If that stays so, `reprise switch tier {each.name} off` saves the wait; what it holds for other "
+            "gateways and for after a restart is not found then"
+        )
+    return took
 
 
 def summed(rows: Iterable[pb.SavingsRow], name_of: Callable[[pb.SavingsRow], str]) -> list[Sum]:

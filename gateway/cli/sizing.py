@@ -22,7 +22,20 @@ from gateway.cli.stack import data_option
 from gateway.client import Client
 from gateway.recorded import catalogue, of_encodings, of_gateways, of_models, of_results
 from gateway.settings import OTHERS, GatewaySettings
-from gateway.sizing import FIGURES, Asked, Bounds, Figure, Need, Sized, Source, Traffic, best, size
+from gateway.sizing import (
+    FIGURES,
+    OUTPUTS,
+    TYPICAL,
+    Asked,
+    Bounds,
+    Figure,
+    Need,
+    Sized,
+    Source,
+    Traffic,
+    best,
+    size,
+)
 from reprise.v1.cache_pb2 import SavingsResponse, StatsResponse
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -185,7 +198,21 @@ def _show(out: Console, traffic: Traffic, sized: Sized) -> None:
         out.print(f"{need.tier}: {need.formula}", markup=False)
     out.print("Numbers at once are those of the average and three standard deviations more; settings are whole MiB.")
     busy, without = sized.devices.busy, sized.devices.without
+    assumed = [name for name in FIGURES if traffic.figure(name).source is Source.ASSUMED]
+    if assumed:
+        out.print(_assumptions(assumed), markup=False)
     out.print(f"devices: {busy:,.1f} busy on average (new per second x device_seconds); without a cache {without:,.1f}")
+
+
+def _assumptions(names: Sequence[str]) -> str:
+    """What was taken for granted, and of what kind of traffic it would be true."""
+    typical = {name: traffic for traffic, some in TYPICAL.items() for name in some}
+    told = ", ".join(f"{name} (of {typical[name]})" if name in typical else name for name in names)
+    return (
+        f"Assumed: {told}; and that of each generation {OUTPUTS} outputs are stored, the text's encoding, final latents "
+        "and the file, as of videos: of speech it is latents and a wave for each sentence. Say what you know, as with "
+        "--device-seconds and --result-bytes, or name --address and the files of telemetry.accesses_folder."
+    )
 
 
 def _written(need: Need) -> str:

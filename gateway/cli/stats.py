@@ -10,6 +10,7 @@ from gateway.client import Client
 from reprise.v1 import cache_pb2, common_pb2
 
 _MIB = 1024 * 1024
+_SPARED = (common_pb2.OUTCOME_HIT, common_pb2.OUTCOME_COALESCED)
 _ANSWERED = (common_pb2.LOOKUP_OUTCOME_HIT, common_pb2.LOOKUP_OUTCOME_MISS)
 
 
@@ -24,8 +25,9 @@ def stats(address: str, api_key: str) -> None:
     answer = call(address, api_key, ask)
     out = console()
     out.print(_tiers(answer))
+    out.print("lookups are of files and of stages' records: a file that no tier has is followed by those of its stages")
     outcomes = ", ".join(f"{each.count} {_word(common_pb2.Outcome.Name(each.outcome))}" for each in answer.requests)
-    out.print(f"answers: {outcomes or 'none yet'}; generations: {answer.generations}")
+    out.print(f"answers: {outcomes or 'none yet'}{_share(answer)}; generations: {answer.generations}")
     out.print(f"device time: {answer.device_seconds_spent:.3f} s spent, {answer.device_seconds_saved:.3f} s saved")
     queue = answer.write_behind
     out.print(
@@ -42,8 +44,17 @@ def stats(address: str, api_key: str) -> None:
         )
 
 
+def _share(answer: cache_pb2.StatsResponse) -> str:
+    """Of requests, those that no device worked for, in words."""
+    spared = sum(each.count for each in answer.requests if each.outcome in _SPARED)
+    asked = sum(each.count for each in answer.requests)
+    return f" ({spared / asked:.0%} without a generation of their own)" if asked else ""
+
+
 def _tiers(answer: cache_pb2.StatsResponse) -> Table:
-    table = Table("tier", "hit rate", "lookups", "p50 ms", "p99 ms", "entries", "MiB", "evicted", "breaker", box=None)
+    table = Table(
+        "tier", "lookups hit", "lookups", "p50 ms", "p99 ms", "entries", "MiB", "evicted", "breaker", box=None
+    )
     for tier in answer.tiers:
         counts = {each.outcome: each.count for each in tier.lookups}
         answered = sum(counts.get(outcome, 0) for outcome in _ANSWERED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from cache.record import Output, Record
 from cache.tier import Lookup, TierName
 from cache.tier import Outcome as Looked
 from gateway.answer import Answer, Outcome
-from gateway.cli.savings import Sum, draw, summed
+from gateway.cli.savings import Sum, advice, draw, summed
 from gateway.identity import hash_key
 from gateway.savings import OTHER, Savings
 from reprise.v1 import cache_pb2
@@ -249,11 +250,22 @@ async def test_reprise_savings(world: World, tmp_path: Path) -> None:
     lines = [line.split() for line in told.stdout.splitlines()]
     (render,) = (line for line in lines if line[:1] == ["render"])
     assert ["render", "1", "5.000", "1", "0.250"] == render[:5]
-    assert "tier l3 costs more than it saves" in told.stdout
-    assert "stage render costs" not in told.stdout
+    assert re.search(r"^tier l3: \d+ lookups took .* `reprise switch tier l3 off` saves the wait", told.stdout, re.M)
+    assert "stage render: " not in told.stdout
     assert "made ahead: 0 results" in told.stdout
     with Image.open(png) as drawn:
         assert "PNG" == drawn.format
+
+
+def test_what_a_stage_saves_is_judged_as_what_it_is() -> None:
+    """Stages are looked for together, so nobody is told to do without one; a tier can be switched off, at a price."""
+    told = advice("stage", Sum("text", lookups=3, lookup_seconds=0.25))
+    assert told.startswith(
+        "3 lookups took 0.25 s, and what they found saved 0 s of a device so far: it was not asked for"
+    )
+    assert "is cheap to make" in advice("stage", Sum("text", reused=2, saved=0.1, lookups=3, lookup_seconds=0.25))
+    assert "`reprise switch tier l2 off`" in advice("tier", Sum("l2", lookups=3, lookup_seconds=0.25))
+    assert "off" not in advice("tier", Sum("pool", lookups=3, lookup_seconds=0.25)).replace("so far", "")
 
 
 async def test_savings_without_a_gateway_says_so(tmp_path: Path) -> None:

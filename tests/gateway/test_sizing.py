@@ -19,7 +19,7 @@ from cache.synthetic import SYNTHETIC
 from gateway import settings as gateway
 from gateway.cli import main
 from gateway.recorded import of_encodings, of_gateways, of_results
-from gateway.sizing import OUTPUT, RECORD, Bounds, Figure, Source, Traffic, at_once, best, size
+from gateway.sizing import FIGURES, OUTPUT, RECORD, Bounds, Figure, Source, Traffic, at_once, best, size
 from inference import settings as worker
 from reprise.v1 import cache_pb2
 from tests.gateway.test_cli_gc import plain
@@ -260,6 +260,17 @@ def test_the_table_has_every_figure_and_every_tier(elsewhere: Path) -> None:
     for tier in ("L1", "RAM", "L2 Redis", "L3 S3", "VRAM hot pool", "host pool"):
         assert 2 == sum(line.startswith(tier) for line in lines), tier
     assert "cache.l1.max_bytes: " in done.output
+
+
+def test_what_is_assumed_is_said(elsewhere: Path) -> None:
+    """Of which kind of traffic, and no more of it than was assumed."""
+    some = run("--rate", 3, "--device-seconds", 2)
+    assert "Assumed: repeated (of spoken lines), again, span, pictures, encodings (of videos)," in some.output
+    assert "device_seconds" not in some.output.partition("Assumed: ")[2].partition(";")[0]
+    every = [(f"--{name.replace('_', '-')}", 1) for name in FIGURES]
+    assert "Assumed" not in run(*(word for pair in every for word in pair)).output
+    others = (word for pair in every if pair[0] != "--repeated" for word in pair)
+    assert "Assumed: repeated (of spoken lines); and that" in run(*others).output
 
 
 @pytest.mark.parametrize(
