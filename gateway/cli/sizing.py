@@ -209,8 +209,8 @@ def _assumptions(names: Sequence[str]) -> str:
     typical = {name: traffic for traffic, some in TYPICAL.items() for name in some}
     told = ", ".join(f"{name} (of {typical[name]})" if name in typical else name for name in names)
     return (
-        f"Assumed: {told}; and that of each generation {OUTPUTS} outputs are stored, the text's encoding, final latents "
-        "and the file, as of videos: of speech it is latents and a wave for each sentence. Say what you know, as with "
+        f"Assumed: {told}; and that {OUTPUTS} outputs of a generation are stored: the text's encoding, final latents "
+        "and the file, as of videos; of speech it is latents and a wave for each sentence. Say what you know, as with "
         "--device-seconds and --result-bytes, or name --address and the files of telemetry.accesses_folder."
     )
 

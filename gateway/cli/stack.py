@@ -1,5 +1,7 @@
 """`reprise up` and `reprise down`: everything real, on this machine, in one command."""
 
+import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,17 +11,20 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.options import USUAL_ADDRESS
 from gateway.stack import Running, Stack, StackError
 from gateway.stack.envoy import playground
 from gateway.stack.local import FAMILIES, SMALL, USUAL, compose, refuse_missing
+from gateway.stack.ports import LOOPBACK
 
 _REMIND_EVERY = 10.0  # seconds between two lines about the same wait, where no spinner can turn
 
+USUAL_DATA = Path(".reprise")
 data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--data",
     envvar="REPRISE_DATA",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".reprise"),
+    default=USUAL_DATA,
     show_default=True,
     help="Where the stack keeps everything. [env: REPRISE_DATA]",
 )
@@ -61,7 +66,28 @@ def up(data: Path, gateways: int, workers: int, port: int, web_port: int, chosen
     console.print(f"\nEverything it keeps is in {data.absolute()}", soft_wrap=True)
     if web_port and playground():
         console.print(f"Playground: [bold]http://localhost:{web_port}[/]", soft_wrap=True)
+    elif web_port:
+        console.print(
+            f"Playground: none; http://localhost:{web_port} has only gRPC and files. `make web` in a checkout "
+            "builds it; reprise down, then reprise up serves it.",
+            soft_wrap=True,
+        )
+    if exports := _exports(data, port):
+        console.print("For the other commands, in this shell:")
+        for export in exports:
+            console.print(f"  {export}", soft_wrap=True)
     console.print("Next: [bold]reprise --help[/] for what it can do, [bold]reprise down[/] to stop it.", soft_wrap=True)
+
+
+def _exports(data: Path, port: int) -> list[str]:
+    """What a shell must know, so that other commands find this stack without options."""
+    wanted = {"REPRISE_ADDRESS": f"{LOOPBACK}:{port}", "REPRISE_DATA": str(data.absolute())}
+    usual = {"REPRISE_ADDRESS": USUAL_ADDRESS, "REPRISE_DATA": str(USUAL_DATA.absolute())}
+    return [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in wanted.items()
+        if value != (os.environ.get(name) or usual[name])
+    ]
 
 
 @click.command()

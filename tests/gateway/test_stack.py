@@ -145,6 +145,30 @@ def test_a_part_that_ends_early_shows_its_log_and_takes_the_rest_down(stack: Sta
     assert is_free(redis_part.port)
 
 
+def test_a_stack_says_how_other_commands_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to export where it is not as usual and the shell does not know it yet; and that there is no playground."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gateway.cli.stack.compose", lambda *_, **__: [])
+    monkeypatch.setattr("gateway.cli.stack.refuse_missing", lambda **_: None)
+    monkeypatch.setattr("gateway.cli.stack.playground", lambda: None)
+
+    def up(*words: str, **known: str | None) -> str:
+        environment = {"REPRISE_ADDRESS": None, "REPRISE_DATA": None, **known}
+        done = CliRunner(env=environment).invoke(main, ["up", *words])
+        assert 0 == done.exit_code, done.output
+        assert 0 == CliRunner(env=environment).invoke(main, ["down", *words[2:]]).exit_code
+        return done.output
+
+    elsewhere = ("--port", "7500", "--data", "other place")
+    usual, other = up(), up(*elsewhere)
+    assert ("export" in usual, "Playground: none; http://localhost:8080 has only gRPC" in usual) == (False, True)
+    data = tmp_path / "other place"
+    assert f"  export REPRISE_ADDRESS=127.0.0.1:7500\n  export REPRISE_DATA='{data}'\n" in other
+    assert "export" not in up(*elsewhere, REPRISE_ADDRESS="127.0.0.1:7500", REPRISE_DATA=str(data))
+    assert "export REPRISE_ADDRESS=127.0.0.1:7400" in up(REPRISE_ADDRESS="gateway.example:7400")
+    assert "Playground" not in up("--web-port", "0")
+
+
 def test_a_part_that_is_never_ready_is_given_up(stack: Stack) -> None:
     """Its patience bounds the wait; the message names what was missing; the process is gone."""
     mute = program(stack, "mute", *SLEEP, patience=0.2)
