@@ -9,6 +9,7 @@ speak.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -93,6 +94,13 @@ def _voice() -> Path:
 
 
 def main() -> int:
+    words = argparse.ArgumentParser(
+        prog="python -m deploy.demo",
+        description=__doc__,
+        epilog="PHOTO=cat.jpg, VOICE=me.wav and SPEECH=cosyvoice3 in the environment take their places.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words.parse_args()
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=150)

@@ -297,6 +297,7 @@ def contact_sheet(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.bench.near")
     parser.add_argument("--out", type=Path, default=Path("out/near"), help="folder for the contact sheet")
+    folder = parser.parse_args().out
     out = Console()
     for title, rows in (
         ("coded or scaled: recognised", edits(SAME)),
@@ -307,7 +308,7 @@ def main() -> None:
         for row in rows:
             table.add_row(row.name, f"{row.tried:,}", f"{row.same_hash:,}", f"{row.taken:,}", f"{row.largest:.2f}")
         out.print(table)
-    out.print(f"worst cases: {contact_sheet(parser.parse_args().out)}")
+    out.print(f"worst cases: {contact_sheet(folder)}")
 
 
 if __name__ == "__main__":
