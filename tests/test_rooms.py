@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import cache
 import gateway
 
@@ -69,6 +71,17 @@ def test_a_gateway_does_without_torch() -> None:
         "print(*sorted({'torch', 'diffusers', 'transformers', 'inference'} & set(sys.modules)))"
     )
     assert run(sys.executable, "-c", program).strip() == ""
+
+
+@pytest.mark.parametrize(
+    "room", ["cache", "gateway", "inference", "deploy", "tests/bench", "tests/chaos", "tests/fuzz"]
+)
+def test_a_rooms_readme_names_what_is_in_it(room: str) -> None:
+    """Every module, file of settings and folder, as one goes looking for it."""
+    readme, here = (ROOT / room / "README.md").read_text(), (ROOT / room).iterdir()
+    names = [each.name for each in here if each.is_dir() or each.suffix in (".py", ".yaml")]
+    named = [name for name in names if f"`{name}`" in readme or f"`{name}/" in readme]
+    assert [] == sorted({name for name in names if not name.startswith(("_", ".", "test_"))} - set(named))
 
 
 def stubs(folder: Path) -> dict[str, str]:
