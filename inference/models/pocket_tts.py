@@ -267,16 +267,7 @@ class Decoding:
 
 def describe(speaker: Speaker, name: str, *, random_weights: bool = False) -> Description:
     """What this speaker's requests may say, and what its stages depend on."""
-    return describing.described(
-        name,
-        "pocket-tts",
-        "synthesize_speech",
-        _parameters(speaker),
-        _stages(speaker),
-        recordings=speech.recordings(min_seconds=1.0, max_seconds=30.0, min_sample_rate=16_000),
-        affinity="voice",
-        random_weights=random_weights,
-    )
+    return speech.spoken(name, "pocket-tts", _parameters(speaker), _stages(speaker), random_weights=random_weights)
 
 
 def _parameters(speaker: Speaker) -> tuple[Parameter, ...]:

@@ -233,16 +233,7 @@ class CosyVoice3:
 
 def describe(speaker: Speaker, name: str, *, random_weights: bool = False) -> Description:
     """What this speaker's requests may say, and what its stages depend on."""
-    return describing.described(
-        name,
-        "cosyvoice3",
-        "synthesize_speech",
-        _parameters(speaker),
-        _stages(speaker),
-        recordings=speech.recordings(min_seconds=1.0, max_seconds=30.0, min_sample_rate=16_000),
-        affinity="voice",
-        random_weights=random_weights,
-    )
+    return speech.spoken(name, "cosyvoice3", _parameters(speaker), _stages(speaker), random_weights=random_weights)
 
 
 def _parameters(speaker: Speaker) -> tuple[Parameter, ...]:
@@ -271,8 +262,8 @@ def _parameters(speaker: Speaker) -> tuple[Parameter, ...]:
             note=f"At most {reading.MOST_SENTENCES} sentences. Each is spoken by itself; long ones are cut after "
             "clauses.",
         ),
-        speech.transcript(reading.CONTROL, max_length=1000),
-        speech.instruction(reading.CONTROL, max_length=500),
+        speech.beside("transcript", reading.CONTROL, max_length=1000),
+        speech.beside("instruction", reading.CONTROL, max_length=500),
         markup,
         plan,
         speech.speed(again="Changing it runs the vocoder and nothing before it."),

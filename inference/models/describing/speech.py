@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from cache.description import Parameter, Recording, Scope, Stage
+from cache.description import Description, Parameter, Recording, Scope, Stage
 from inference import sound_files
-from inference.models.describing import RESULT_TTL
+from inference.models.describing import RESULT_TTL, described
 
 MEDIUM = "voice"  # what the recording is called in requests
 
+_HEARD = Recording(min_seconds=1.0, max_seconds=30.0, min_sample_rate=16_000)
+
+
+def spoken(
+    name: str, family: str, parameters: Sequence[Parameter], stages: Sequence[Stage], *, random_weights: bool
+) -> Description:
+    """The description of a model that speaks; `voice` is the stage that all requests of one voice share."""
+    return described(
+        name,
+        family,
+        "synthesize_speech",
+        parameters,
+        stages,
+        recordings={MEDIUM: _HEARD},
+        affinity="voice",
+        random_weights=random_weights,
+    )
+
+
 # Parameters.
-
-
-def recordings(*, min_seconds: float, max_seconds: float, min_sample_rate: int) -> dict[str, Recording]:
-    return {
-        MEDIUM: Recording(min_seconds=min_seconds, max_seconds=max_seconds, min_sample_rate=min_sample_rate),
-    }
 
 
 def text(refuses: Sequence[str], *, max_length: int, note: str) -> Parameter:
@@ -32,25 +46,16 @@ def text(refuses: Sequence[str], *, max_length: int, note: str) -> Parameter:
     )
 
 
-def transcript(refuses: Sequence[str], *, max_length: int) -> Parameter:
-    return Parameter(
-        name="transcript",
-        kind="text",
-        default="",
-        max_length=max_length,
-        refuses=tuple(refuses),
-        help="What is said in the recording, from which the speech then goes on. Empty: its voice alone is heard.",
-    )
+_BESIDE = {
+    "transcript": "What is said in the recording, from which the speech then goes on. Empty: its voice alone is heard.",
+    "instruction": "How to say it: a language or dialect, a mood, a pace.",
+}
 
 
-def instruction(refuses: Sequence[str], *, max_length: int) -> Parameter:
+def beside(name: Literal["transcript", "instruction"], refuses: Sequence[str], *, max_length: int) -> Parameter:
+    """A text that comes with the one that is said, or does not."""
     return Parameter(
-        name="instruction",
-        kind="text",
-        default="",
-        max_length=max_length,
-        refuses=tuple(refuses),
-        help="How to say it: a language or dialect, a mood, a pace.",
+        name=name, kind="text", default="", max_length=max_length, refuses=tuple(refuses), help=_BESIDE[name]
     )
 
 
