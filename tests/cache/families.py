@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from cache.description import Description, Parameter, Recording, Scope, Stage, When
+from cache.description import HOUR, Description, Parameter, Recording, Scope, Stage, When
 
 
 def picture_family() -> Description:
@@ -44,26 +44,39 @@ def picture_family() -> Description:
     )
 
 
-def speech_family() -> Description:
-    """A voice is encoded; a text becomes parts; each part is spoken, sounded and paced; all together are the file."""
+def speech_family(model: str = "spoken", *, sample_rate: int = 16) -> Description:
+    """A voice is encoded, and what is made of it comes before every text; a text becomes parts; each part is spoken,
+    sounded and paced; all together are the file.
+    """
+
+    def stage(name: str, **declared: Any) -> Stage:
+        return _stage(name, fingerprint=f"{name}/1", ttl=HOUR, **declared)
+
     return Description(
-        model="speaker",
-        revision="r1",
-        family="speech",
+        model=model,
+        revision="1",
+        family="spoken",
         task="synthesize_speech",
+        random_weights=True,
         parameters=(
-            Parameter(name="text", kind="text", max_length=100),
+            Parameter(name="text", kind="text"),
             Parameter(name="seed", kind="int", default=42),
             Parameter(name="speed", kind="float", default=1.0),
-            Parameter(name="sample_rate", kind="int", default=24_000),
+            Parameter(name="sample_rate", kind="int", default=sample_rate),
             Parameter(name="format", kind="choice", default="wav", choices=("wav", "flac")),
         ),
         stages=(
-            _stage("voice", media=("voice",)),
-            _stage("tokens", parameters={"text": "text"}, canonicalises=True, cached=False),
-            _stage("latents", each="tokens", parameters={"seed": "seed"}, upstream={"as": "voice", "tokens": "tokens"}),
-            _stage("waveform", each="tokens", upstream={"latents": "latents"}, follows="latents"),
-            _stage(
+            stage("voice", media=("voice",), pooled=True),
+            stage("prefix", upstream={"voice": "voice"}, pooled=True),
+            stage("tokens", parameters={"text": "text"}, canonicalises=True, cached=False),
+            stage(
+                "latents",
+                each="tokens",
+                parameters={"seed": "seed"},
+                upstream={"prefix": "prefix", "tokens": "tokens"},
+            ),
+            stage("waveform", each="tokens", upstream={"latents": "latents"}, follows="latents"),
+            stage(
                 "pace",
                 each="tokens",
                 parameters={"speed": "speed", "sample_rate": "sample_rate"},
@@ -72,16 +85,16 @@ def speech_family() -> Description:
                 live=True,
                 cached=False,
             ),
-            _stage("file", parameters={"format": "format", "sample_rate": "sample_rate"}, upstream={"pcm": "pace"}),
+            stage("file", parameters={"format": "format", "sample_rate": "sample_rate"}, upstream={"pcm": "pace"}),
         ),
-        recordings={"voice": Recording(min_seconds=1.0, max_seconds=30.0, min_sample_rate=16_000)},
+        recordings={"voice": Recording(min_seconds=0.5, max_seconds=10.0, min_sample_rate=8)},
         affinity="voice",
     )
 
 
 def _stage(name: str, **changes: Any) -> Stage:
     fields: dict[str, Any] = {"name": name, "kind": name, "scope": Scope.TENANT, "ttl": 600.0} | changes
-    return Stage(fingerprint=f"{fields['kind']}-1", **fields)
+    return Stage(**{"fingerprint": f"{fields['kind']}-1"} | fields)
 
 
 @st.composite

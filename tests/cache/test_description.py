@@ -81,7 +81,7 @@ def _speech(name: str, /, **changes: Any) -> dict[str, Any]:
         (speech_family().model_dump() | {"affinity": "latents"}, "cannot be conditional"),
         (_speech("waveform", follows="voice"), "waveform follows what it does not read: voice"),
         (_speech("waveform", follows="waveform"), "waveform follows what it does not read: waveform"),
-        (_speech("latents", follows="voice"), "latents follows what runs for other parts: voice"),
+        (_speech("latents", follows="prefix"), "latents follows what runs for other parts: prefix"),
         (_speech("latents", when=When(parameter="seed", above=3)), "waveform cannot be without latents"),
         (_speech("file", upstream={"pcm": "voice"}, follows="voice"), "the result is a file"),
         (_speech("file", live=True), "the result is a file"),
@@ -108,7 +108,7 @@ def test_parts_of_two_texts_are_not_mixed() -> None:
     stages = [stage for stage in fields["stages"] if stage["name"] != "latents"]
 
     with pytest.raises(ValueError, match="latents reads parts of another text than its own"):
-        Description.model_validate(fields | {"stages": (*stages[:2], notes, song, mixed, *stages[2:])})
+        Description.model_validate(fields | {"stages": (*stages[:3], notes, song, mixed, *stages[3:])})
 
 
 def test_a_description_of_speech_is_one() -> None:

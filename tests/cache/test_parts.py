@@ -42,9 +42,9 @@ def test_every_part_is_a_stage_and_the_file_reads_all_places() -> None:
     stages = unfold(speech_family().stages, {"tokens": [0, 1, 0]})
 
     parts = [part_name(stage, number) for number in (0, 1) for stage in ("latents", "waveform", "pace")]
-    assert ["voice", "tokens", "tokens[0]", "tokens[1]", *parts, "file"] == [stage.name for stage in stages]
+    assert ["voice", "prefix", "tokens", "tokens[0]", "tokens[1]", *parts, "file"] == [stage.name for stage in stages]
     by_name = {stage.name: stage for stage in stages}
-    assert {"as": "voice", "tokens": "tokens[1]"} == by_name["latents[1]"].upstream
+    assert {"prefix": "prefix", "tokens": "tokens[1]"} == by_name["latents[1]"].upstream
     assert ("latents[1]", "waveform[0]") == (by_name["waveform[1]"].follows, by_name["pace[0]"].follows)
     assert {"pcm[0]": "pace[0]", "pcm[1]": "pace[1]", "pcm[2]": "pace[0]"} == by_name["file"].upstream
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache.description import HOUR, Description, Parameter, Recording, Scalar, Scope, Stage
+from cache.description import Description, Scalar
 from cache.keys import Principal, addresses, content_ids, namespaces
 from cache.sound import sound_identity
 from inference.errors import InvalidInput
@@ -19,6 +19,7 @@ from inference.models.base import Artifact, Call, Following, Output, Tensors
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import RunRequest
 from reprise.v1.inference_pb2 import Sound as SoundMessage
+from tests.cache.families import speech_family
 from tests.inference.voices import recording
 from tests.inference.worker_fixtures import ALICE, SECRET, Gate, GatedModel, Heard, value_message
 
@@ -34,7 +35,7 @@ class SpokenModel(GatedModel):
 
     def __init__(self, name: str = "spoken") -> None:
         super().__init__(name)
-        self.description = describe_speech(name)
+        self.description = speech_family(name, sample_rate=RATE)
         self.gates = {stage.name: Gate() for stage in self.description.stages}  # passed before the stage's work
         self.piece_gate = Gate()  # passed before each piece of waveform is given
         self.samples_per_frame = SAMPLES_PER_FRAME
@@ -160,52 +161,6 @@ def _make_trouble(trouble: list[Callable[[], object]]) -> None:
 
 def nothing() -> None:
     """No trouble yet."""
-
-
-def describe_speech(name: str = "spoken") -> Description:
-    def stage(kind: str, **declared: object) -> Stage:
-        return Stage.model_validate(
-            {"name": kind, "kind": kind, "fingerprint": f"{kind}/1", "scope": Scope.TENANT, "ttl": HOUR, **declared}
-        )
-
-    return Description(
-        model=name,
-        revision="1",
-        family="spoken",
-        task="synthesize_speech",
-        random_weights=True,
-        parameters=(
-            Parameter(name="text", kind="text"),
-            Parameter(name="seed", kind="int", default=42),
-            Parameter(name="speed", kind="float", default=1.0),
-            Parameter(name="sample_rate", kind="int", default=RATE),
-            Parameter(name="format", kind="choice", default="wav", choices=("wav", "flac")),
-        ),
-        stages=(
-            stage("voice", media=("voice",), pooled=True),
-            stage("prefix", upstream={"voice": "voice"}, pooled=True),
-            stage("tokens", parameters={"text": "text"}, canonicalises=True, cached=False),
-            stage(
-                "latents",
-                each="tokens",
-                parameters={"seed": "seed"},
-                upstream={"prefix": "prefix", "tokens": "tokens"},
-            ),
-            stage("waveform", each="tokens", upstream={"latents": "latents"}, follows="latents"),
-            stage(
-                "pace",
-                each="tokens",
-                parameters={"speed": "speed", "sample_rate": "sample_rate"},
-                upstream={"waveform": "waveform"},
-                follows="waveform",
-                live=True,
-                cached=False,
-            ),
-            stage("file", parameters={"format": "format", "sample_rate": "sample_rate"}, upstream={"pcm": "pace"}),
-        ),
-        recordings={"voice": Recording(min_seconds=0.5, max_seconds=10.0, min_sample_rate=8)},
-        affinity="voice",
-    )
 
 
 @dataclass(frozen=True)
