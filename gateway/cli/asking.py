@@ -42,6 +42,12 @@ def _milliseconds(context: click.Context, option: click.Parameter, seconds: floa
     return round(seconds * 1000)
 
 
+def _time(context: click.Context, option: click.Parameter, seconds: float | None) -> float | None:
+    if seconds is not None and not 0 < seconds <= _LONGEST_AGE:
+        raise click.BadParameter(f"must be more than 0 seconds, at most {_LONGEST_AGE:,}; without it there is none")
+    return seconds
+
+
 def asking_options(what: str) -> Callable[[_Command], _Command]:
     """Options of every command that has `what` made, after its own."""
     options = (
@@ -71,7 +77,8 @@ def asking_options(what: str) -> Callable[[_Command], _Command]:
         click.option("--save-request", "save", type=_path, help="Write the request here."),
         click.option(
             "--deadline",
-            type=click.FloatRange(min=0, min_open=True),
+            type=float,
+            callback=_time,
             metavar="SECONDS",
             help="Have it by then, or an error. What can be retried is retried until then. [default: a few tries]",
         ),

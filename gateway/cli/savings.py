@@ -83,7 +83,7 @@ def advice(title: str, each: Sum) -> str:
         "device so far"
     )
     if title == "stage":
-        why = "is cheap to make" if each.reused else "was not asked for again yet"
+        why = "is cheap to make" if each.reused else "was not found again yet"
         return f"{took}: it {why}. A request's stages are looked for together, so nobody waits for this one by itself"
     if each.name in ("l2", "l3"):
         return (

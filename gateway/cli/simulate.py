@@ -216,8 +216,8 @@ def _advise(
             told = f"more than {size_word(tried)} may pay: the last step still saved {rate} for each GiB"
         elif advice.max_bytes < least:
             told = (
-                f"{size_word(least)}, the least that keeps its largest entry ({size_word(largest)}, and one may take "
-                f"{place.share:.0%}); a GiB more saves {rate}"
+                f"{size_word(least)}, the least in whole MiB that keeps its largest entry ({size_word(largest)}, and "
+                f"one may take {place.share:.0%}); a GiB more saves {rate}"
             )
         else:
             told = f"{size_word(advice.max_bytes)}; from there on a GiB more saves {rate}"

@@ -122,13 +122,16 @@ def test_no_size_is_advised_that_is_too_small_for_what_it_is_for(elsewhere: Path
 
     lines = done.output.splitlines()
     assert any(
-        line.startswith("L1 with value: 4 MiB, the least that keeps its largest entry (977 KiB, ") for line in lines
+        line.startswith("L1 with value: 4 MiB, the least in whole MiB that keeps its largest entry (977 KiB, ")
+        for line in lines
     )
     assert any(
-        line.startswith("pool with value: 1 MiB, the least that keeps its largest entry (2.45 KiB,") for line in lines
+        line.startswith("pool with value: 1 MiB, the least in whole MiB that keeps its largest entry (2.45 KiB,")
+        for line in lines
     )
     assert any(
-        line.startswith("L2 with lfu: 1 MiB, the least that keeps its largest entry (977 KiB,") for line in lines
+        line.startswith("L2 with lfu: 1 MiB, the least in whole MiB that keeps its largest entry (977 KiB,")
+        for line in lines
     )
 
 
