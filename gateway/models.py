@@ -108,7 +108,7 @@ class Models:
         # in another revision than the configured one does exist.
         known = self._fleet.models() | self._known.keys()
         if known and name not in known:
-            message = f"no model of this name is served here{self._instead(task)}"
+            message = f"no model of this name is served here{self._instead(task)}" if name else f"no model does {task}"
             return NotFound("MODEL_UNKNOWN", message, field="model")
         return Unavailable("NEVER_DESCRIBED", retry_after=_RETRY)
 

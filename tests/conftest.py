@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
 from gateway.stack import Bucket, Stack
 from gateway.stack.objects import ensure_bucket
@@ -19,6 +20,9 @@ from gateway.stack.redis import flush
 from tests import servers
 from tests.servers import S3
 
+# However busy the machine is: an example may take as long as it takes, and so may making one up.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is there, as workers have it
 # CosyVoice's code is the user's. Tests run on a stand-in for it, or on what the environment names.
 os.environ.setdefault("REPRISE_COSYVOICE", str(Path(__file__).parent / "inference" / "checkout"))

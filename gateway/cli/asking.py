@@ -160,7 +160,9 @@ def change(request: Request, options: dict[str, Any]) -> None:
 
 def _range_of(request: Request, name: str) -> str:
     """In words; its model may take less."""
-    largest = _LARGEST[request.DESCRIPTOR.fields_by_name[name].type]
+    largest = _LARGEST.get(request.DESCRIPTOR.fields_by_name[name].type)
+    if largest is None:
+        return "must be text in UTF-8"
     return f"must be a whole number from 0 to {largest}; `reprise models show NAME` says what a model takes"
 
 

@@ -217,6 +217,7 @@ async def test_failures_are_sentences(world: World, file: Path, tmp_path: Path) 
         (("animate", file, *prompt, "--model", "large"), desk, "is served here; ask for small"),
         (("animate", file, *prompt, "--cache", "only-if-cached"), desk, "NOT_CACHED: --cache: not cached, and"),
         (("animate", file, *prompt, "--deadline", 0.000001), desk, "DEADLINE_EXCEEDED: --deadline: the answer was not"),
+        (("animate", file, "-p", "\udcff", "-o", tmp_path / "out"), desk, "--prompt: must be text in UTF-8"),
         (("animate", file, *prompt, "--deadline", 0), desk, "'--deadline': must be more than 0 seconds, at most"),
         (("animate", file, *prompt, "--deadline", "nan"), desk, "'--deadline': must be more than 0 seconds, at most"),
         (

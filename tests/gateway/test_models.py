@@ -152,6 +152,8 @@ async def test_who_asks_for_another_model_is_told_some_that_are_served() -> None
         ("large", TASK, "served here; ask for kept, m0, m1, m2, m3, m4, m5, m6 and 2 more"),
         ("large", "synthesize_speech", "served here; ask for speaker"),
         ("m1", "synthesize_speech", "this model does another task, animate_image; ask for speaker"),
+        ("", "dance", "no model does dance"),
+        ("large", "dance", "no model of this name is served here; none does dance"),
     ):
         with pytest.raises((NotFound, InvalidField)) as caught:
             await models.describe(name, task)

@@ -261,7 +261,7 @@ def test_what_a_stage_saves_is_judged_as_what_it_is() -> None:
     """Stages are looked for together, so nobody is told to do without one; a tier can be switched off, at a price."""
     told = advice("stage", Sum("text", lookups=3, lookup_seconds=0.25))
     assert told.startswith(
-        "3 lookups took 0.25 s, and what they found saved 0 s of a device so far: it was not asked for"
+        "3 lookups took 0.25 s, and what they found saved 0 s of a device so far: it was not found again"
     )
     assert "is cheap to make" in advice("stage", Sum("text", reused=2, saved=0.1, lookups=3, lookup_seconds=0.25))
     assert "`reprise switch tier l2 off`" in advice("tier", Sum("l2", lookups=3, lookup_seconds=0.25))
