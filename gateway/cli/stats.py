@@ -25,7 +25,7 @@ def stats(address: str, api_key: str) -> None:
     answer = call(address, api_key, ask)
     out = console()
     out.print(_tiers(answer))
-    out.print("lookups are of files and of stages' records: a file that no tier has is followed by those of its stages")
+    out.print("hit rates are of lookups: of files, and of each stage's record where no tier has the file")
     outcomes = ", ".join(f"{each.count} {_word(common_pb2.Outcome.Name(each.outcome))}" for each in answer.requests)
     out.print(f"answers: {outcomes or 'none yet'}{_share(answer)}; generations: {answer.generations}")
     out.print(f"device time: {answer.device_seconds_spent:.3f} s spent, {answer.device_seconds_saved:.3f} s saved")
@@ -52,9 +52,7 @@ def _share(answer: cache_pb2.StatsResponse) -> str:
 
 
 def _tiers(answer: cache_pb2.StatsResponse) -> Table:
-    table = Table(
-        "tier", "lookups hit", "lookups", "p50 ms", "p99 ms", "entries", "MiB", "evicted", "breaker", box=None
-    )
+    table = Table("tier", "hit rate", "lookups", "p50 ms", "p99 ms", "entries", "MiB", "evicted", "breaker", box=None)
     for tier in answer.tiers:
         counts = {each.outcome: each.count for each in tier.lookups}
         answered = sum(counts.get(outcome, 0) for outcome in _ANSWERED)

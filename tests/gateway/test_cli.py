@@ -458,7 +458,7 @@ async def test_stats_shows_tiers_answers_and_workers(world: World, file: Path, t
     lines = shown.stdout.splitlines()
     assert any(re.match(r"l1 +50%", line.strip()) for line in lines)
     assert "answers: 1 miss, 1 hit (50% without a generation of their own); generations: 1" in lines
-    assert any(line.startswith("lookups are of files and of stages' records") for line in lines)
+    assert any(line.startswith("hit rates are of lookups: of files, and of each stage's") for line in lines)
     assert "device time: 5.000 s spent, 5.000 s saved" in lines
     assert f"worker {worker.address}: idle, 3 queued, pool 1 entries (0.0 MiB), small" in lines
 
