@@ -22,7 +22,7 @@ from gateway.status import explain_error
 USUAL_ADDRESS = "127.0.0.1:7400"  # of the gateway that `reprise up` starts
 _WIDE = 200  # characters
 _INTERRUPTED = 130  # exit code of a command that was ended by Ctrl-C
-_NO_DEADLINE = "the answer was not there in time: allow more, or ask again, for what was begun may go on"
+_TOO_LATE = "the answer was not there in time: allow more, or ask again, for what was begun may go on"
 _GIVEN_AS = {  # field -> parameters of a command that may have given it
     "image": ("picture",),
     "format": ("container", "out"),
@@ -119,9 +119,9 @@ def _told(error: grpc.aio.AioRpcError, address: str) -> str:
     kind = f"{problem.code.name} {problem.reason}".strip()
     message = problem.message
     field = f"{typed(problem.field)}: " if problem.field else ""
-    if problem.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        field = "--deadline: " if _has("deadline") else ""
-        message = message if problem.reason == "DEADLINE_TOO_SHORT" else _NO_DEADLINE
+    if problem.code is grpc.StatusCode.DEADLINE_EXCEEDED and (deadline := typed("deadline")).startswith("--"):
+        field = f"{deadline}: "
+        message = message if problem.reason == "DEADLINE_TOO_SHORT" else _TOO_LATE
     retry = f" (retry in {problem.retry_after:g} s)" if problem.retry_after else ""
     trace = f" (trace {problem.trace_id})" if problem.code is grpc.StatusCode.INTERNAL and problem.trace_id else ""
     return f"{kind}: {field}{message}{retry}{trace}"
@@ -144,10 +144,6 @@ def word_for(field: str, command: click.Command, given: Mapping[str, Any] = Mapp
         parameter = by_name[name]
         return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
     return ""
-
-
-def _has(option: str) -> bool:
-    return any(parameter.name == option for parameter in click.get_current_context().command.params)
 
 
 def refuse_unwritable(file: Path) -> None:
