@@ -32,12 +32,14 @@ class Models:
         *,
         revisions: Mapping[str, str],
         defaults: Mapping[str, str],
+        aliases: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._revisions = revisions
         self._defaults = defaults
+        self._aliases = aliases
         self._known: dict[str, Description] = {}
         self._clock = clock
         self._next_recall = float("-inf")
@@ -67,7 +69,7 @@ class Models:
             await self.recall()
             description = self.active(model, task)
         if description is None:
-            raise self._missing(model or self._default(task), task)
+            raise self._missing(self._name(model, task), task)
         if description.task != task:
             raise InvalidField("model", f"this model does another task, {description.task}{self._instead(task)}")
         return description
@@ -86,8 +88,13 @@ class Models:
 
     def active(self, model: str, task: str) -> Description | None:
         """The same, of whatever task, as far as it is known without looking anywhere."""
-        name = model or self._default(task)
+        name = self._name(model, task)
         return self._active(name) if name else None
+
+    def _name(self, model: str, task: str) -> str | None:
+        """What workers call the model that a request names, or none."""
+        name = model or self._default(task)
+        return self._aliases.get(name, name) if name else None
 
     def _active(self, model: str) -> Description | None:
         revision = self._revisions.get(model)

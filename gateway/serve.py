@@ -161,7 +161,13 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             if tiers.objects is not None
             else None
         )
-        models = Models(fleet, catalogue, revisions=section.revisions, defaults=section.default_models)
+        models = Models(
+            fleet,
+            catalogue,
+            revisions=section.revisions,
+            defaults=section.default_models,
+            aliases=section.aliases,
+        )
         await models.recall()
         history = await stack.enter_async_context(History(tiers.journal, secret, telemetry.registry, bans=tiers.bans))
         tiers.orders.on_order(history.obey)

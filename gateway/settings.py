@@ -73,6 +73,7 @@ class GatewaySection(Section):
     max_url_bytes: int = Field(256 * MIB, gt=0)  # of artifacts that are being sent by URL, all together
     workers: tuple[str, ...] = ()  # host:port each, or dns:///name:port for every address behind a name
     default_models: Mapping[str, str] = Field(default_factory=dict)  # task -> model; else the only one there is
+    aliases: Mapping[str, str] = Field(default_factory=dict)  # what requests may call a model as well -> model
     revisions: Mapping[str, str] = Field(default_factory=dict)  # model -> revision; else the newest healthy worker's
     default_seed: int = Field(42, ge=0, lt=2**53)
     policies: tuple[DefaultPolicy, ...] = ()  # of requests that say nothing else; the most specific one holds

@@ -152,6 +152,7 @@ def configuration(
             "public_url": public_url,
             "workers": list(workers),
             "default_models": {task: small_model(family) for task, family in families.items()},
+            "aliases": {family: small_model(family) for family in families.values()},
         },
         "worker": {"host": LOOPBACK, "models": models},
         "telemetry": {

@@ -55,7 +55,7 @@ class Shelf:
 
 
 def models_of(fleet: Any = None, shelf: Any = None, clock: Clock | None = None, **settings: Any) -> Models:
-    options: dict[str, Any] = {"revisions": {}, "defaults": {}} | settings
+    options: dict[str, Any] = {"revisions": {}, "defaults": {}, "aliases": {}} | settings
     workers: Any = fleet or LiveWorkers()
     return Models(workers, shelf, clock=clock or Clock(), **options)
 
@@ -117,6 +117,18 @@ async def test_the_default_is_the_tasks() -> None:
     with pytest.raises(InvalidField) as caught:
         await models_of(fleet).describe("a", TASK)
     assert "model" == caught.value.field
+
+
+async def test_a_model_may_have_a_name_that_its_callers_know(world: World) -> None:
+    """By either name it is the same model with the same results; one that nobody serves is missed as any other."""
+    worker = await world.worker(family("small"))
+    desk = await world.desk(worker, aliases={"clips": "small", "films": "large"})
+    made = await desk.stored(await desk.animate(model="small"))
+    again = await desk.animate(model="clips")
+
+    assert ("hit from L1", made.data) == (outcome(again), again.data)
+    assert "small" == worker.requests[0].model
+    assert "MODEL_UNKNOWN" == (await problem_of(desk.animate(model="films"))).reason
 
 
 @pytest.mark.parametrize("fault", ["error", "hang"])

@@ -379,8 +379,9 @@ def test_any_family_can_be_chosen(tmp_path: Path, task: str, family: str) -> Non
     assert sources.keys() == {f"{each}-small" for each in chosen.values()}
     families = [word for each in chosen.values() for word in ("--family", each)]
     assert parts["worker-1"].prepare[-6:] == (*sources.values(), *families)
-    defaults = load(GatewaySettings, tmp_path / "reprise.yaml", others=OTHERS).gateway.default_models
-    assert defaults == {each: f"{chosen[each]}-small" for each in chosen}
+    section = load(GatewaySettings, tmp_path / "reprise.yaml", others=OTHERS).gateway
+    assert section.default_models == {each: f"{chosen[each]}-small" for each in chosen}
+    assert section.aliases == {each: f"{each}-small" for each in chosen.values()}
 
 
 def test_the_families_are_those_there_are_small_models_of() -> None:
