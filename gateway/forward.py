@@ -31,7 +31,7 @@ from gateway.live import can_be_heard
 from gateway.plan import Plan, after_canonical
 from gateway.reasons import Seen, seen
 from gateway.status import explain_error, from_upstream
-from gateway.wire import Reply, chunk_event, event_response
+from gateway.wire import Reply, event_response
 from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import Elsewhere, Finished, ForeseeResponse, RunRequest, RunResponse
@@ -48,7 +48,7 @@ class _Artifact:
 
     canonical: Record
     own: Record  # as found under the address of the request as it was written
-    data: bytes
+    reply: Reply  # the only copy of its bytes
 
 
 class _NearGone(Exception):
@@ -294,7 +294,7 @@ class Forwarder:
             return Stored(state=Stored.STATE_NOT_STORED)
         aliases = [artifact.own] if artifact.own is not artifact.canonical else []
         durable = await self._hierarchy.commit(
-            artifact.canonical, artifact.data, aliases=aliases, replace=plan.policy.replaces
+            artifact.canonical, artifact.reply.data, aliases=aliases, replace=plan.policy.replaces
         )
         return Stored(state=Stored.STATE_DURABLE if await durable else Stored.STATE_NOT_STORED)
 
@@ -365,8 +365,8 @@ async def _read(
         async for message in call:
             heard()
             if message.HasField("finished"):
-                artifact = await _verified(message.finished, b"".join(chunks), run.plan.address)
-                completed = _completed(artifact, message.finished, run.plan, run.records)
+                artifact = await _verified(message.finished, chunks, run.plan)
+                completed = _completed(artifact.reply, message.finished, run.plan, run.records)
                 run.fill(completed)
                 _publish(flight, completed)
             elif message.HasField("stored"):
@@ -494,7 +494,11 @@ def _parameter(value: Scalar) -> pb.ParameterValue:
             return pb.ParameterValue(int_value=value)
 
 
-async def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
+async def _verified(finished: Finished, chunks: list[bytes], plan: Plan) -> _Artifact:
+    """Takes the chunks: nobody needs them any more, and large files are held for as long as they are being stored."""
+    address = plan.address
+    data = b"".join(chunks)
+    chunks.clear()
     try:
         canonical = Record.from_bytes(finished.record)
         own = Record.from_bytes(finished.alias or finished.record, address)
@@ -505,14 +509,13 @@ async def _verified(finished: Finished, data: bytes, address: Address) -> _Artif
         raise Internal("WORKER_RECORD_INVALID")
     if canonical.output.digest != await Digest.of_any_size(data) or own.output.digest != canonical.output.digest:
         raise Internal("WORKER_BYTES_DIFFER")
-    return _Artifact(canonical, own, data)
+    reply = Reply.of(replace(own, pending=True), data, random_weights=plan.description.random_weights)
+    return _Artifact(canonical, own, reply)
 
 
 def _completed(
-    artifact: _Artifact, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
+    reply: Reply, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
 ) -> Completed:
-    own = replace(artifact.own, pending=True)
-    reply = Reply.of(own, artifact.data, random_weights=plan.description.random_weights)
     _name_tiers(finished.stages, records)
     stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
     return Completed(reply, stages, finished.joined, plan.without_media())
@@ -526,5 +529,5 @@ def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Re
 
 def _publish(flight: Flight[Step], completed: Completed) -> None:
     for chunk in completed.reply.chunks:
-        flight.publish(Piece(chunk_event(len(flight.events) + 1, chunk)))
+        flight.publish(Piece(chunk))
     flight.publish(completed)
