@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from weakref import WeakSet
 
@@ -18,12 +18,12 @@ from cache.description import Description, Scalar
 from cache.digest import Digest
 from cache.flight import Flight
 from cache.hierarchy import Found, Hierarchy
-from cache.keys import Address
 from cache.record import NotARecord, Record
 from cache.shares import shares
 from cache.telemetry import Tracing
 from cache.tier import Lookup, TierName
 from gateway.answer import tier_message
+from gateway.arrivals import Arrival, Arrivals
 from gateway.costs import Costs
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Heard, Piece, Planned, Settled, Step, Tuned
@@ -68,6 +68,7 @@ class _Run:
     records: Mapping[str, tuple[Record, TierName]]
     span: Span
     fill: Callable[[Completed], None]
+    arrival: Arrival
     with_media: bool
     tuned: bool = False
     heard: int = 0  # samples
@@ -102,6 +103,7 @@ class Forwarder:
         *,
         patience: float,
         max_media_bytes: int,
+        max_unstored_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._hierarchy = hierarchy
@@ -112,6 +114,7 @@ class Forwarder:
         self._patience = patience
         self._max_media_bytes = max_media_bytes
         self._media_bytes = 0  # of decoded media on their way to workers
+        self._arrivals = Arrivals(max_unstored_bytes)
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
         self._attendances: dict[Flight[Step], _Attendance] = {}
@@ -136,10 +139,11 @@ class Forwarder:
             self._hierarchy.expect(done.plan.addresses[name] for name in made if name in done.plan.addresses)
             fill(done)
 
-        try:
+        with self._arrivals.one() as arrival, ExitStack() as end:
+            end.callback(self._abandoned.discard, flight)
             records, reasons, lookups = await known_encodings(self._hierarchy, plan, self._clock())
             flight.publish(Planned(expected_stages(plan, records), reasons, lookups))
-            run = _Run(flight, plan, records, span, completed, with_media=_reads_media(plan, records))
+            run = _Run(flight, plan, records, span, completed, arrival, with_media=_reads_media(plan, records))
             changes = 0
             while True:
                 try:
@@ -156,8 +160,6 @@ class Forwarder:
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
                 flight.publish(Settled(await self._store(artifact, plan)))
-        finally:
-            self._abandoned.discard(flight)
 
     async def foresee(
         self, plan: Plan, records: Mapping[str, tuple[Record, TierName]], *, within: float | None = None
@@ -361,10 +363,12 @@ async def _read(
     flight = run.flight
     chunks: list[bytes] = []
     artifact: _Artifact | None = None
+    run.arrival.begin()
     try:
         async for message in call:
             heard()
             if message.HasField("finished"):
+                run.arrival.end()
                 artifact = await _verified(message.finished, chunks, run.plan)
                 completed = _completed(artifact.reply, message.finished, run.plan, run.records)
                 run.fill(completed)
@@ -375,6 +379,7 @@ async def _read(
             elif message.HasField("elsewhere"):
                 return message.elsewhere
             elif message.event.HasField("chunk"):
+                await run.arrival.take(len(message.event.chunk.data))
                 chunks.append(message.event.chunk.data)
             elif message.event.HasField("sound") or message.event.HasField("samples"):
                 if can_be_heard(run.plan.parameters):
