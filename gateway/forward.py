@@ -500,10 +500,8 @@ def _parameter(value: Scalar) -> pb.ParameterValue:
 
 
 async def _verified(finished: Finished, chunks: list[bytes], plan: Plan) -> _Artifact:
-    """Takes the chunks: nobody needs them any more, and large files are held for as long as they are being stored."""
+    """Takes the chunks: the reply has their bytes, and is held for as long as they are being stored."""
     address = plan.address
-    data = b"".join(chunks)
-    chunks.clear()
     try:
         canonical = Record.from_bytes(finished.record)
         own = Record.from_bytes(finished.alias or finished.record, address)
@@ -512,9 +510,10 @@ async def _verified(finished: Finished, chunks: list[bytes], plan: Plan) -> _Art
     # What is stored for a tenant stays in its namespace, whatever a worker says.
     if str(canonical.address) != finished.canonical_address or canonical.address.namespace != address.namespace:
         raise Internal("WORKER_RECORD_INVALID")
-    if canonical.output.digest != await Digest.of_any_size(data) or own.output.digest != canonical.output.digest:
+    if canonical.output.digest != await Digest.of_any_size(*chunks) or own.output.digest != canonical.output.digest:
         raise Internal("WORKER_BYTES_DIFFER")
-    reply = Reply.of(replace(own, pending=True), data, random_weights=plan.description.random_weights)
+    reply = Reply.of(replace(own, pending=True), *chunks, random_weights=plan.description.random_weights)
+    chunks.clear()
     return _Artifact(canonical, own, reply)
 
 

@@ -15,7 +15,12 @@ class _Names(NamedTuple):
     """What a version of cgroups calls its files."""
 
     limit: str
+    peak: str  # the most that it ever had, in bytes
     events: str  # the file with the line `oom_kill N`
+
+
+_FIRST = _Names("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control")
+_SECOND = _Names("memory.max", "memory.peak", "memory.events")
 
 
 class NoLimits(Exception):
@@ -26,10 +31,8 @@ class MemoryLimit:
     """A control group of our own. Use as a context manager, and run what is limited by `command`. Raises NoLimits."""
 
     def __init__(self, max_bytes: int) -> None:
-        first = (_V1 / "memory.limit_in_bytes").exists()
-        self._names = (
-            _Names("memory.limit_in_bytes", "memory.oom_control") if first else _Names("memory.max", "memory.events")
-        )
+        first = (_V1 / _FIRST.limit).exists()
+        self._names = _FIRST if first else _SECOND
         self._group = (_V1 if first else _V2) / f"reprise-chaos-{os.getpid()}"
         self._max_bytes = max_bytes
 
@@ -37,6 +40,7 @@ class MemoryLimit:
         try:
             self._group.mkdir()
             (self._group / self._names.limit).write_text(str(self._max_bytes))
+            _ = self.peak  # which older kernels do not tell
         except OSError as error:
             self.__exit__()
             raise NoLimits(str(error)) from error
@@ -52,12 +56,17 @@ class MemoryLimit:
         return ("sh", "-c", f'echo $$ > "{self._group}/cgroup.procs" && exec "$@"', "sh")
 
     @property
+    def peak(self) -> int:
+        """Bytes of what was charged to it, files that it read among them: these go where there is no room."""
+        return int((self._group / self._names.peak).read_text())
+
+    @property
     def kills(self) -> int:
         found = re.search(r"^oom_kill (\d+)", (self._group / self._names.events).read_text(), re.MULTILINE)
         return int(found[1]) if found else 0
 
 
-def peak(pid: int) -> int:
+def resident_peak(pid: int) -> int:
     """The most bytes that were ever resident of a process, as the kernel has noted."""
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
