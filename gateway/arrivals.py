@@ -34,8 +34,8 @@ class Arrivals:
 
 
 class Arrival:
-    def __init__(self, all_: Arrivals) -> None:
-        self._all = all_
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._all = arrivals
         self._bytes = 0
         self._whole = False
 
