@@ -18,13 +18,17 @@ class Digest:
     size: int
 
     @classmethod
-    def of(cls, data: bytes | memoryview) -> Digest:
-        return cls(blake3(data).hexdigest(), len(data))
+    def of(cls, *pieces: bytes | memoryview) -> Digest:
+        """Of these bytes, one piece after the other."""
+        hasher = blake3(*pieces[:1])
+        for piece in pieces[1:]:
+            hasher.update(piece)
+        return cls(hasher.hexdigest(), sum(map(len, pieces)))
 
     @classmethod
-    async def of_any_size(cls, data: bytes) -> Digest:
+    async def of_any_size(cls, *pieces: bytes) -> Digest:
         """Like `of`, off the event loop where hashing takes longer than a loop may stand still."""
-        return cls.of(data) if len(data) <= AT_ONCE else await asyncio.to_thread(cls.of, data)
+        return cls.of(*pieces) if sum(map(len, pieces)) <= AT_ONCE else await asyncio.to_thread(cls.of, *pieces)
 
     def names(self, data: bytes | memoryview) -> bool:
         """Whether these bytes are the ones this digest names."""

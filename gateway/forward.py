@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from weakref import WeakSet
 
@@ -18,12 +18,12 @@ from cache.description import Description, Scalar
 from cache.digest import Digest
 from cache.flight import Flight
 from cache.hierarchy import Found, Hierarchy
-from cache.keys import Address
 from cache.record import NotARecord, Record
 from cache.shares import shares
 from cache.telemetry import Tracing
 from cache.tier import Lookup, TierName
 from gateway.answer import tier_message
+from gateway.arrivals import Arrival, Arrivals
 from gateway.costs import Costs
 from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Heard, Piece, Planned, Settled, Step, Tuned
@@ -31,7 +31,7 @@ from gateway.live import can_be_heard
 from gateway.plan import Plan, after_canonical
 from gateway.reasons import Seen, seen
 from gateway.status import explain_error, from_upstream
-from gateway.wire import Reply, chunk_event, event_response
+from gateway.wire import Reply, event_response
 from gateway.workers import Fleet, Worker, WorkerSilent
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.inference_pb2 import Elsewhere, Finished, ForeseeResponse, RunRequest, RunResponse
@@ -48,7 +48,7 @@ class _Artifact:
 
     canonical: Record
     own: Record  # as found under the address of the request as it was written
-    data: bytes
+    reply: Reply  # the only copy of its bytes
 
 
 class _NearGone(Exception):
@@ -68,6 +68,7 @@ class _Run:
     records: Mapping[str, tuple[Record, TierName]]
     span: Span
     fill: Callable[[Completed], None]
+    arrival: Arrival
     with_media: bool
     tuned: bool = False
     heard: int = 0  # samples
@@ -102,6 +103,7 @@ class Forwarder:
         *,
         patience: float,
         max_media_bytes: int,
+        max_unstored_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._hierarchy = hierarchy
@@ -112,6 +114,7 @@ class Forwarder:
         self._patience = patience
         self._max_media_bytes = max_media_bytes
         self._media_bytes = 0  # of decoded media on their way to workers
+        self._arrivals = Arrivals(max_unstored_bytes)
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
         self._attendances: dict[Flight[Step], _Attendance] = {}
@@ -136,10 +139,11 @@ class Forwarder:
             self._hierarchy.expect(done.plan.addresses[name] for name in made if name in done.plan.addresses)
             fill(done)
 
-        try:
+        with self._arrivals.one() as arrival, ExitStack() as end:
+            end.callback(self._abandoned.discard, flight)
             records, reasons, lookups = await known_encodings(self._hierarchy, plan, self._clock())
             flight.publish(Planned(expected_stages(plan, records), reasons, lookups))
-            run = _Run(flight, plan, records, span, completed, with_media=_reads_media(plan, records))
+            run = _Run(flight, plan, records, span, completed, arrival, with_media=_reads_media(plan, records))
             changes = 0
             while True:
                 try:
@@ -156,8 +160,6 @@ class Forwarder:
             if artifact is not None:
                 # The worker went before it could say that the artifact is stored: what we hold, we store.
                 flight.publish(Settled(await self._store(artifact, plan)))
-        finally:
-            self._abandoned.discard(flight)
 
     async def foresee(
         self, plan: Plan, records: Mapping[str, tuple[Record, TierName]], *, within: float | None = None
@@ -294,7 +296,7 @@ class Forwarder:
             return Stored(state=Stored.STATE_NOT_STORED)
         aliases = [artifact.own] if artifact.own is not artifact.canonical else []
         durable = await self._hierarchy.commit(
-            artifact.canonical, artifact.data, aliases=aliases, replace=plan.policy.replaces
+            artifact.canonical, artifact.reply.data, aliases=aliases, replace=plan.policy.replaces
         )
         return Stored(state=Stored.STATE_DURABLE if await durable else Stored.STATE_NOT_STORED)
 
@@ -361,12 +363,14 @@ async def _read(
     flight = run.flight
     chunks: list[bytes] = []
     artifact: _Artifact | None = None
+    run.arrival.begin()
     try:
         async for message in call:
             heard()
             if message.HasField("finished"):
-                artifact = await _verified(message.finished, b"".join(chunks), run.plan.address)
-                completed = _completed(artifact, message.finished, run.plan, run.records)
+                run.arrival.end()
+                artifact = await _verified(message.finished, chunks, run.plan)
+                completed = _completed(artifact.reply, message.finished, run.plan, run.records)
                 run.fill(completed)
                 _publish(flight, completed)
             elif message.HasField("stored"):
@@ -375,6 +379,7 @@ async def _read(
             elif message.HasField("elsewhere"):
                 return message.elsewhere
             elif message.event.HasField("chunk"):
+                await run.arrival.take(len(message.event.chunk.data))
                 chunks.append(message.event.chunk.data)
             elif message.event.HasField("sound") or message.event.HasField("samples"):
                 if can_be_heard(run.plan.parameters):
@@ -494,7 +499,9 @@ def _parameter(value: Scalar) -> pb.ParameterValue:
             return pb.ParameterValue(int_value=value)
 
 
-async def _verified(finished: Finished, data: bytes, address: Address) -> _Artifact:
+async def _verified(finished: Finished, chunks: list[bytes], plan: Plan) -> _Artifact:
+    """Takes the chunks: the reply has their bytes, and is held for as long as they are being stored."""
+    address = plan.address
     try:
         canonical = Record.from_bytes(finished.record)
         own = Record.from_bytes(finished.alias or finished.record, address)
@@ -503,16 +510,16 @@ async def _verified(finished: Finished, data: bytes, address: Address) -> _Artif
     # What is stored for a tenant stays in its namespace, whatever a worker says.
     if str(canonical.address) != finished.canonical_address or canonical.address.namespace != address.namespace:
         raise Internal("WORKER_RECORD_INVALID")
-    if canonical.output.digest != await Digest.of_any_size(data) or own.output.digest != canonical.output.digest:
+    if canonical.output.digest != await Digest.of_any_size(*chunks) or own.output.digest != canonical.output.digest:
         raise Internal("WORKER_BYTES_DIFFER")
-    return _Artifact(canonical, own, data)
+    reply = Reply.of(replace(own, pending=True), *chunks, random_weights=plan.description.random_weights)
+    chunks.clear()
+    return _Artifact(canonical, own, reply)
 
 
 def _completed(
-    artifact: _Artifact, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
+    reply: Reply, finished: Finished, plan: Plan, records: Mapping[str, tuple[Record, TierName]]
 ) -> Completed:
-    own = replace(artifact.own, pending=True)
-    reply = Reply.of(own, artifact.data, random_weights=plan.description.random_weights)
     _name_tiers(finished.stages, records)
     stages = [stage for stage in finished.stages if stage.stage in plan.addresses]
     return Completed(reply, stages, finished.joined, plan.without_media())
@@ -526,5 +533,5 @@ def _name_tiers(stages: Iterable[pb.StageReport], records: Mapping[str, tuple[Re
 
 def _publish(flight: Flight[Step], completed: Completed) -> None:
     for chunk in completed.reply.chunks:
-        flight.publish(Piece(chunk_event(len(flight.events) + 1, chunk)))
+        flight.publish(Piece(chunk))
     flight.publish(completed)

@@ -32,7 +32,7 @@ from gateway.history import Past
 from gateway.links import Url
 from gateway.plan import Plan
 from gateway.reasons import Seen
-from gateway.wire import Reply, event_response, samples_event, sound_event
+from gateway.wire import Reply, chunk_event, event_response, samples_event, sound_event
 from reprise.v1.common_pb2 import Digest, StageReport
 from reprise.v1.media_pb2 import Accepted, GenerationEvent, Result, Stored
 
@@ -69,9 +69,9 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk of the artifact, as a response. All of them come right before it is completed."""
+    """A chunk of the artifact, as a field of an event. All of them come right before it is completed."""
 
-    response: bytes
+    chunk: bytes | memoryview  # of the reply that completes it: the log holds no bytes of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +191,8 @@ class Generation:
         match step:
             case bytes():
                 return step
-            case Piece(response):
-                return response
+            case Piece(chunk):
+                return chunk_event(sequence, chunk)
             case Tuned(sample_rate):
                 return sound_event(sequence, sample_rate)
             case Heard(offset, pcm):
@@ -375,8 +375,6 @@ def _weight_of(step: Step) -> int:
     match step:
         case bytes():
             return len(step)
-        case Piece(response):
-            return len(response)
         case Heard(_, pcm):
             return len(pcm)
         case Completed():

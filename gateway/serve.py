@@ -196,6 +196,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             planner.plan_anew,
             patience=section.longest_generation,
             max_media_bytes=section.max_pixel_bytes,
+            max_unstored_bytes=section.max_unstored_bytes,
         )
         flights: Flights[object, Step] = Flights(grace=section.grace, on_change=forwarder.attend)
         stack.push_async_callback(flights.drain, section.drain)

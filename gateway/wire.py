@@ -8,7 +8,7 @@ against the generated classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,14 +62,14 @@ class Reply:
     )
 
     @classmethod
-    def of(cls, record: Record, data: bytes, *, random_weights: bool) -> Reply:
-        view = memoryview(data)  # every byte is copied once: to where it goes out from
-        *offsets, rest = range(0, len(data), CHUNK_BYTES) if data else [0]
-        before = [
-            response(_sequence(sequence), *_parts(_CHUNK, offset, view[offset : offset + CHUNK_BYTES]))
-            for sequence, offset in enumerate(offsets, start=1)
-        ]
-        return cls(record, tuple(before), b"".join(_parts(_CHUNK, rest, view[rest:])), random_weights)
+    def of(cls, record: Record, *pieces: bytes, random_weights: bool) -> Reply:
+        """`pieces` are the artifact, however it was cut. Every byte is copied once: to where it goes out from."""
+        before, chunk = list[bytes](), list[bytes | memoryview]()
+        for number, part in enumerate(_cut(pieces)):
+            if number:
+                before.append(response(_sequence(number), *chunk))
+            chunk = [*_parts(_CHUNK, number * CHUNK_BYTES, *part)]
+        return cls(record, tuple(before), b"".join(chunk), random_weights)
 
     @property
     def durable(self) -> bool:
@@ -173,10 +173,24 @@ def serialize(message: Any) -> bytes:
     return encoded
 
 
-def _parts(tag: bytes, offset: int, data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+def _cut(pieces: Iterable[bytes]) -> Iterator[list[memoryview]]:
+    """The bytes of each chunk, as views. There is always one; the last has what is left."""
+    part, room = list[memoryview](), CHUNK_BYTES
+    for piece in pieces:
+        rest = memoryview(piece)
+        while len(rest) > room:
+            yield [*part, rest[:room]]
+            part, rest, room = [], rest[room:], CHUNK_BYTES
+        part.append(rest)
+        room -= len(rest)
+    yield part
+
+
+def _parts(tag: bytes, offset: int, *data: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
     """An encoded chunk, or samples: both are an offset and bytes."""
-    inside = b"".join((_OFFSET + varint(offset) if offset else b"", _DATA, varint(len(data))))
-    return tag, varint(len(inside) + len(data)), inside, data
+    size = sum(map(len, data))
+    inside = b"".join((_OFFSET + varint(offset) if offset else b"", _DATA, varint(size)))
+    return tag, varint(len(inside) + size), inside, *data
 
 
 def _sequence(number: int) -> bytes:

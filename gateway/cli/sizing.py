@@ -148,6 +148,7 @@ def _bounds(settings: GatewaySettings, worker: Mapping[str, Any]) -> Bounds:
     beside = (
         settings.cache.write_behind.max_bytes,
         section.linger_bytes,
+        section.max_unstored_bytes,
         section.max_pixel_bytes,
         section.max_url_bytes,
         section.similarity.max_bytes,

@@ -15,7 +15,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,12 @@ def serving(
     line: int | None = None,
     section: Mapping[str, Any] | None = None,
     environment: Mapping[str, dict[str, str]] | None = None,
+    command: Sequence[str] = (),
 ) -> Iterator[Servers]:
     """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens.
 
     With `line` the worker runs one generation at a time, and so many may wait for it. `section` is of the gateways'
-    settings, `environment` of single ones, by name.
+    settings, `environment` of single ones, by name. They are run by `command`, if there is one.
     """
     with (
         leashed(data / "storage") as storage,
@@ -121,7 +122,7 @@ def serving(
         arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds), *waiting)
         worker.up([_program(worker.data, "worker", home, *arguments)])
         started = standing.up(
-            [_gateway(standing.data, name, file, (environment or {}).get(name, {})) for name in gateways]
+            [_gateway(standing.data, name, file, (environment or {}).get(name, {}), command) for name in gateways]
         )
         yield Servers(storage, standing, [each.part.address for each in started])
 
@@ -172,10 +173,11 @@ def _settings(storage: Stack, worker: str) -> dict[str, Any]:
     }
 
 
-def _gateway(data: Path, name: str, file: Path, own: dict[str, str]) -> Part:
+def _gateway(data: Path, name: str, file: Path, own: dict[str, str], command: Sequence[str] = ()) -> Part:
     address = f"{LOOPBACK}:{free_port()}"
     environment = own | {"REPRISE_GATEWAY__NAME": name, "REPRISE_GATEWAY__PORT": _port(address)}
-    return _program(data, name, address, "gateway", "--config", str(file), environment=environment)
+    program = _program(data, name, address, "gateway", "--config", str(file), environment=environment)
+    return replace(program, command=(*command, *program.command))
 
 
 def _program(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+import gateway
 from cache.description import Description
 from cache.digest import Digest
 from cache.keys import Address
@@ -25,7 +27,7 @@ from reprise.v1.inference_pb2 import Finished, RunRequest, StatusResponse
 from tests import servers
 from tests.gateway import worker as scripted
 from tests.gateway.worker import Refusal, family
-from tests.gateway.world import World, ask, eventually, kinds, open_world, outcome, picture, problem_of, stages
+from tests.gateway.world import MIB, World, ask, eventually, kinds, open_world, outcome, picture, problem_of, stages
 
 CANARY = "secret words"
 
@@ -330,6 +332,59 @@ async def test_a_model_that_goes_on_changing_is_not_planned_for_ever(world: Worl
     problem = await problem_of(desk.client.animate(ask()))
     assert (grpc.StatusCode.UNAVAILABLE, "WORKER_CHANGED") == (problem.code, problem.reason)
     assert ["r1", "r2", "r3"] == [request.revision for request in worker.requests]
+
+
+# What is held of results.
+
+
+async def test_a_result_is_held_once_while_it_is_being_stored(world: World) -> None:
+    """Not as it came, as a file, as a reply and as events: a gateway may wait for the store with hundreds of them."""
+    size = 4 * MIB
+    worker = await world.worker()
+    worker.hold("stored")
+    desk = await world.desk(worker)
+    await desk.animate(extra={"size": 1})
+    tracemalloc.start()
+    try:
+        made = await desk.animate("a dog", extra={"size": size})
+        ours = [
+            tracemalloc.Filter(True, str(Path(gateway.__file__).parent / name)) for name in ("forward.py", "wire.py")
+        ]
+        traces = tracemalloc.take_snapshot().filter_traces(ours).statistics("filename")
+    finally:
+        tracemalloc.stop()
+
+    assert size == len(made.data)
+    assert 1.0 <= sum(each.size for each in traces) / size < 1.1
+
+
+async def test_results_that_have_no_room_until_others_are_stored_wait_at_their_workers(world: World) -> None:
+    """The second one's caller sees it made, and has it as soon as the first one is stored."""
+    worker = await world.worker()
+    first_stored = worker.hold("stored")
+    desk = await world.desk(worker, max_unstored_bytes=1500)
+    first = await desk.animate(extra={"size": 1000})
+    second_made = worker.hold("stored").reached
+    follower = desk.follow("a dog", extra={"size": 1000})
+    await second_made.wait()
+    assert "hit from L1" == outcome(await desk.animate(extra={"size": 1000}))
+    assert "chunk" not in kinds(follower.events)
+    first_stored.open()
+
+    assert 1000 == len((await follower.media()).data)
+    assert "durable" == await desk.stored(first)
+
+
+async def test_results_of_workers_that_are_lost_give_their_room_back(world: World) -> None:
+    """What a worker left half sent is not counted: the next result has the room."""
+    workers = [await world.worker(), await world.worker()]
+    desk = await world.desk(*workers, max_unstored_bytes=1500)
+    for worker in workers:
+        worker.silent_end = True
+    assert "WORKER_ENDED_EARLY" == (await problem_of(desk.client.animate(ask(extra={"size": 1000})))).reason
+    for worker in workers:
+        worker.silent_end = False
+    assert 1000 == len((await desk.animate("a dog", extra={"size": 1000})).data)
 
 
 # Refusals and lies.

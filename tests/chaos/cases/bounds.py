@@ -5,10 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
+import grpc
+from blake3 import blake3
+
+from cache.news import News
+from reprise.v1 import common_pb2 as pb
+from reprise.v1.media_pb2 import AnimateImageRequest
+from tests.bench.large import stubs
+from tests.bench.rig import serving
 from tests.chaos.case import Scene, case
+from tests.chaos.clients import photo
+from tests.chaos.limits import MemoryLimit, NoLimits, resident_peak
 
 MIB = 1024 * 1024
+_LIMIT = 400 * MIB
+_FILE = 8 * MIB
+_CALLERS, _SLOW = 8, 2
+_SMALL = {  # what a gateway of so little memory is configured to
+    "REPRISE_CACHE__L1__MAX_BYTES": str(48 * MIB),
+    "REPRISE_CACHE__WRITE_BEHIND__MAX_BYTES": str(32 * MIB),
+    "REPRISE_GATEWAY__LINGER_BYTES": str(16 * MIB),
+    "REPRISE_GATEWAY__MAX_UNSTORED_BYTES": str(48 * MIB),
+}
 
 
 @case(
@@ -32,3 +56,84 @@ async def many_keys(scene: Scene) -> None:
     if scene.full:  # by then everything is full
         sheet.at_most("MiB that the second half added", grown, 64)
     sheet.tell("MiB resident", found["resident"] / MIB)
+
+
+@case(
+    "B2 large files",
+    fault="a gateway of 400 MiB: 2 GiB of different files of 8 MiB; of 8 callers 2 stand still again and again",
+    promise="it stays within its memory; nobody fails, and every file is right",
+    share=True,
+)
+async def large_files(scene: Scene) -> None:
+    sheet, count = scene.sheet, scene.size(250, 30)
+    with ExitStack() as ending:
+        limit = None
+        try:
+            limit = ending.enter_context(MemoryLimit(_LIMIT))
+        except NoLimits as lack:
+            sheet.tell("no limit by the kernel, only what it has counted", str(lack))
+        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="reprise-chaos-")))
+        up = ending.enter_context(
+            serving(
+                folder,
+                gateways=["gateway"],
+                step_seconds=0.0,
+                environment={"gateway": _SMALL},
+                command=limit.command if limit else (),
+            )
+        )
+        pid = up.gateways.part("gateway").pid
+        readers, numbers = _Readers(), iter(range(count))
+        async with stubs(up.addresses[0], _CALLERS) as many:
+            reading = [readers.read(stub, numbers, slow=number < _SLOW) for number, stub in enumerate(many)]
+            await asyncio.gather(*reading)
+            await readers.read(many[0], range(0, count, 10), slow=False)  # they come from the object store now
+        sheet.exactly("failed requests", ", ".join(sorted(readers.failed)) or "none", "none")
+        sheet.exactly("wrong files, also when asked again", readers.wrong, 0)
+        sheet.exactly("different files", len(set(readers.digests.values())), count)
+        if limit:
+            sheet.exactly("kills by the kernel", limit.kills, 0)
+            sheet.tell("MiB charged at its peak", limit.peak / MIB)
+        sheet.at_most("MiB resident at its peak", resident_peak(pid) / MIB, _LIMIT / MIB)
+
+
+class _Readers:
+    """Callers who share out files. The slow ones stop in the middle of each until others have had two more."""
+
+    def __init__(self) -> None:
+        self.digests: dict[int, str] = {}  # of what came first, by file
+        self.failed: list[str] = []
+        self.wrong = 0
+        self._had = 0
+        self._quick = _CALLERS - _SLOW  # who still reads
+        self._news = News()
+
+    async def read(self, stub: Any, numbers: Iterable[int], *, slow: bool) -> None:
+        for number in numbers:
+            try:
+                await self._file(stub, number, slow=slow)
+            except grpc.aio.AioRpcError as error:
+                self.failed.append(error.code().name)
+            self._had += 1
+            self._news.announce()
+        self._quick -= not slow
+        self._news.announce()
+
+    async def _file(self, stub: Any, number: int, *, slow: bool) -> None:
+        request = AnimateImageRequest(image=photo(0), prompt=f"file {number}")
+        request.extra["size"].CopyFrom(pb.ParameterValue(int_value=_FILE))
+        data, named = blake3(), ""
+        async for response in stub.AnimateImage(request):
+            event = response.event
+            data.update(event.chunk.data)
+            named = event.result.artifact.hex or named
+            if slow and event.HasField("chunk"):
+                slow = False
+                await self._others(2)
+        digest = data.hexdigest()
+        self.wrong += not digest == named == self.digests.setdefault(number, digest)
+
+    async def _others(self, more: int) -> None:
+        wanted = self._had + more
+        while self._had < wanted and self._quick:
+            await self._news.wait()
