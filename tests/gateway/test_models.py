@@ -123,7 +123,8 @@ async def test_a_model_may_have_a_name_that_its_callers_know(world: World) -> No
     """By either name it is the same model with the same results; one that nobody serves is missed as any other."""
     worker = await world.worker(family("small"))
     desk = await world.desk(worker, aliases={"clips": "small", "films": "large"})
-    made = await desk.stored(await desk.animate(model="small"))
+    made = await desk.animate(model="small")
+    await desk.stored(made)
     again = await desk.animate(model="clips")
 
     assert ("hit from L1", made.data) == (outcome(again), again.data)
