@@ -7,21 +7,33 @@ the worker's stream, and its callers wait: as they do where a worker's own queue
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Gauge
 
 from cache.news import News
 
 
 class Arrivals:
-    """Belongs to one event loop. `max_bytes` is kept, but for a result that has no room in it even alone."""
+    """Belongs to one event loop. Of all but one result it holds `max_bytes` at most: how large a result is nobody knows
+    before its end, so where the room is full of halves, the first one goes on.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.whole = 0  # results that are here to their last byte
         self.coming: list[Arrival] = []  # those of which some bytes are here or wait for room, the first one first
+        self.waiting = 0  # of these, those that have no room
         self.news = News()
+
+    def watch(self, registry: CollectorRegistry) -> None:
+        """Show in metrics what is held, and how many wait."""
+        held = Gauge("reprise_unstored_bytes", "Bytes held of results that are not stored yet", registry=registry)
+        held.set_function(lambda: self.bytes)
+        waiting = Gauge("reprise_unstored_waiting", "Results that wait at their workers for room", registry=registry)
+        waiting.set_function(lambda: self.waiting)
 
     @contextmanager
     def one(self) -> Iterator[Arrival]:
@@ -47,12 +59,16 @@ class Arrival:
         self._bytes, self._whole = 0, False
         self._all.news.announce()
 
-    async def take(self, size: int) -> None:
-        """So many bytes of it come as soon as there is room."""
+    async def take(self, size: int, *, lost: Callable[[], bool] = lambda: False) -> None:
+        """So many bytes of it come as soon as there is room, or at once if the rest of it is `lost` meanwhile."""
         if self not in self._all.coming:
             self._all.coming.append(self)
-        while not self._has_room(size):
-            await self._all.news.wait()
+        self._all.waiting += 1
+        try:
+            while not (self._has_room(size) or lost()):
+                await self._all.news.wait()
+        finally:
+            self._all.waiting -= 1
         self._all.bytes += size
         self._bytes += size
 
@@ -61,6 +77,10 @@ class Arrival:
         self._all.coming = [other for other in self._all.coming if other is not self]
         self._all.whole += 1
         self._whole = True
+        self._all.news.announce()
+
+    def look_again(self) -> None:
+        """It may be lost."""
         self._all.news.announce()
 
     def _has_room(self, size: int) -> bool:

@@ -99,11 +99,11 @@ class Forwarder:
         fleet: Fleet,
         costs: Costs,
         tracing: Tracing,
+        arrivals: Arrivals,
         plan_anew: Callable[[Plan], Awaitable[Plan]],
         *,
         patience: float,
         max_media_bytes: int,
-        max_unstored_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._hierarchy = hierarchy
@@ -114,7 +114,7 @@ class Forwarder:
         self._patience = patience
         self._max_media_bytes = max_media_bytes
         self._media_bytes = 0  # of decoded media on their way to workers
-        self._arrivals = Arrivals(max_unstored_bytes)
+        self._arrivals = arrivals
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
         self._attendances: dict[Flight[Step], _Attendance] = {}
@@ -364,6 +364,7 @@ async def _read(
     chunks: list[bytes] = []
     artifact: _Artifact | None = None
     run.arrival.begin()
+    call.add_done_callback(lambda _: run.arrival.look_again())
     try:
         async for message in call:
             heard()
@@ -379,7 +380,7 @@ async def _read(
             elif message.HasField("elsewhere"):
                 return message.elsewhere
             elif message.event.HasField("chunk"):
-                await run.arrival.take(len(message.event.chunk.data))
+                await run.arrival.take(len(message.event.chunk.data), lost=call.done)
                 chunks.append(message.event.chunk.data)
             elif message.event.HasField("sound") or message.event.HasField("samples"):
                 if can_be_heard(run.plan.parameters):
@@ -392,7 +393,7 @@ async def _read(
         if artifact is None:
             raise
     except asyncio.CancelledError:
-        if not worker.silent:
+        if not worker.gave_up(call):
             raise
         span.set_status(StatusCode.ERROR, "silent")
         if artifact is None:

@@ -29,6 +29,7 @@ from cache.lag import LoopLag
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from gateway.admission import Admission
+from gateway.arrivals import Arrivals
 from gateway.artifacts import Artifacts
 from gateway.control import Control
 from gateway.costs import Costs
@@ -188,15 +189,17 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             policies=section.policies,
             similar_by_default=section.similarity.by_default,
         )
+        arrivals = Arrivals(section.max_unstored_bytes)
+        arrivals.watch(telemetry.registry)
         forwarder = Forwarder(
             tiers.below_memory,
             fleet,
             costs,
             telemetry.tracing,
+            arrivals,
             planner.plan_anew,
             patience=section.longest_generation,
             max_media_bytes=section.max_pixel_bytes,
-            max_unstored_bytes=section.max_unstored_bytes,
         )
         flights: Flights[object, Step] = Flights(grace=section.grace, on_change=forwarder.attend)
         stack.push_async_callback(flights.drain, section.drain)

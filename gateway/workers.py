@@ -13,6 +13,7 @@ import random
 import socket
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 import structlog
@@ -106,6 +107,7 @@ class Worker:
         self.silent = False
         self._turn = asyncio.Lock()
         self._runs: set[grpc.aio.StreamStreamCall[RunRequest, RunResponse]] = set()
+        self._given_up: WeakSet[grpc.aio.StreamStreamCall[RunRequest, RunResponse]] = WeakSet()
         self._run_ended = News()
 
     @property
@@ -202,7 +204,12 @@ class Worker:
         """Do not wait for a hung worker's answers: another one can give them."""
         self.silent = True
         for call in list(self._runs):
+            self._given_up.add(call)
             call.cancel()
+
+    def gave_up(self, call: grpc.aio.StreamStreamCall[RunRequest, RunResponse]) -> bool:
+        """Whether it was cancelled because the worker gave no sign of life. It may have given one since."""
+        return call in self._given_up
 
     async def _describe(self) -> None:
         response: DescribeResponse = await self._stub.Describe(DescribeRequest(), timeout=_CALL_TIMEOUT)

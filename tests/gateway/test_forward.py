@@ -18,6 +18,7 @@ from cache.keys import Address
 from cache.record import Record
 from cache.settings import CacheSettings
 from gateway import models
+from gateway import workers as fleet
 from gateway.pictures import decode
 from gateway.stack import Stack
 from gateway.wire import serialize
@@ -367,12 +368,40 @@ async def test_results_that_have_no_room_until_others_are_stored_wait_at_their_w
     second_made = worker.hold("stored").reached
     follower = desk.follow("a dog", extra={"size": 1000})
     await second_made.wait()
+    await eventually(lambda: desk.metric("reprise_unstored_waiting"))
     assert "hit from L1" == outcome(await desk.animate(extra={"size": 1000}))
     assert "chunk" not in kinds(follower.events)
+    assert 1000 == await desk.metric("reprise_unstored_bytes")
     first_stored.open()
 
     assert 1000 == len((await follower.media()).data)
     assert "durable" == await desk.stored(first)
+
+
+async def test_a_result_that_waits_for_room_is_made_elsewhere_once_its_worker_hangs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as the worker is given up, and not when there is room for what will never come."""
+    monkeypatch.setattr(fleet, "_SIGN_OF_LIFE", 2.0)
+    holder = await world.worker(family("alpha"))
+    workers = [await world.worker(family("beta")) for _ in range(2)]
+    for worker in (holder, *workers):
+        worker.speaks_every = 0.05
+    desk = await world.desk(holder, *workers, max_unstored_bytes=1500)
+    gates = [worker.hold("stored") for worker in (holder, *workers)]
+    await desk.animate(model="alpha", extra={"size": 1000})
+    follower = desk.follow("a dog", model="beta", extra={"size": 1000})
+    await eventually(lambda: desk.metric("reprise_unstored_waiting"))
+    lost, other = sorted(workers, key=lambda worker: -len(worker.requests))
+    lost.speaks_every = None
+
+    async def asked() -> bool:
+        return bool(other.requests)
+
+    await eventually(asked)
+    for gate in gates:
+        gate.open()
+    assert 1000 == len((await follower.media()).data)
 
 
 async def test_results_of_workers_that_are_lost_give_their_room_back(world: World) -> None:
