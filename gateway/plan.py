@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self
 
 from google.protobuf.duration_pb2 import Duration
 from pydantic import Field, model_validator
@@ -133,10 +133,6 @@ class StandIn:
     likeness: Likeness
 
 
-# Of parameters, what the request says by its own fields and by its `extra` map, with the seed that was drawn for it.
-Said: TypeAlias = tuple[Mapping[str, Scalar], Mapping[str, Scalar]]
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One request, understood."""
@@ -155,7 +151,6 @@ class Plan:
     folded: tuple[str, ...] = ()  # what was changed in a text before it was read
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)  # by medium; none: the plan is exact
     idle: bool = False  # nobody waits for it
-    said: Said = ({}, {})
 
     @property
     def address(self) -> Address:
@@ -210,18 +205,16 @@ class Plan:
         """The same plan, for those who must not keep media alive."""
         return replace(self, media={})
 
-    def anew(self, description: Description, parameters: Mapping[str, Scalar], folded: tuple[str, ...]) -> Plan:
+    def anew(self, description: Description, parameters: Mapping[str, Scalar]) -> Plan:
         """The same request as another description of its model has it."""
         where = _addresses(description, parameters, self.identities, self.namespaces, {})
-        return replace(
-            self, description=description, parameters=parameters, addresses=where, folded=folded, stand_ins={}
-        )
+        return replace(self, description=description, parameters=parameters, addresses=where, stand_ins={})
 
     def as_made(self, made: Plan) -> Plan:
         """This caller's plan once the model has changed, and all who share the generation were planned anew."""
         if made.description == self.description:
             return self
-        return self.anew(made.description, made.parameters, made.folded)
+        return self.anew(made.description, made.parameters)
 
     def with_stand_ins(self, stand_ins: Mapping[str, StandIn]) -> Plan:
         """The same request answered with what near-duplicates' encodings give, or exactly if there are none."""
@@ -255,7 +248,6 @@ def make_plan(
     delivery: Delivery = DELIVERY_INLINE,
     live: bool = False,
     folded: tuple[str, ...] = (),
-    said: Said = ({}, {}),
 ) -> Plan:
     """`parameters` are complete and validated."""
     identities = {name: medium.identity for name, medium in media.items()}
@@ -274,7 +266,6 @@ def make_plan(
         delivery=delivery,
         live=live,
         folded=folded,
-        said=said,
     )
 
 

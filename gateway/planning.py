@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from cache import tags
-from cache.description import Description, Scalar, Scope
+from cache.description import Description, Scope
 from cache.digest import Digest
 from cache.keys import Principal, namespaces
 from cache.near import USUAL_DISTANCE
@@ -17,7 +17,7 @@ from gateway.errors import InvalidField, Unavailable
 from gateway.framing import Framing
 from gateway.live import FORMATS, can_be_heard
 from gateway.models import Models
-from gateway.plan import DefaultPolicy, Plan, Policy, Said, choose_seed, default_policy, make_plan
+from gateway.plan import DefaultPolicy, Plan, Policy, choose_seed, default_policy, make_plan
 from gateway.reception import Fetch, Medium
 from gateway.studio import Studio
 from gateway.tasks import Request, task_of
@@ -59,8 +59,12 @@ class Planner:
         description = await self._models.describe(request.model, task_of(request).name)
         given, extra = given_fields(request)
         policy = self._policy(request, description, principal, seeded="seed" in given)
-        said = choose_seed(given, policy), extra
-        parameters, changed = self._parameters(description, said, policy, live=live)
+        parameters = complete(description, choose_seed(given, policy), extra, defaults={"seed": self._default_seed})
+        changed: tuple[str, ...] = ()
+        if policy.lines:
+            parameters, changed = folded(description, parameters)
+        if live and not can_be_heard(parameters):
+            raise InvalidField("live", f"samples can be had as they are made with the format {' or '.join(FORMATS)}")
         medium = await self._medium(request, file, principal, description)
         return make_plan(
             description,
@@ -72,31 +76,26 @@ class Planner:
             delivery=delivery,
             live=live,
             folded=changed,
-            said=said,
         )
 
     async def plan_anew(self, plan: Plan) -> Plan:
-        """The same request, now that workers describe its model in another way. Raises Refused: Unavailable if they do
-        not, or if its file must be looked at again, and InvalidField if the model does not take it any more.
+        """The same request, now that workers describe its model in another way. Raises Unavailable if they do not, if
+        its file must be looked at again, or if the model does not take all its parameters any more.
         """
         old = plan.description
         description = await self._models.successor(old)
         if description is None or description.recordings != old.recordings:
             raise Unavailable("WORKER_CHANGED")
-        parameters, changed = self._parameters(description, plan.said, plan.policy, live=plan.live)
-        return plan.anew(description, parameters, changed)
-
-    def _parameters(
-        self, description: Description, said: Said, policy: Policy, *, live: bool
-    ) -> tuple[dict[str, Scalar], tuple[str, ...]]:
-        """All parameters, and what was changed in a text. Raises InvalidField."""
-        parameters = complete(description, *said, defaults={"seed": self._default_seed})
-        changed: tuple[str, ...] = ()
-        if policy.lines:
-            parameters, changed = folded(description, parameters)
-        if live and not can_be_heard(parameters):
-            raise InvalidField("live", f"samples can be had as they are made with the format {' or '.join(FORMATS)}")
-        return parameters, changed
+        # Some who share it took for granted what others said, so all of it is kept, defaults of the old model and
+        # folded texts too, and what is wrong with it now is told to each who asks again.
+        elsewhere = {parameter.name for parameter in description.parameters if parameter.extra}
+        given = {name: value for name, value in plan.parameters.items() if name not in elsewhere}
+        extra = {name: value for name, value in plan.parameters.items() if name in elsewhere}
+        try:
+            parameters = complete(description, given, extra, defaults={"seed": self._default_seed})
+        except InvalidField as error:
+            raise Unavailable("WORKER_CHANGED") from error
+        return plan.anew(description, parameters)
 
     def is_off(self, description: Description, principal: Principal) -> bool:
         """Whether an operator has taken the model or the tenant off the cache."""

@@ -28,7 +28,20 @@ from reprise.v1.inference_pb2 import Finished, RunRequest, StatusResponse
 from tests import servers
 from tests.gateway import worker as scripted
 from tests.gateway.worker import Refusal, family
-from tests.gateway.world import MIB, World, ask, eventually, kinds, open_world, outcome, picture, problem_of, stages
+from tests.gateway.world import (
+    MIB,
+    Desk,
+    Follower,
+    World,
+    ask,
+    eventually,
+    kinds,
+    open_world,
+    outcome,
+    picture,
+    problem_of,
+    stages,
+)
 
 CANARY = "secret words"
 
@@ -289,14 +302,49 @@ async def test_who_still_serves_the_model_as_it_was_planned_runs_it(world: World
     assert (1, 1) == (home.generations, other.generations)
 
 
-async def test_what_the_changed_model_does_not_take_is_told_by_its_field(world: World) -> None:
-    """The caller reads what it must be now; nothing was generated."""
+async def shared_while(world: World, description: Description, *fields: dict[str, Any]) -> tuple[Desk, list[Follower]]:
+    """These requests share a generation, the first one leads it, and its model becomes another one before it runs."""
     worker = await world.worker()
     desk = await world.desk(worker)
-    worker.descriptions = {"small": changed(maximum=8, default=8)}
-    problem = await problem_of(desk.client.animate(ask(num_frames=16)))
-    assert (grpc.StatusCode.INVALID_ARGUMENT, "num_frames", 0) == (problem.code, problem.field, worker.generations)
+    gate = worker.hold("refuse")
+    worker.refusals = [scripted.PLAN_DIFFERS]
+    followers = [desk.follow(**fields[0])]
+    await gate.reached.wait()
+    followers += [desk.follow(**each) for each in fields[1:]]
+    for follower in followers[1:]:
+        await follower.seen("accepted")
+    worker.descriptions = {"small": description}
+    worker.costs = {**scripted.COSTS, "finish": 0.5}
+    gate.open()
+    return desk, followers
+
+
+@pytest.mark.parametrize("fields", [({}, {"num_frames": 16}), ({"num_frames": 16}, {})])
+async def test_a_default_that_changed_changes_nothing_for_those_who_share_a_generation(
+    world: World, fields: tuple[dict[str, Any], ...]
+) -> None:
+    """Some of them may have said what the others left to it; all get what it was when they asked."""
+    desk, followers = await shared_while(world, changed(default=8), *fields)
+    first, second = [await follower.media() for follower in followers]
+
+    assert ["miss", "coalesced"] == [outcome(first), outcome(second)]
+    assert first.report.address == second.report.address
+    assert first.data == (await desk.animate(num_frames=16)).data != (await desk.animate()).data
+
+
+@pytest.mark.parametrize("fields", [({}, {"num_frames": 16}), ({"num_frames": 16}, {})])
+async def test_what_the_changed_model_does_not_take_is_told_to_who_said_it(
+    world: World, fields: tuple[dict[str, Any], ...]
+) -> None:
+    """All who share the generation are told to ask again; only then who said it reads what it must be now."""
+    desk, followers = await shared_while(world, changed(maximum=8, default=8), *fields)
+    for follower in followers:
+        problem = await problem_of(follower.media())
+        assert (grpc.StatusCode.UNAVAILABLE, "WORKER_CHANGED") == (problem.code, problem.reason)
+    problem = await problem_of(desk.animate(num_frames=16))
+    assert (grpc.StatusCode.INVALID_ARGUMENT, "num_frames") == (problem.code, problem.field)
     assert "8" in problem.message
+    assert "miss" == outcome(await desk.animate())
 
 
 async def test_without_a_model_to_plan_for_the_caller_is_told_to_ask_again(

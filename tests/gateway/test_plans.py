@@ -104,6 +104,15 @@ async def test_what_was_said_is_forgotten_at_a_purge() -> None:
         assert 0 == len(plans.known)
 
 
+async def test_no_text_is_remembered_as_its_caller_wrote_it(world: World, opened: list[Plans]) -> None:
+    """It may be far longer than what is made of it, which alone is counted."""
+    desk = await world.desk(await world.worker())
+    await desk.animate(f"a cat{' ' * 900_000}")
+    ((_, known),) = opened[0].known.items()
+    assert "'a cat'" in repr(known)
+    assert " " * 100 not in repr(known)
+
+
 async def test_a_gateway_forgets_what_a_purged_user_said(world: World, opened: list[Plans]) -> None:
     """The order reaches it as it reaches everything else that remembers."""
     desk = await world.desk(await world.worker())
