@@ -29,12 +29,20 @@ _TELL_EVERY = 0.2  # seconds between two words about a search
 
 class Control:
     def __init__(
-        self, tiers: Tiers, darkroom: Darkroom, studio: Studio, *, secret: bytes, clock: Callable[[], float] = time.time
+        self,
+        tiers: Tiers,
+        darkroom: Darkroom,
+        studio: Studio,
+        *,
+        secret: bytes,
+        model_of: Callable[[str], str],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._tiers = tiers
         self._darkroom = darkroom
         self._studio = studio
         self._secret = secret
+        self._model_of = model_of  # what workers call the model of a name
         self._clock = clock
 
     async def invalidate(
@@ -91,14 +99,14 @@ class Control:
                     raise InvalidField("tier", "must be L1, L2 or L3")
                 return Subject.TIER, tier.value
             case "model" if request.model:
-                return Subject.MODEL, request.model
+                return Subject.MODEL, self._model_of(request.model)
             case "tenant" if request.tenant:
                 return Subject.TENANT, self._namespace(Scope.TENANT, request.tenant)
         raise InvalidField("subject", "say a tier, a model or a tenant")
 
     async def _condition(self, request: pb.InvalidateRequest, caller: Principal) -> Condition:
         condition = Condition(
-            model=request.model,
+            model=self._model_of(request.model),
             revision=request.revision,
             stage=request.stage,
             tags=tuple([tag async for tag in self._tags(request, caller)]),

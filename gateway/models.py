@@ -94,7 +94,11 @@ class Models:
     def _name(self, model: str, task: str) -> str | None:
         """What workers call the model that a request names, or none."""
         name = model or self._default(task)
-        return self._aliases.get(name, name) if name else None
+        return self.name_of(name) if name else None
+
+    def name_of(self, name: str) -> str:
+        """What workers call the model that callers and operators call so."""
+        return self._aliases.get(name, name)
 
     def _active(self, model: str) -> Description | None:
         revision = self._revisions.get(model)

@@ -246,7 +246,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             telemetry.tracing,
         )
         warmer = Warmer(planner.plan, explainer, resolver, replays, heartbeat=section.heartbeat)
-        control = Control(tiers, darkroom, studio, secret=secret)
+        control = Control(tiers, darkroom, studio, secret=secret, model_of=models.name_of)
         _register(server, _MEDIA, media, unparsed=UNPARSED)
         _register(server, _CACHE, CacheServicer(tiers, fleet, ledger, savings, control, warmer))
         health_servicer = await _add_health(server)

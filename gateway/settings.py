@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -73,7 +73,7 @@ class GatewaySection(Section):
     max_url_bytes: int = Field(256 * MIB, gt=0)  # of artifacts that are being sent by URL, all together
     workers: tuple[str, ...] = ()  # host:port each, or dns:///name:port for every address behind a name
     default_models: Mapping[str, str] = Field(default_factory=dict)  # task -> model; else the only one there is
-    aliases: Mapping[str, str] = Field(default_factory=dict)  # what requests may call a model as well -> model
+    aliases: Mapping[str, str] = Field(default_factory=dict)  # what requests and orders may call it too -> model
     revisions: Mapping[str, str] = Field(default_factory=dict)  # model -> revision; else the newest healthy worker's
     default_seed: int = Field(42, ge=0, lt=2**53)
     policies: tuple[DefaultPolicy, ...] = ()  # of requests that say nothing else; the most specific one holds
@@ -107,6 +107,21 @@ class GatewaySection(Section):
         if len({(policy.model, policy.tenant) for policy in policies}) != len(policies):
             raise ValueError("two of them are for the same model and tenant: make them one")
         return policies
+
+    @model_validator(mode="after")
+    def _call_models_what_workers_do(self) -> Self:
+        """Elsewhere than in requests and orders another name would mean nothing."""
+        named: Mapping[str, Iterable[str]] = {
+            "aliases": self.aliases.values(),
+            "revisions": self.revisions,
+            "policies": (policy.model for policy in self.policies),
+            "similarity.models": self.similarity.models,
+            "replay.models": self.replay.models,
+        }
+        for setting, models in named.items():
+            for model in self.aliases.keys() & models:
+                raise ValueError(f"{setting}: {model} is another name of {self.aliases[model]}: write that")
+        return self
 
 
 class GatewaySettings(ProcessSettings):

@@ -115,14 +115,17 @@ def _serving(command: Callable[..., Any]) -> Callable[..., Any]:
 def show(name: str, config: Path | None, address: str, api_key: str, as_json: bool) -> None:
     """Show what the model NAME takes: each parameter, how it is given, what it may be, and what it is otherwise."""
     try:
-        live, problem = _ask(address, api_key, _pinned(read(config) if config else {}))
+        content = read(config) if config else {}
+        live, problem = _ask(address, api_key, _mapping(content, "revisions"))
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
     if problem:
         raise click.ClickException(problem)
+    name = _mapping(content, "aliases").get(name, name)
     if name not in live:
         raise click.ClickException(
             f"{name}: no worker serves it now; they serve {', '.join(sorted(live)) or 'nothing'}"
+            + ("; their other names are known with --config" if config is None and live else "")
         )
     if (description := live[name].description) is None:
         raise click.ClickException(f"{name}: its workers cannot be asked from here: {', '.join(live[name].workers)}")
@@ -175,7 +178,7 @@ def list_models(config: Path | None, address: str, api_key: str, as_json: bool) 
         configured = entries(content)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
-    live, problem = _ask(address, api_key, _pinned(content))
+    live, problem = _ask(address, api_key, _mapping(content, "revisions"))
     if as_json:
         click.echo(json.dumps(_for_programs(configured, live, problem), indent=2))
     else:
@@ -194,10 +197,11 @@ def _ask(address: str, api_key: str, pinned: Mapping[str, str]) -> tuple[dict[st
         return {}, error.message
 
 
-def _pinned(content: Mapping[str, Any]) -> dict[str, str]:
+def _mapping(content: Mapping[str, Any], setting: str) -> dict[str, str]:
+    """A setting of the gateway's section that maps names."""
     section = content.get("gateway")
-    revisions = section.get("revisions") if isinstance(section, dict) else None
-    return {str(model): str(revision) for model, revision in (revisions or {}).items()}
+    names = section.get(setting) if isinstance(section, dict) else None
+    return {str(name): str(value) for name, value in (names or {}).items()}
 
 
 def _show(

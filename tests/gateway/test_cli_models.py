@@ -149,6 +149,18 @@ async def test_what_a_model_takes_is_shown(world: World, tmp_path: Path) -> None
     assert (1, True) == (nobody.exit_code, "no worker serves it now; they serve small, speaker" in nobody.stderr)
 
 
+async def test_a_model_is_shown_by_a_name_of_the_configuration(world: World, tmp_path: Path) -> None:
+    """Without it, that it may have one is said."""
+    desk = await world.desk(await world.worker(), aliases={"clips": "small"})
+    file = written(tmp_path, "gateway: {aliases: {clips: small}}\n")
+    words = ("show", "clips", "--address", desk.address)
+    known = await asyncio.to_thread(models, *words, "--config", file)
+    unknown = await asyncio.to_thread(models, *words)
+
+    assert (0, "small: scripted,") == (known.exit_code, known.stdout[:16])
+    assert (1, True) == (unknown.exit_code, "their other names are known with --config" in unknown.stderr)
+
+
 @pytest.mark.parametrize("answer", [{"return_value": b"of another version"}, {"side_effect": OSError}])
 async def test_workers_that_do_not_answer_are_told_without_revisions(world: World, answer: dict[str, Any]) -> None:
     """The gateway knows that they serve a model; only they know in which revision."""

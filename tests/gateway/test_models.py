@@ -6,12 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cache.description import Description
 from cache.errors import TierError
 from gateway import models as module
 from gateway.errors import InvalidField, NotFound, Unavailable
 from gateway.models import Models
+from gateway.settings import GatewaySection
+from reprise.v1.cache_pb2 import InvalidateRequest, SwitchRequest
 from tests.cache.helpers import Clock
 from tests.gateway.worker import family, speaker
 from tests.gateway.world import World, ask, outcome, problem_of
@@ -130,6 +133,37 @@ async def test_a_model_may_have_a_name_that_its_callers_know(world: World) -> No
     assert ("hit from L1", made.data) == (outcome(again), again.data)
     assert "small" == worker.requests[0].model
     assert "MODEL_UNKNOWN" == (await problem_of(desk.animate(model="films"))).reason
+
+
+async def test_operators_may_call_a_model_by_its_other_name(world: World) -> None:
+    """What is ordered by it is of the model."""
+    desk = await world.desk(await world.worker(family("small")), aliases={"clips": "small"})
+    await desk.stored(await desk.animate())
+    switched = await desk.client.switch(SwitchRequest(model="clips"))
+    off = await desk.animate()
+    await desk.client.switch(SwitchRequest(model="clips", on=True))
+    *_, last = [each async for each in desk.client.invalidate(InvalidateRequest(model="clips"))]
+
+    assert (["model small"], "bypass") == (list(switched.switched_off), outcome(off))
+    assert last.receipt.outputs > 0
+    assert "miss" == outcome(await desk.animate())
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("aliases", {"clips": "small", "films": "clips"}),
+        ("revisions", {"clips": "r1"}),
+        ("policies", [{"model": "clips", "fresh": True}]),
+        ("similarity", {"models": ["clips"]}),
+        ("replay", {"models": ["clips"]}),
+    ],
+)
+def test_settings_name_models_as_workers_do(setting: str, named: Any) -> None:
+    """Another name would be that of no model there; whoever writes one is told which to write."""
+    content = {"aliases": {"clips": "small"}} | {setting: named}
+    with pytest.raises(ValidationError, match=rf"{setting}.*: clips is another name of small: write that"):
+        GatewaySection.model_validate(content)
 
 
 @pytest.mark.parametrize("fault", ["error", "hang"])

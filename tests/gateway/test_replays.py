@@ -127,7 +127,7 @@ async def test_a_part_of_a_picture_goes_with_the_whole(world: World) -> None:
 
 async def purged(tiers: Tiers, darkroom: Darkroom, request: InvalidateRequest) -> None:
     with Studio() as studio:
-        async for _ in Control(tiers, darkroom, studio, secret=SECRET_BYTES).invalidate(request, ANN):
+        async for _ in Control(tiers, darkroom, studio, secret=SECRET_BYTES, model_of=str).invalidate(request, ANN):
             pass
 
 
