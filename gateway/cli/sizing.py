@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -108,7 +109,7 @@ def sizing(
     described = of_models(models)
     ttls = best(given, described)
     recorded = _recorded(traces, data / "accesses", ttls)
-    counted = of_gateways([call(each, api_key, _ask) for each in addresses_in(address)], models) if address else {}
+    counted = _counted(address, api_key, models)
     listed = [name for name in settings.gateway.workers if not name.startswith("dns:")]
     configured = {"workers": Figure(len(listed), Source.CONFIGURED, "gateway.workers")} if listed else {}
     traffic = best(given, recorded, counted, described, configured)
@@ -120,6 +121,17 @@ def sizing(
     _show(out, traffic, sized)
     if problem:
         out.print(f"the models' descriptions are not known: {problem}", markup=False)
+
+
+def _counted(address: str, api_key: str, models: Sequence[Description]) -> Mapping[str, Figure]:
+    """What gateways have counted. Those of the environment are meant for every command: this one can do without."""
+    try:
+        return of_gateways([call(each, api_key, _ask) for each in addresses_in(address)], models) if address else {}
+    except click.ClickException as error:
+        if click.get_current_context().get_parameter_source("address") is not ParameterSource.ENVIRONMENT:
+            raise
+        click.echo(f"what gateways have counted is not known: {error.message}", err=True)
+        return {}
 
 
 async def _ask(client: Client) -> tuple[StatsResponse, SavingsResponse]:

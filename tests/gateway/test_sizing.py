@@ -222,6 +222,17 @@ async def test_a_deployment_is_asked_for_what_it_knows(world: World, elsewhere: 
     assert (4 * MIB + OVERHEAD) * 8 <= silent["needs"][0]["bytes"]
 
 
+def test_an_address_of_the_environment_where_nobody_answers_is_done_without(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there for every command. That its counts are missing is said, beside what programs read."""
+    monkeypatch.setenv("REPRISE_ADDRESS", "127.0.0.1:9")
+    done = run("--json")
+
+    assert (0, "assumed") == (done.exit_code, json.loads(done.stdout)["figures"]["repeated"]["from"])
+    assert "what gateways have counted is not known: no gateway answers at 127.0.0.1:9" in done.stderr
+
+
 def test_the_settings_it_names_exist(elsewhere: Path) -> None:
     """And take what it says: both processes read a file with nothing else in it."""
     named = [setting for need in told()["needs"] for setting in need["settings"]]
