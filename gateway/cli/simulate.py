@@ -210,14 +210,14 @@ def _advise(
         if len(replays) < 2:
             continue
         advice, (largest, least) = advise(replays, worth), _least(accesses, place)
-        rate = f"{advice.next_gib:,.1f} device seconds an hour"
+        rate = f"{advice.next_gib:,.1f} device seconds an hour"  # from the size on that was found
         if advice.max_bytes is None:
             tried = max(replays[-1].max_bytes, least)
             told = f"more than {size_word(tried)} may pay: the last step still saved {rate} for each GiB"
         elif advice.max_bytes < least:
             told = (
                 f"{size_word(least)}, the least in whole MiB that keeps its largest entry ({size_word(largest)}, and "
-                f"one may take {place.share:.0%}); a GiB more saves {rate}"
+                f"one may take {place.share:.0%})"
             )
         else:
             told = f"{size_word(advice.max_bytes)}; from there on a GiB more saves {rate}"

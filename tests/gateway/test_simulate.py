@@ -133,6 +133,7 @@ def test_no_size_is_advised_that_is_too_small_for_what_it_is_for(elsewhere: Path
         line.startswith("L2 with lfu: 1 MiB, the least in whole MiB that keeps its largest entry (977 KiB,")
         for line in lines
     )
+    assert "a GiB more" not in done.output  # that is known of the sizes that were tried
 
 
 def test_synthetic_streams_need_no_files(elsewhere: Path) -> None:
