@@ -13,7 +13,7 @@ import click
 import grpc
 from google.protobuf.descriptor import FieldDescriptor
 
-from gateway.cli.options import call, console, gateway_options, refuse_unwritable, typed, write
+from gateway.cli.options import call, console, gateway_options, named_file, refuse_unwritable, typed, write
 from gateway.cli.requests import medium_of, read_medium, read_request, request_file, write_request
 from gateway.cli.telling import Live, tell
 from gateway.client import Client, Media
@@ -31,7 +31,6 @@ _MODES = {
 }
 _FLAGS = ("no_store", "fresh", "replayable")  # of a policy
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_path = click.Path(dir_okay=False, path_type=Path)
 
 
 def _milliseconds(context: click.Context, option: click.Parameter, seconds: float | None) -> int | None:
@@ -74,7 +73,7 @@ def asking_options(what: str) -> Callable[[_Command], _Command]:
             type=request_file,
             help="Run the request in this file; what else is said changes it.",
         ),
-        click.option("--save-request", "save", type=_path, help="Write the request here."),
+        click.option("--save-request", "save", type=named_file, help="Write the request here."),
         click.option(
             "--deadline",
             type=float,

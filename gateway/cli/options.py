@@ -33,8 +33,19 @@ STANDARD_OUTPUT = Path("-")
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+
+class _NamedFile(click.Path):
+    """What is written beside what a command tells on standard output."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if (file := super().convert(value, param, ctx)) == STANDARD_OUTPUT:
+            self.fail("- is standard output, which is for other things here: name a file", param, ctx)
+        return file
+
+
 # `-` is standard output; what is told goes to standard error then.
 out_file = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+named_file = _NamedFile(dir_okay=False, path_type=Path)
 
 
 def address_option(default: str) -> Callable[[Any], Any]:

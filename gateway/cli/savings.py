@@ -11,7 +11,7 @@ import click
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from gateway.cli.options import addresses_in, call, console, gateway_options, refuse_unwritable, write
+from gateway.cli.options import addresses_in, call, console, gateway_options, named_file, refuse_unwritable, write
 from gateway.cli.reports import add_up, tier_word
 from gateway.cli.warm import tell_earned
 from gateway.client import Client
@@ -46,7 +46,7 @@ class Sum:
 
 @click.command()
 @gateway_options
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, too.")
+@click.option("--png", type=named_file, help="Draw it, too.")
 def savings(address: str, api_key: str, png: Path | None) -> None:
     """Show device time saved and spent, and time spent on lookups, by stage, tier, model and tenant."""
     if png is not None:

@@ -160,6 +160,16 @@ async def test_a_file_can_go_to_standard_output(world: World, file: Path) -> Non
     assert "miss: standard output (1,000 bytes, video/mp4)" in made.stderr.splitlines()
 
 
+async def test_a_request_is_not_saved_among_what_is_told(world: World, file: Path) -> None:
+    """Standard output has that, or the file; it is said before anything is generated."""
+    worker = await world.worker()
+    desk = await world.desk(worker)
+    done = await run("animate", file, "-p", "a cat", "-o", "-", "--save-request", "-", desk=desk)
+    assert (2, b"", 0) == (done.exit_code, done.stdout_bytes, worker.generations)
+    assert "--save-request" in done.stderr
+    assert "name a file" in done.stderr
+
+
 async def test_a_terminal_gets_no_file(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said before anything is generated."""
     worker = await world.worker()

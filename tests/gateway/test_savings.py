@@ -268,6 +268,15 @@ def test_what_a_stage_saves_is_judged_as_what_it_is() -> None:
     assert "off" not in advice("tier", Sum("pool", lookups=3, lookup_seconds=0.25)).replace("so far", "")
 
 
+async def test_a_chart_is_not_drawn_among_the_sums() -> None:
+    """Standard output has those. Nor is a file of that name written."""
+    for name in ("-", "./-"):
+        told = await run("savings", "--png", name)
+        assert (2, b"") == (told.exit_code, told.stdout_bytes)
+        assert "--png" in told.stderr
+        assert "name a file" in told.stderr
+
+
 async def test_savings_without_a_gateway_says_so(tmp_path: Path) -> None:
     """Like every command."""
     told = await run("savings", "--address", "127.0.0.1:1")
