@@ -165,18 +165,22 @@ class Hierarchy:
             return record
         touched = record.touched(now)
         shared = [tier for tier in self.tiers if not tier.local]
-        self._writer.offer([_index(touched, renews=True)], shared[:-1] if record.pending else shared)
+        self._writer.offer([_index(touched, renews=True)], shared)
         return touched
 
     def heal(self, record: Record, read: Callable[[], bytes]) -> asyncio.Future[bool] | None:
         """Have the durable tier written to again, whose writes of this entry were given up or are not known of.
 
-        Nobody waits for it: a few at a time, each once, and none while that tier refuses them. The future says whether
-        it is durable; None if nothing was begun. `read` gives the output.
+        Nobody waits for it: a few at a time, each once, and none while that tier refuses them or there is no room. The
+        future says whether it is durable; None if nothing was begun. `read` gives the output, and is not called before.
         """
         if not self.tiers or record.address in self._healing or len(self._healing) >= _HEALED_AT_ONCE:
             return None
-        if self._clock() < self._next_healing:
+        if self._clock() < self._next_healing or self._writer.is_writing(record.address):
+            return None
+        size = record.output.digest.size
+        if not (self.tiers[-1].holds(size) and self._writer.has_room(size)):
+            self._next_healing = self._clock() + _HEALING_RESTS
             return None
         record = record.settled()
         writes = [_index(record, again=True)]

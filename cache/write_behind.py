@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ import structlog
 
 from cache.bans import Bans
 from cache.errors import TierError
-from cache.keys import Key
+from cache.keys import Address, Key
 from cache.news import News
 from cache.record import NotARecord, Record
 from cache.tier import FAULTS, Tier
@@ -107,6 +108,7 @@ class WriteBehind:
         self._turn = asyncio.Lock()  # results wait for room in the order they came
         self._open = True
         self._tasks: list[asyncio.Task[None]] = []
+        self._on_their_way: Counter[Key] = Counter()  # records for the durable tier, by key
         self.bytes = 0  # accepted and not yet written or given up
         self.entries = 0
         self.counts = Counts()
@@ -149,6 +151,14 @@ class WriteBehind:
         batch = self._batch(writes, self._tiers)
         return batch.durable if self._offer(batch) else None
 
+    def has_room(self, size: int) -> bool:
+        """Whether `offer_again` would take an output of so many bytes now."""
+        return not self._turn.locked() and self._fits(size, 2)
+
+    def is_writing(self, address: Address) -> bool:
+        """Whether this record is on its way to the durable tier."""
+        return Key.of_record(address) in self._on_their_way
+
     async def drain(self, patience: float) -> bool:
         """Wait until everything accepted is written or given up. False if that took longer than `patience` seconds."""
         try:
@@ -164,13 +174,22 @@ class WriteBehind:
         return _Batch(tuple(writes), tuple(tiers), asyncio.get_running_loop().create_future())
 
     def _has_room(self, batch: _Batch) -> bool:
+        return self._fits(batch.bytes, len(batch.writes))
+
+    def _fits(self, size: int, entries: int) -> bool:
         if self.entries == 0:
             return True  # a batch over the bound passes alone rather than never
-        return self.bytes + batch.bytes <= self._max_bytes and self.entries + len(batch.writes) <= self._max_entries
+        return self.bytes + size <= self._max_bytes and self.entries + entries <= self._max_entries
+
+    def _is_durable(self, batch: _Batch) -> bool:
+        """Whether it is for the durable tier as well."""
+        return bool(batch.tiers) and batch.tiers[-1] is self._tiers[-1]
 
     def _enqueue(self, batch: _Batch) -> None:
         self.bytes += batch.bytes
         self.entries += len(batch.writes)
+        if self._is_durable(batch):
+            self._on_their_way.update(write.key for write in batch.records)
         if self._open:
             self._queue.put_nowait(batch)
         else:
@@ -192,12 +211,16 @@ class WriteBehind:
     def _settle(self, batch: _Batch, *, durable: bool) -> None:
         self.bytes -= batch.bytes
         self.entries -= len(batch.writes)
+        if self._is_durable(batch):
+            self._on_their_way -= Counter(write.key for write in batch.records)
         if batch.again:
             self.counts.healed += len(batch.records) if durable else 0  # what was given up is counted once
         elif durable:
             self.counts.written += len(batch.writes)
-        else:
+        elif self._is_durable(batch) and not self._is_banned(batch):
             self.counts.failed += len(batch.writes)
+        else:
+            self.counts.dropped += len(batch.writes)  # a copy less in a cache, or what nobody may have any more
         if not batch.durable.done():
             batch.durable.set_result(durable)
         self._settled.announce()
@@ -209,12 +232,12 @@ class WriteBehind:
         # A tier that holds every blob of the batch needs nobody; one that does not must not show a record before the
         # durable tier has the blob.
         complete = [] if batch.again else [tier for tier in fast if batch.fits(tier)]
-        durably = last is self._tiers[-1]
+        durably = self._is_durable(batch)
         early = [_pending(write) for write in batch.writes] if durably else batch.writes
         if durably and not batch.fits(last):
             await asyncio.gather(*(self._store(tier, early) for tier in complete))
             return False  # switched off, say
-        store_last = self._store_durably if durably and not batch.again else self._store
+        store_last = self._store_again if batch.again else self._store_durably if durably else self._store
         durable, *_ = await asyncio.gather(
             store_last(last, batch.writes), *(self._store(tier, early) for tier in complete)
         )
@@ -230,6 +253,11 @@ class WriteBehind:
                 return True
             await self._pause(pause)
         return await self._store(tier, writes)
+
+    async def _store_again(self, tier: Tier, writes: Sequence[Write]) -> bool:
+        """In one try, unless it has them: another process may have been faster."""
+        there = [await self._has(tier, write) for write in writes if write.is_index]
+        return all(there) or await self._store(tier, writes)
 
     async def _store(self, tier: Tier, writes: Sequence[Write]) -> bool:
         wanted = [write for write in writes if tier.holds(len(write.payload))]
@@ -264,10 +292,16 @@ class WriteBehind:
         except NotARecord:
             return False
 
-    async def _renew(self, tier: Tier, write: Write) -> None:
+    async def _has(self, tier: Tier, write: Write) -> bool:
         there = (await tier.get(write.key, None)).value  # nobody's lookup: not to be counted
+        return there is not None and _same(there, write.payload)
+
+    async def _renew(self, tier: Tier, write: Write) -> None:
+        there = (await tier.get(write.key, None)).value  # likewise
         if there is not None and _same(there, write.payload):
-            await tier.put(write.key, write.payload, write.ttl, replace=True)
+            durable = not Record.from_bytes(there).pending  # whoever renews it may not have heard of it
+            payload = Record.from_bytes(write.payload).settled().to_bytes() if durable else write.payload
+            await tier.put(write.key, payload, write.ttl, replace=True)
 
     async def _stays(self, tier: Tier, write: Write) -> bool:
         """Whether the record that is there is one to keep."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from anyio import wait_all_tasks_blocked
@@ -400,6 +400,37 @@ async def test_nothing_is_written_again_while_the_durable_tier_refuses(shared: B
     assert (2, 2) == (tries, shared.l3.tries - 2 * 4)  # of the first writes each was tried four times
 
 
+@pytest.mark.parametrize("why", ["on its way", "no room", "switched off"])
+async def test_what_cannot_be_written_again_now_is_not_read_for_it(shared: Bench, why: str) -> None:
+    """Where its first write is still under way, the queue is full, or the durable tier takes nothing of this size."""
+    if why == "on its way":
+        shared.l3.open = asyncio.Event()
+        first = asyncio.create_task(shared.commit(record_of(DATA), DATA))
+        await wait_all_tasks_blocked()
+        record = replace(record_of(DATA), pending=True)
+    else:
+        record = await _given_up(shared)
+    if why == "no room":
+        shared.l3.open = asyncio.Event()
+        while shared.writer.has_room(len(DATA)):
+            await shared.hierarchy.commit(
+                record_of(b"%d" % shared.writer.entries, name=str(shared.writer.entries)), b""
+            )
+    if why == "switched off":
+        shared.l3.max_payload = 0
+
+    assert shared.hierarchy.heal(record, _not_read) is None
+    if shared.l3.open is not None:
+        shared.l3.open.set()
+    if why == "on its way":
+        assert await first
+    assert await shared.writer.drain(5.0)
+
+
+def _not_read() -> bytes:
+    raise AssertionError
+
+
 async def test_what_is_written_again_is_bounded(shared: Bench) -> None:
     """So many at once, and none that the queue has no room for: results have it first."""
     records = [await _given_up(shared, str(number), b"%d" % number) for number in range(70)]
@@ -412,7 +443,7 @@ async def test_what_is_written_again_is_bounded(shared: Bench) -> None:
 
 
 async def test_an_access_does_not_say_that_an_entry_is_durable(shared: Bench) -> None:
-    """It is made younger where it lies, and goes on to say that it may be alone."""
+    """It is made younger where it lies, and goes on to say that it may be alone; nothing is made that was not there."""
     record = await _given_up(shared)
     shared.clock.advance(TTL / 2 + 1)
     await shared.fetch()

@@ -184,6 +184,36 @@ async def test_a_fast_copy_says_that_it_may_be_alone_until_the_durable_tier_has_
         assert touched.to_bytes() == fast.entries[Key.of_record(record.address)]
 
 
+async def test_who_has_not_heard_that_a_record_is_durable_does_not_unsay_it() -> None:
+    """An access by a process that found it while it was on its way makes both copies younger, and no more."""
+    fast, durable, record = _l2(), _l3(), record_of(b"clip")
+    key = Key.of_record(record.address)
+    fast.entries = {key: record.to_bytes()}
+    durable.entries = {key: record.to_bytes()}
+    early = replace(record, pending=True).touched(NOW + 400)
+
+    async with _writer([fast, durable]) as writer:
+        assert writer.offer([Write(key, early.to_bytes(), 600.0, renews=True)], [fast, durable])
+        assert await writer.drain(5.0)
+
+    assert [record.touched(NOW + 400).to_bytes()] * 2 == [tier.entries[key] for tier in (fast, durable)]
+
+
+async def test_what_another_process_has_stored_meanwhile_is_not_written_again() -> None:
+    """Neither its record nor its blob; the fast tier's copy says that it is durable."""
+    fast, durable, record = _l2(), _l3(), record_of(b"clip")
+    key = Key.of_record(record.address)
+    fast.entries = {key: replace(record, pending=True).to_bytes()}
+    durable.entries = {key: record.to_bytes()}
+
+    async with _writer([fast, durable]) as writer:
+        healing = writer.offer_again([_blob(b"clip"), Write(key, record.to_bytes(), record.ttl, again=True)])
+        assert healing is not None
+        assert await healing
+
+    assert ([], record.to_bytes()) == (durable.puts, fast.entries[key])
+
+
 @pytest.mark.parametrize("made_at", [None, NOW - 5, NOW, NOW + 5])
 async def test_what_is_written_again_gives_way_to_nothing_older(made_at: float | None) -> None:
     """The durable tier gets what the fast one has, in one try and without a word to the fast one but that it is there.
@@ -240,7 +270,7 @@ async def test_a_fast_tier_gets_one_try() -> None:
 
 
 async def test_a_promotion_gets_one_try() -> None:
-    """A promotion to a failing cache is not retried: only the durable tier is."""
+    """A promotion to a failing cache is not retried: only the durable tier is. Nothing was given up for good."""
     fast, durable, pauses = _l2(), _l3(), Pauses()
     fast.fault = Outcome.ERROR
 
@@ -249,7 +279,7 @@ async def test_a_promotion_gets_one_try() -> None:
         assert await writer.drain(5.0)
 
     assert (1, []) == (fast.tries, pauses.taken)
-    assert 1 == writer.counts.failed
+    assert (0, 1) == (writer.counts.failed, writer.counts.dropped)
     assert [] == durable.puts
 
 
