@@ -69,11 +69,13 @@ async def play(name: str, servers: Servers, *, rate: float, history: int, after:
 
     async def ask(client: Client, line: int, started: float | None) -> None:
         try:
-            report = (await client.animate(request(line), deadline=20.0)).report
+            media = await client.animate(request(line), deadline=20.0)
+            if started is None:  # what is on its way when the tiers are emptied would be found in them afterwards
+                await client.until_stored(media)
         except Exception:  # noqa: BLE001 - counted, whatever it was
             case.failed += 1
             return
-        if report.outcome == pb.OUTCOME_MISS:
+        if media.report.outcome == pb.OUTCOME_MISS:
             if started is None:
                 case.before += 1
             else:
