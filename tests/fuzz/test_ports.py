@@ -23,6 +23,9 @@ from tests.gateway.world import Desk, World, eventually, outcome
 SERVING = health_pb2.HealthCheckResponse.SERVING
 _AT_ONCE = 16  # connections
 _HEARD_OUT = 0.3  # seconds that a connection listens after it has said all
+_POOLED = (
+    20  # descriptors and tasks that the answers of the next requests may keep: of 200 attackers there would be more
+)
 _SLOWEST = 5.0  # seconds in which a health check is answered, on a machine with other things to do
 _MOST_GROWN = 64 * MIB  # of the process, attackers included
 _PROCESS = psutil.Process()
@@ -154,11 +157,12 @@ async def test_two_hundred_connections_that_say_little_keep_nobody_out(world: Wo
         answered = [outcome(await desk.animate(f"cat {number}")) for number in range(5)]
     for writer in writers:
         writer.transport.abort()
-    after = await back_to(before)
+    allowed = before[0] + _POOLED, before[1] + _POOLED
+    after = await back_to(allowed)
 
     assert ["miss"] * 5 == answered
     assert max(took) < _SLOWEST
-    assert (after[0] <= before[0], after[1] <= before[1]) == (True, True), (before, after)
+    assert (after[0] <= allowed[0], after[1] <= allowed[1]) == (True, True), (before, after)
 
 
 async def test_envoy_and_the_gateway_outlive_malformed_grpc_web(world: World, tmp_path: Path) -> None:
