@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import queue
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext, suppress
 from logging.handlers import QueueListener, RotatingFileHandler
@@ -21,6 +20,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import structlog
 
+from cache.clock import steady
 from cache.encoding import keyed_hash_of
 from cache.keys import Address
 from cache.record import Record
@@ -45,7 +45,7 @@ class Access(NamedTuple):
 class AccessLog:
     """Notes accesses in a file, from a thread of its own. Use as an async context manager."""
 
-    def __init__(self, path: Path, subject: Subject, secret: bytes, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, subject: Subject, secret: bytes, *, clock: Callable[[], float] = steady) -> None:
         self.dropped = 0
         self._path = path
         self._subject = subject

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
@@ -42,6 +41,7 @@ from aiocache.base import BaseCache
 from aiocache.serializers import BaseSerializer, PickleSerializer
 
 from cache.build import Tiers
+from cache.clock import steady
 from cache.digest import Digest
 from cache.encoding import Value, keyed_hash_of
 from cache.errors import TierError
@@ -123,7 +123,7 @@ class _NamedValues(BaseCache):  # type: ignore[misc]
         secret: bytes,
         serializer: BaseSerializer | None = None,
         key_builder: Callable[[Any, str | None], Value] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
         timeout: float | None = 0,
         **options: Any,
     ) -> None:
@@ -308,7 +308,7 @@ class MemoryCache(_NamedValues):
         memory: MemoryTier | None = None,
         *,
         max_bytes: int = 64 * 1024 * 1024,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
         **options: Any,
     ) -> None:
         """`memory` is a tier to share with others; else it makes one of `max_bytes`. `options` are BaseCache's."""

@@ -18,7 +18,6 @@ import os
 import secrets
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -32,6 +31,7 @@ from pydantic import SecretStr
 
 from cache.bridge import Bridge
 from cache.build import Tiers, build_tiers
+from cache.clock import steady
 from cache.condition import Condition
 from cache.description import HOUR
 from cache.digest import Digest
@@ -124,7 +124,7 @@ class Cache:
         `seconds` is what making them cost. An entry goes `ttl` seconds after its last access, and `max_age` seconds
         after it was made. Texts said here are stored in clear. Raises Closed.
         """
-        now = time.time()
+        now = steady()
         record = Record(
             address=self._address(key),
             model=model,
@@ -205,7 +205,7 @@ class Cache:
             self._own = {address: own for address, own in self._own.items() if self._remembers(address)}
 
     async def _purge(self, condition: Condition) -> Receipt:
-        now = time.time()
+        now = steady()
         own = [record for address, record in self._own.items() if self._remembers(address)]
         receipt = await purge(self.tiers, self._namespace, lambda record: condition.meets(record, now), known=own)
         self._own = {address: record for address, record in self._own.items() if self._remembers(address)}

@@ -7,11 +7,11 @@ depends on them; what Redis forgets was not that frequent.
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from cache.clock import steady
 from cache.guard import Guard
 
 DAYS = 7
@@ -35,7 +35,7 @@ class Scores(Protocol):
 class Frequency:
     """All methods raise TierError and are over within the budget."""
 
-    def __init__(self, scores: Scores, guard: Guard, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, scores: Scores, guard: Guard, *, clock: Callable[[], float] = steady) -> None:
         self._scores = scores
         self._guard = guard
         self._clock = clock

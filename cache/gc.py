@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,6 +27,7 @@ from typing import TypeVar
 
 from cache.catalogue import PREFIX as MODELS
 from cache.catalogue import pointer_to
+from cache.clock import steady
 from cache.description import HOUR
 from cache.digest import Digest
 from cache.envelope import Damaged, OtherEnvelope, unseal
@@ -78,7 +78,7 @@ async def sweep(
     margin: float = MARGIN,
     most: int | None = None,
     dry_run: bool = False,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = steady,
     tell: Callable[[Swept], None] = lambda so_far: None,
 ) -> Swept:
     """Remove what nobody can be served with any more, but nothing that was written within `margin` seconds. With

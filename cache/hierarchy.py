@@ -7,12 +7,12 @@ removed, so that the next commit can heal it. A tier that failed proves nothing,
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from cache.bans import Bans
+from cache.clock import steady
 from cache.digest import Digest
 from cache.errors import TierError
 from cache.keys import Address, Key
@@ -46,7 +46,7 @@ class Hierarchy:
         writer: WriteBehind,
         *,
         bans: Bans | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self.tiers = tuple(tiers)
         self._writer = writer

@@ -13,6 +13,7 @@ from typing import Any
 
 from cache.bans import Bans
 from cache.build import Tiers
+from cache.clock import steady
 from cache.envelope import Damaged
 from cache.errors import TierError, TierTimeout
 from cache.keys import Address, Key
@@ -57,7 +58,7 @@ def read_key(text: str) -> Key:
     return Key.parse(text) if text.count("/") == 3 else Key.of_record(Address.parse(text))
 
 
-async def inspect(tiers: Tiers, key: Key, *, clock: Callable[[], float] = time.time) -> Inspection:
+async def inspect(tiers: Tiers, key: Key, *, clock: Callable[[], float] = steady) -> Inspection:
     """Look into L1, L2 and L3, as far as there are any."""
     copies = [_in_memory(tiers, key, clock())]
     if tiers.redis is not None:

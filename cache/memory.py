@@ -8,6 +8,7 @@ from typing import Any
 
 from cache.bans import Ban, Bans
 from cache.bounded import Bounded, Policy
+from cache.clock import steady
 from cache.keys import Key
 from cache.pins import Pin
 from cache.record import NotARecord, Record
@@ -36,7 +37,7 @@ class MemoryTier:
         max_share: float = 1.0,
         policy: Policy[Key] | None = None,
         switches: Switches | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self.entries: Bounded[Key, Any] = Bounded(
             max_bytes=max_bytes, max_entries=max_entries, max_share=max_share, policy=policy, owner=_owner

@@ -14,7 +14,6 @@ import asyncio
 import hmac
 import json
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any, Protocol, Self, TypeAlias
 import structlog
 
 from cache.bans import Ban, Bans
+from cache.clock import steady
 from cache.condition import Condition
 from cache.description import HOUR, LONGEST_AGE
 from cache.encoding import keyed_hash_of
@@ -99,7 +99,7 @@ class Orders:
         bans: Bans,
         switches: Switches,
         pins: Pins | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self.bans = bans
         self.switches = switches

@@ -30,6 +30,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 from prometheus_client import CollectorRegistry, start_http_server
 
+from cache.clock import watch_clock
 from cache.settings import TelemetrySettings
 from cache.tier import Lookup, Outcome
 
@@ -47,6 +48,7 @@ class Telemetry:
         self._settings = settings
         self._provider = provider
         self._stop_metrics: Callable[[], None] = lambda: None
+        watch_clock(registry)
 
     @classmethod
     def start(cls, settings: TelemetrySettings, *, service: str, instance: str) -> Telemetry:

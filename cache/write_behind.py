@@ -11,7 +11,6 @@ there knows that it may be nowhere else.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from cache.bans import Bans
+from cache.clock import steady
 from cache.errors import TierError
 from cache.keys import Address, Key
 from cache.news import News
@@ -93,7 +93,7 @@ class WriteBehind:
         drain_timeout: float = 20.0,
         bans: Bans | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._tiers = tuple(tiers)
         self._max_bytes = max_bytes

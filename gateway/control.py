@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 
 from cache import tags
 from cache.bans import Ban
 from cache.build import Tiers
+from cache.clock import steady
 from cache.condition import Condition
 from cache.description import Scope
 from cache.errors import TierError
@@ -36,7 +36,7 @@ class Control:
         *,
         secret: bytes,
         model_of: Callable[[str], str],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._tiers = tiers
         self._darkroom = darkroom

@@ -7,11 +7,11 @@ with the result. Device time is estimated from what such work cost before.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cache.build import Tiers
+from cache.clock import steady
 from cache.description import Stage
 from cache.hierarchy import Found
 from cache.keys import Key
@@ -65,7 +65,7 @@ class Explainer:
         history: History,
         costs: Costs,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._memory = tiers.memory
         self._hierarchy = tiers.below_memory

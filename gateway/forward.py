@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import grpc
 import structlog
 from opentelemetry.trace import Span, StatusCode
 
+from cache.clock import steady
 from cache.description import Description, Scalar
 from cache.digest import Digest
 from cache.flight import Flight
@@ -104,7 +104,7 @@ class Forwarder:
         *,
         patience: float,
         max_media_bytes: int,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._hierarchy = hierarchy
         self._fleet = fleet

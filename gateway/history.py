@@ -8,7 +8,6 @@ gateways, in a short list per caller beside L2. Nothing depends on them: what is
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from prometheus_client import CollectorRegistry, Counter
 from cache import tags
 from cache.bans import Ban, Bans
 from cache.bounded import Bounded
+from cache.clock import steady
 from cache.description import HOUR, Scalar, Scope
 from cache.encoding import keyed_hash_of
 from cache.errors import TierError
@@ -185,7 +185,7 @@ class History:
         registry: CollectorRegistry,
         *,
         bans: Bans | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._journal = journal
         self._secret = secret

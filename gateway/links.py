@@ -10,11 +10,11 @@ once. A URL is good for between half a lifetime and a whole one, and never longe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cache.clock import steady
 from cache.digest import Digest
 from cache.record import Record
 from gateway.errors import NotFound, PermissionDenied
@@ -42,9 +42,7 @@ class Link:
 class Links:
     """Makes URLs below `public_url` and opens those that any gateway of this deployment made. `lifetime` in seconds."""
 
-    def __init__(
-        self, secret: bytes, public_url: str, *, lifetime: float, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, secret: bytes, public_url: str, *, lifetime: float, clock: Callable[[], float] = steady) -> None:
         self._secret = secret
         self._public_url = public_url.rstrip("/")
         self._step = lifetime / 2

@@ -8,13 +8,13 @@ encodings of every stage that reads it.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from heapq import nsmallest
 
 from cache import tags
 from cache.bans import Ban
 from cache.bounded import Bounded, Removal
+from cache.clock import steady
 from cache.description import Scope
 from cache.hierarchy import Hierarchy
 from cache.near import Look, distance, likeness
@@ -34,7 +34,7 @@ _MOST_TRIED = 4  # of those, until one's encodings are found
 class LookAlikes:
     """A namespace, which is a tenant's, never sees another's pictures."""
 
-    def __init__(self, hierarchy: Hierarchy, *, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, hierarchy: Hierarchy, *, max_bytes: int, clock: Callable[[], float] = steady) -> None:
         self._hierarchy = hierarchy
         self._clock = clock
         self._by_tenant: dict[str, dict[str, Look]] = {}  # namespace -> identity -> look

@@ -9,12 +9,12 @@ it stored, or joins its run at the home worker.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any
 
 import grpc
 
+from cache.clock import steady
 from cache.encoding import Value
 from cache.keys import Principal
 from gateway.errors import Cancelled, NotFound, Refused, Unauthenticated
@@ -59,7 +59,7 @@ class Names:
 class Peers:
     """The other gateways, as clients know them. Use as an async context manager."""
 
-    def __init__(self, secret: bytes, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, secret: bytes, *, clock: Callable[[], float] = steady) -> None:
         self._secret = secret
         self._clock = clock
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -112,7 +112,7 @@ class Peers:
 class PeerIdentifier:
     """Believes what another gateway says of a caller, and asks `otherwise` about everybody else."""
 
-    def __init__(self, secret: bytes, otherwise: Identifier, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, secret: bytes, otherwise: Identifier, *, clock: Callable[[], float] = steady) -> None:
         self._secret = secret
         self._otherwise = otherwise
         self._clock = clock

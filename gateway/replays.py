@@ -10,7 +10,6 @@ counted (`reprise_replays_dropped`) when that is slow.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cache import tags
 from cache.bans import Ban
 from cache.bounded import Bounded
 from cache.build import Tiers
+from cache.clock import steady
 from cache.description import Scope
 from cache.digest import Digest
 from cache.encoding import Value, keyed_hash_of
@@ -75,7 +75,7 @@ class Replays:
         settings: ReplaySection,
         registry: CollectorRegistry,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._hierarchy = tiers.below_memory
         self._uploads = uploads

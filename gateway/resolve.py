@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from cache.bans import Ban
 from cache.build import Tiers
+from cache.clock import steady
 from cache.description import Scope
 from cache.digest import Digest
 from cache.flight import Errands, Flight, Flights
@@ -79,7 +80,7 @@ class Resolver:
         *,
         heartbeat: float,
         links: Links | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._memory = tiers.memory
         self._memory_tally = tiers.memory_tally

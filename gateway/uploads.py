@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 
 from cache import tags
+from cache.clock import steady
 from cache.description import HOUR
 from cache.digest import Digest
 from cache.encoding import hash_of
@@ -31,7 +31,7 @@ class Uploads:
     in the time that a file is kept without use.
     """
 
-    def __init__(self, hierarchy: Hierarchy, *, most: int = 4096 * MIB, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, hierarchy: Hierarchy, *, most: int = 4096 * MIB, clock: Callable[[], float] = steady) -> None:
         self._hierarchy = hierarchy
         self._clock = clock
         self._allowance = Allowance(most, TTL, clock=clock)

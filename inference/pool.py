@@ -8,7 +8,6 @@ released; a pinned one is as if leased by its pin. Belongs to one event loop; it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +17,7 @@ import torch
 
 from cache.bans import Bans
 from cache.bounded import Bounded, Policy, Removal
+from cache.clock import steady
 from cache.keys import Address
 from cache.record import Record
 from cache.sweep import Gone, sweep
@@ -74,7 +74,7 @@ class Pool:
         max_entries: int | None = None,
         max_share: float = 1.0,
         policy: Policy[Address] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._entries: Bounded[Address, Hot] = Bounded(
             max_bytes=max_bytes,

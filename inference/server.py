@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from cache.clock import steady
 from cache.news import News
 from cache.telemetry import parent_of
 from inference.arrival import arrive
@@ -48,9 +48,7 @@ class InferenceServicer(InferenceServiceServicer):
     # The handlers below write to their context instead of being generators. A generator that a slow reader blocks is
     # not closed when its call ends but whenever it is collected, and until then a follower would seem to be there.
 
-    def __init__(
-        self, name: str, *, clock: Callable[[], float] = time.time, sign_of_life: float = SIGN_OF_LIFE
-    ) -> None:
+    def __init__(self, name: str, *, clock: Callable[[], float] = steady, sign_of_life: float = SIGN_OF_LIFE) -> None:
         self.news = News()  # of everything a status report would show
         self._engine: Engine | None = None
         self._name = name

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, Protocol, TypeVar
 
 from cache.accesses import AccessLog
 from cache.bans import Bans
+from cache.clock import steady
 from cache.description import Stage
 from cache.fair import SHARE
 from cache.hierarchy import Hierarchy
@@ -53,7 +53,7 @@ class Workshop:
         bans: Bans | None = None,
         news: News | None = None,
         accesses: AccessLog | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self.device = device
         self.beside = beside  # moves things to and off the device while it computes
