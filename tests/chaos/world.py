@@ -17,6 +17,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import aiohttp
 import grpc
@@ -49,6 +50,7 @@ PATIENCE = 90.0  # seconds
 ONE_THREAD = {"REPRISE_WORKER__THREADS": "1", "OMP_NUM_THREADS": "1"}  # several workers share a small machine
 _ROOT = Path(__file__).resolve().parents[2]
 _DISK = {REDIS: "96m", OBJECTS: "1500m"}
+Metrics: TypeAlias = dict[tuple[str, ...], float]  # (name, values of its labels...) -> value
 _VOLUME = "-master.volumeSizeLimitMB=8"  # so that a small disk has room for many
 
 
@@ -251,18 +253,8 @@ class World:
         told = {worker: await self.status(worker) for worker in WORKERS}
         return {worker: status.generations for worker, status in told.items() if status is not None}
 
-    async def metrics(self, name: str) -> dict[tuple[str, ...], float]:
-        """What a process tells Prometheus: (name, values of its labels...) -> value."""
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://{LOOPBACK}:{self._metrics[name]}/metrics", raise_for_status=True) as response,
-        ):
-            text = await response.text()
-        return {
-            (sample.name, *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+    async def metrics(self, name: str) -> Metrics:
+        return await metrics_at(self._metrics[name])
 
     def resources(self, name: str) -> Resources:
         process = psutil.Process(self.pid(name))
@@ -288,11 +280,22 @@ class World:
         """What processes of ours have logged as faults of their own since `begin`."""
         found = []
         for name in OURS:
-            log, known = self.parts[name].log, self._read.get(name, 0)
-            text = log.read_bytes()
-            lines = text[known if len(text) >= known else 0 :].decode(errors="replace").splitlines()
-            found += [f"{name}: {line}" for line in lines if _is_fault(line)]
+            found += [f"{name}: {line}" for line in faults_in(self.parts[name].log, self._read.get(name, 0))]
         return found
+
+
+async def metrics_at(port: int) -> Metrics:
+    """What the process that serves them there tells Prometheus."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{LOOPBACK}:{port}/metrics", raise_for_status=True) as response,
+    ):
+        text = await response.text()
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 async def until(holds: Callable[[], Awaitable[bool]], *, seconds: float = PATIENCE) -> float:
@@ -303,6 +306,13 @@ async def until(holds: Callable[[], Awaitable[bool]], *, seconds: float = PATIEN
             if await holds():
                 return time.monotonic() - began
             await asyncio.sleep(0.05)
+
+
+def faults_in(log: Path, known: int = 0) -> list[str]:
+    """What a process of ours has logged as a fault of its own, beyond the bytes that are known."""
+    text = log.read_bytes()
+    lines = text[known if len(text) >= known else 0 :].decode(errors="replace").splitlines()
+    return [line for line in lines if _is_fault(line)]
 
 
 def _is_fault(line: str) -> bool:

@@ -13,13 +13,12 @@ from dataclasses import replace
 import obstore
 
 from gateway.stack import Part
-from gateway.stack.ports import LOOPBACK, free_port
+from tests.chaos.beside import Door, beside, one_more
 from tests.chaos.case import Scene, case
 from tests.chaos.cases.steps import BOTH_WAYS, Running, everybody, loaded, stored
 from tests.chaos.clients import Callers, Heard, Oracle
 from tests.chaos.history import fault_of
 from tests.chaos.world import GATEWAYS, OBJECTS, ONE, OURS, REDIS, TWO, WORKERS, World, until
-from tests.servers import leashed
 
 _STEPS = 50  # of a generation that is under way while something goes and comes
 
@@ -170,9 +169,9 @@ async def versions(scene: Scene) -> None:
     world, callers, sheet, count = scene.world, scene.callers, scene.sheet, scene.size(8, 3)
     hot = await stored(scene, count)
     before = await _names(world)
-    async with _beside(world) as doors:
+    async with _beside(world) as door:
         # The other version's oracle is its own: it names the same bytes, by other addresses.
-        async with Callers(lambda *names: ",".join(doors[name] for name in names), Oracle()) as others:
+        async with Callers(door, Oracle()) as others:
             with scene.during("another version is there"):
                 newer = [await others.ask(wish, NEWER, stored=True) for wish in hot]
                 again = [await others.ask(wish, NEWER) for wish in hot]
@@ -206,48 +205,16 @@ async def _names(world: World) -> set[str]:
 
 
 @asynccontextmanager
-async def _beside(world: World) -> AsyncIterator[dict[str, str]]:
+async def _beside(world: World) -> AsyncIterator[Door]:
     """One more gateway of this version, a gateway and a worker of the next one; where the gateways are."""
-    home = free_port()
-    newer = _one_more(world, WORKERS[0], "worker-newer", home, another=True)
-    workers = json.dumps([f"{LOOPBACK}:{home}", *(f"unix:{worker}.sock" for worker in WORKERS)])
-    gateways = [
-        _one_more(world, ONE, name, free_port(), workers=workers, another=name == NEWER) for name in (OLDER, NEWER)
-    ]
-    with leashed(world.stack.data / "beside") as stack:
-        await asyncio.to_thread(stack.up, [newer, *gateways])
-        try:
-            doors = {part.name: part.address for part in gateways}
-            yield doors
-        finally:
-            for part in (*gateways, newer):
-                await asyncio.to_thread(stack.part(part.name).kill)
-            await asyncio.to_thread(stack.down)
+    newer = one_more(world, WORKERS[0], "worker-newer")
+    told = json.dumps([newer.address, *(f"unix:{worker}.sock" for worker in WORKERS)])
+    gateways = [one_more(world, ONE, name, environment={"REPRISE_GATEWAY__WORKERS": told}) for name in (OLDER, NEWER)]
+    async with beside(world, _of_another(newer), gateways[0], _of_another(gateways[1])) as (_, door):
+        yield door
 
 
-def _one_more(world: World, like: str, name: str, port: int, *, workers: str = "", another: bool = False) -> Part:
-    """It runs where the one that it is like does, and so has its links."""
-    part = world.parts[like]
-    kind = "GATEWAY" if workers else "WORKER"
-    own = {
-        f"REPRISE_{kind}__NAME": name,
-        f"REPRISE_{kind}__PORT": str(port),
-        "REPRISE_TELEMETRY__METRICS_PORT": "0",
-    }
-    if workers:
-        own |= {"REPRISE_GATEWAY__HTTP_PORT": str(free_port()), "REPRISE_GATEWAY__WORKERS": workers}
-    command = list(part.command)
-    if another:
-        command.insert(command.index("-m") + 1, "tests.chaos.another")
-    log = part.log.with_name(f"{name}.log")
-    environment = {**part.environment, **own}
-    return replace(
-        part,
-        name=name,
-        command=tuple(command),
-        address=f"{LOOPBACK}:{port}",
-        log=log,
-        environment=environment,
-        prepare=(),
-        grace=0.0,
-    )
+def _of_another(part: Part) -> Part:
+    """The part, of another version."""
+    at = part.command.index("-m") + 1
+    return replace(part, command=(*part.command[:at], "tests.chaos.another", *part.command[at:]))

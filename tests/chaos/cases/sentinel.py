@@ -12,6 +12,7 @@ from pathlib import Path
 from gateway.stack import Part, Stack, redis
 from gateway.stack.ports import LOOPBACK, free_port
 from gateway.stack.redis import find_server, password_file
+from tests.chaos.beside import one_more
 from tests.chaos.case import Scene, case
 from tests.chaos.cases.steps import counting, stored
 from tests.chaos.clients import Callers, Load
@@ -85,7 +86,11 @@ async def _behind_sentinel(world: World) -> AsyncIterator[tuple[Stack, str]]:
     line = (str(find_server()), str(file), "--sentinel")
     sentinel = Part("sentinel", line, f"{LOOPBACK}:{port}", "redis", data / "sentinel.log", data)
     with leashed(data) as stack:
-        gateway = _gateway(world, sentinel.address)
+        where = {
+            "REPRISE_CACHE__L1__ENABLED": "false",
+            "REPRISE_CACHE__L2__URL": f"redis+sentinel://{sentinel.address}/0?service=cache",
+        }
+        gateway = one_more(world, ONE, THIRD, environment=where)
         await asyncio.to_thread(stack.up, [master, replica, sentinel, gateway])
         try:
             yield stack, gateway.address
@@ -101,18 +106,3 @@ def _server(world: World, data: Path, name: str) -> Part:
     for file in world.parts[REDIS].folder.glob("*.password"):
         (folder / file.name).write_text(file.read_text())
     return replace(redis.redis(free_port(), folder, data / f"{name}.log", users=True), name=name, grace=0.0)
-
-
-def _gateway(world: World, sentinel: str) -> Part:
-    """One more, which runs where the first does, and so has its links to workers and objects."""
-    port, first = free_port(), world.parts[ONE]
-    own = {
-        "REPRISE_GATEWAY__NAME": THIRD,
-        "REPRISE_GATEWAY__PORT": str(port),
-        "REPRISE_GATEWAY__HTTP_PORT": str(free_port()),
-        "REPRISE_TELEMETRY__METRICS_PORT": "0",
-        "REPRISE_CACHE__L1__ENABLED": "false",
-        "REPRISE_CACHE__L2__URL": f"redis+sentinel://{sentinel}/0?service=cache",
-    }
-    log = first.log.with_name(f"{THIRD}.log")
-    return replace(first, name=THIRD, address=f"{LOOPBACK}:{port}", log=log, environment={**first.environment, **own})
