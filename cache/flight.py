@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 from cache.news import News
@@ -46,10 +46,22 @@ class Flight(Generic[E]):
         self._on_deserted = on_deserted
         self._on_return = on_return
         self._news = News()
+        self._passed_on = 0  # events that some follower has come back from
+        self._progress = News()  # of that
 
     def publish(self, event: E) -> None:
         self.events.append(event)
         self._news.announce()
+
+    async def told(self, *, patience: float) -> None:
+        """Wait until some follower has passed on all that is published by now: not for longer than `patience`, in
+        seconds, and not if there is none.
+        """
+        wanted = len(self.events)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._passed_on < wanted and self.followers:
+                    await self._progress.wait()
 
     def end(self, error: BaseException | None = None) -> None:
         self.ended, self.error = True, error
@@ -65,6 +77,7 @@ class Flight(Generic[E]):
             yield
         finally:
             self.followers -= 1
+            self._progress.announce()
             if self.followers == 0 and not self.ended:
                 self._on_deserted(self)
 
@@ -81,6 +94,8 @@ class Flight(Generic[E]):
             while position < len(self.events):
                 yield self.events[position]
                 position += 1
+                self._passed_on = max(self._passed_on, position)
+                self._progress.announce()
             if self.ended:
                 if self.error is not None:
                     raise self.error

@@ -34,7 +34,7 @@ from cache.envelope import Damaged, OtherEnvelope, unseal
 from cache.errors import TierError
 from cache.keys import Address, Key
 from cache.objects import Entry, ObjectsStore
-from cache.orders import BOOK, Order, needed, order_on
+from cache.orders import BOOK, Word, needed, order_on
 from cache.record import NotARecord, OtherRecord, Record
 from cache.sweep import Gone
 
@@ -159,7 +159,7 @@ class _Sweeper:
 
     async def orders(self, secret: bytes) -> None:
         """Remove the orders that no process needs any more. Those that cannot be read are left alone."""
-        found: list[tuple[Entry, Order]] = []
+        found: list[tuple[Entry, Word]] = []
         async for page in self.objects.pages(BOOK):
             for entries in _parts(page):
                 orders = await asyncio.gather(*(self._order(entry, secret) for entry in entries))
@@ -168,7 +168,7 @@ class _Sweeper:
         for part in _parts(found):
             await self._settle((entry, None if order in stay else Why.OVER) for entry, order in part)
 
-    async def _order(self, entry: Entry, secret: bytes) -> Order | None:
+    async def _order(self, entry: Entry, secret: bytes) -> Word | None:
         if entry.size > _LARGEST_ORDER:
             return None
         try:

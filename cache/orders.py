@@ -1,4 +1,5 @@
 """Orders: what operators say while a deployment runs (bans, switches, pins), and how every process comes to know it.
+What gateways tell each other of crashes takes the same way.
 
 An order is written to the durable tier first, as one small object that never changes, then told to all processes over
 Redis. Whoever hears it obeys, and says so. Whoever was deaf (Redis gone, or itself cut off) reads the book of orders
@@ -25,6 +26,7 @@ import structlog
 from cache.bans import Ban, Bans
 from cache.clock import steady
 from cache.condition import Condition
+from cache.crashes import REMEMBERED, Crash, Crashes
 from cache.description import HOUR, LONGEST_AGE
 from cache.encoding import keyed_hash_of
 from cache.errors import TierError
@@ -35,6 +37,7 @@ from cache.sweep import Gone
 from cache.switches import Subject, Switch, Switches
 
 Order: TypeAlias = Ban | Switch | Pin
+Word: TypeAlias = Order | Crash  # whatever is told to all
 Obey: TypeAlias = "Callable[[Order | None], Awaitable[Gone]]"
 
 # Seconds a ban is kept in mind: longer than any entry may live, kept requests included.
@@ -104,6 +107,7 @@ class Orders:
         self.bans = bans
         self.switches = switches
         self.pins = pins if pins is not None else Pins()
+        self.crashes = Crashes()
         self._book = book
         self._channel = channel
         self._process = process
@@ -117,6 +121,7 @@ class Orders:
         self._answers: dict[str, Heard] = {}
         self._complete = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._spreading: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         with suppress(TimeoutError):
@@ -131,7 +136,7 @@ class Orders:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pending = set(self._tasks)
+        pending = {*self._tasks, *self._spreading}
         while pending:
             for task in pending:
                 task.cancel()
@@ -146,8 +151,7 @@ class Orders:
 
     async def give(self, order: Order) -> Heard:
         """Put an order in force here at once, write it down, tell everybody, and wait a second for answers."""
-        name = f"{int(order.at * 1e9):020d}-{secrets.token_hex(4)}"
-        message = _sealed(self._secret, {"name": name, "order": _as_json(order)})
+        name, message = self._page(order)
         heard = self._answers[name] = Heard(durable=False)
         try:
             await self._obey(name, order)
@@ -157,12 +161,30 @@ class Orders:
             del self._answers[name]
         return heard
 
+    def note(self, crash: Crash) -> None:
+        """Have a crash known here at once, and to everybody as soon as may be. Nobody waits for that."""
+        name, message = self._page(crash)
+        self._known.add(name)
+        self.crashes.add(crash)
+        spreading = asyncio.create_task(self._spread(name, message))
+        self._spreading.add(spreading)
+        spreading.add_done_callback(self._spreading.discard)
+
     async def sweep_again(self) -> None:
         """Have every process clear its memory once more, of what it may have read while entries were being removed."""
         await self._sweep(None)
         if self._channel is not None:
             with suppress(TierError):
                 await self._channel.tell(_sealed(self._secret, {"sweep": True, "id": self._id}))
+
+    def _page(self, word: Word) -> tuple[str, bytes]:
+        """Its name, by which pages lie in order, and what stands there."""
+        name = f"{int(word.at * 1e9):020d}-{secrets.token_hex(4)}"
+        return name, _sealed(self._secret, {"name": name, "order": _as_json(word)})
+
+    async def _spread(self, name: str, message: bytes) -> None:
+        await self._say(message)
+        await self._write_down(name, message)
 
     async def _write_down(self, name: str, message: bytes) -> bool:
         if self._book is None:
@@ -174,24 +196,28 @@ class Orders:
             return False
 
     async def _tell(self, name: str, message: bytes, heard: Heard) -> None:
-        if self._channel is None:
-            return
-        try:
-            heard.told = max(1, await self._channel.tell(message))
-        except TierError as error:
-            _log.warning("order not told", error=str(error))
-            return
+        heard.told = max(1, await self._say(message))
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while len(heard.by_id) < heard.told:
                     self._complete.clear()
                     await self._complete.wait()
 
+    async def _say(self, message: bytes) -> int:
+        """How many processes have been told: none, if there is no way to tell them."""
+        if self._channel is None:
+            return 0
+        try:
+            return await self._channel.tell(message)
+        except TierError as error:
+            _log.warning("order not told", error=str(error))
+            return 0
+
     async def _hear(self, message: bytes) -> None:
         match _unsealed(self._secret, message):
             case {"name": str() as name, "order": dict() as fields}:
-                if (order := _from_json(fields)) is not None:
-                    await self._obey(name, order)
+                if (word := _from_json(fields)) is not None:
+                    await self._obey(name, word)
             case {
                 "heard": str() as name,
                 "id": str() as who,
@@ -202,10 +228,13 @@ class Orders:
             case {"sweep": True, "id": str() as who} if who != self._id:  # our own is done before it is told
                 await self._sweep(None)
 
-    async def _obey(self, name: str, order: Order) -> None:
+    async def _obey(self, name: str, order: Word) -> None:
         if name in self._known:
             return
         self._known.add(name)
+        if isinstance(order, Crash):
+            self.crashes.add(order)  # nothing is let go of for it, and nobody waits to know who has heard
+            return
         age = self._clock() - order.at
         if isinstance(order, Ban) and age > IN_FORCE:
             return
@@ -264,6 +293,7 @@ class Orders:
         self._last = max(self._last, f"{BOOK}{int((now - _BEHIND) * 1e9):020d}")
         self._known = {name for name in self._known if BOOK + name > self._last}  # others are not listed again
         self.bans.forget(now - IN_FORCE)
+        self.crashes.forget(now - REMEMBERED)
 
     async def _read_pages(self, book: ObjectsStore, names: Sequence[str]) -> None:
         for name, page in zip(names, await book.get_many([BOOK + name for name in names], _FOREVER), strict=True):
@@ -276,7 +306,7 @@ class Orders:
                 _log.warning("not an order of ours", name=name)
 
 
-def order_on(page: bytes, secret: bytes) -> Order | None:
+def order_on(page: bytes, secret: bytes) -> Word | None:
     """What a page of the book says; None if it is not ours, or says what a later version knows."""
     match _unsealed(secret, page):
         case {"order": dict() as fields}:
@@ -284,31 +314,35 @@ def order_on(page: bytes, secret: bytes) -> Order | None:
     return None
 
 
-def needed(orders: Collection[Order], now: float) -> set[Order]:
-    """Those of a whole book that a process which starts must know: bans in force, and of switches and pins the latest
-    of each thing. Others are kept as long as bans.
+def needed(words: Collection[Word], now: float) -> set[Word]:
+    """Those of a whole book that a process which starts must know: bans in force, crashes that may be held against
+    something, and of switches and pins the latest of each thing. Others of these are kept as long as bans.
     """
     latest: dict[object, float] = {}
-    for order in orders:
-        latest[_matter(order)] = max(order.at, latest.get(_matter(order), order.at))
-    return {
-        order
-        for order in orders
-        if order.at >= now - IN_FORCE or (not isinstance(order, Ban) and order.at == latest[_matter(order)])
-    }
+    for word in words:
+        latest[_matter(word)] = max(word.at, latest.get(_matter(word), word.at))
+    return {word for word in words if _in_force(word, now) or _is_last(word, latest)}
 
 
-def _matter(order: Order) -> object:
-    """What an order is about: of two orders about one thing the later one counts. Every ban counts."""
-    match order:
+def _in_force(word: Word, now: float) -> bool:
+    return word.at >= now - (REMEMBERED if isinstance(word, Crash) else IN_FORCE)
+
+
+def _is_last(word: Word, latest: Mapping[object, float]) -> bool:
+    return isinstance(word, Switch | Pin) and word.at == latest[_matter(word)]
+
+
+def _matter(word: Word) -> object:
+    """What it is about: of two orders about one thing the later one counts. Every ban counts, and every crash."""
+    match word:
         case Switch(_, subject, name):
             return subject, name
         case Pin(_, address):
             return address
-    return order
+    return word
 
 
-def _as_json(order: Order) -> dict[str, Any]:
+def _as_json(order: Word) -> dict[str, Any]:
     match order:
         case Ban(at, condition):
             said = {
@@ -328,10 +362,12 @@ def _as_json(order: Order) -> dict[str, Any]:
             return {"kind": "switch", "at": at, "subject": subject.value, "name": name, "on": on}
         case Pin(at, address, on):
             return {"kind": "pin", "at": at, "address": str(address), "on": on}
+        case Crash(at, address, process):
+            return {"kind": "crash", "at": at, "address": str(address), "process": process}
 
 
-def _from_json(fields: Mapping[str, Any]) -> Order | None:
-    """None for an order of a kind that a later version knows."""
+def _from_json(fields: Mapping[str, Any]) -> Word | None:
+    """None for one of a kind that a later version knows."""
     try:
         match fields:
             case {"kind": "ban", "at": float() as at, **said}:
@@ -341,6 +377,8 @@ def _from_json(fields: Mapping[str, Any]) -> Order | None:
                 return Switch(said["at"], Subject(said["subject"]), said["name"], said["on"])
             case {"kind": "pin", **said}:
                 return Pin(said["at"], Address.parse(said["address"]), said["on"])
+            case {"kind": "crash", "at": float() as at, "process": str() as process, **said}:
+                return Crash(at, Address.parse(said["address"]), process)
     except (TypeError, ValueError, KeyError):
         return None
     return None

@@ -9,6 +9,7 @@
     ├── NotFound            NOT_FOUND: no such thing, or not the caller's
     ├── Overloaded          RESOURCE_EXHAUSTED: too much at once; waiting helps where `retry_after` says so
     ├── Unavailable         UNAVAILABLE: a part that is needed cannot be reached; waiting helps
+    ├── Quarantined         FAILED_PRECONDITION: workers died of it, so it is not run for a while
     ├── DeadlineExceeded    DEADLINE_EXCEEDED: a deadline passed before the answer was there, or is bound to
     ├── Cancelled           CANCELLED: the work was given up
     └── Internal            INTERNAL: a fault of ours, always with the same neutral text
@@ -193,6 +194,20 @@ class Unavailable(Refused):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(reason, message or _UNAVAILABLE[reason], retry_after=retry_after, metadata=metadata)
+
+
+class Quarantined(Refused):
+    """Workers died of this very request, one after the other. Nobody tries it again before `left` seconds are over."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, left: float) -> None:
+        super().__init__(
+            "QUARANTINED",
+            f"workers died while they ran this, so it is not run again for {left:.0f} s: change the request, or tell "
+            "those who run this service",
+            metadata={"seconds_left": f"{left:.0f}"},
+        )
 
 
 class DeadlineExceeded(Refused):

@@ -29,6 +29,7 @@ from gateway.errors import Internal, Overloaded, Unavailable
 from gateway.generation import Completed, Heard, Piece, Planned, Settled, Step, Tuned
 from gateway.live import can_be_heard
 from gateway.plan import Plan, after_canonical
+from gateway.quarantine import Quarantine
 from gateway.reasons import Seen, seen
 from gateway.status import explain_error, from_upstream
 from gateway.wire import Reply, event_response
@@ -70,6 +71,7 @@ class _Run:
     fill: Callable[[Completed], None]
     arrival: Arrival
     with_media: bool
+    begun: bool = False  # it has the device of the worker where it was sent last
     tuned: bool = False
     heard: int = 0  # samples
 
@@ -100,6 +102,7 @@ class Forwarder:
         costs: Costs,
         tracing: Tracing,
         arrivals: Arrivals,
+        quarantine: Quarantine,
         plan_anew: Callable[[Plan], Awaitable[Plan]],
         *,
         patience: float,
@@ -115,6 +118,7 @@ class Forwarder:
         self._max_media_bytes = max_media_bytes
         self._media_bytes = 0  # of decoded media on their way to workers
         self._arrivals = arrivals
+        self._quarantine = quarantine
         self._clock = clock
         self._abandoned: WeakSet[Flight[Step]] = WeakSet()
         self._attendances: dict[Flight[Step], _Attendance] = {}
@@ -265,15 +269,23 @@ class Forwarder:
     ) -> AsyncIterator[_Artifact | Elsewhere | None]:
         """What a worker has to tell of a run in the end; the stream to it stays open for as long as the block lasts.
 
-        The artifact if it still needs storing, None if the worker has seen to that, or who else has the run.
+        The artifact if it still needs storing, None if the worker has seen to that, or who else has the run. Raises
+        Quarantined.
         """
+        self._quarantine.check(run.plan.address)
+        process, run.begun = worker.process, False
         contents = await run.contents()
         span = self._tracing.child(run.span, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, contents, span, patience=self._patience)
         self._attendances[run.flight] = attendance = _Attendance(worker, request.follower, run.flight)
         reading = asyncio.create_task(_read(worker, call, run, span, attendance.tell))
         try:
-            told = await asyncio.shield(reading)
+            try:
+                told = await asyncio.shield(reading)
+            except grpc.aio.AioRpcError as error:
+                if run.begun and _is_cut_off(error) and await worker.has_died(process):
+                    self._quarantine.suspect(run.plan.address, process)
+                raise
             if isinstance(told, Elsewhere):
                 span.set_attribute("reprise.worker.elsewhere", told.worker)
             yield told
@@ -368,7 +380,9 @@ async def _read(
     try:
         async for message in call:
             heard()
-            if message.HasField("finished"):
+            if message.HasField("begun"):
+                run.begun = True
+            elif message.HasField("finished"):
                 run.arrival.end()
                 artifact = await _verified(message.finished, chunks, run.plan)
                 completed = _completed(artifact.reply, message.finished, run.plan, run.records)
@@ -450,6 +464,11 @@ def _another_may(error: grpc.aio.AioRpcError) -> bool:
     problem = explain_error(error)
     full = problem.code is grpc.StatusCode.RESOURCE_EXHAUSTED and problem.retry_after is not None
     return full or problem.code is grpc.StatusCode.UNAVAILABLE or problem.reason == "PLAN_DIFFERS"
+
+
+def _is_cut_off(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a stream ended without a word of the worker's."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and not explain_error(error).reason
 
 
 def _run_request(

@@ -50,6 +50,7 @@ from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.planning import Planner
 from gateway.plans import Plans
+from gateway.quarantine import Quarantine
 from gateway.replays import Replays
 from gateway.resolve import Resolver
 from gateway.savings import Savings
@@ -197,6 +198,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             costs,
             telemetry.tracing,
             arrivals,
+            Quarantine(tiers.orders, telemetry.registry, seconds=section.quarantine),
             planner.plan_anew,
             patience=section.longest_generation,
             max_media_bytes=section.max_pixel_bytes,

@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cache.crashes import REMEMBERED
 from cache.description import LONGEST_AGE
 from cache.fair import SHARE
 from cache.settings import MIB, ProcessSettings, Section
@@ -85,6 +86,7 @@ class GatewaySection(Section):
     max_pixel_bytes: int = Field(1024 * MIB, gt=0)  # of decoded media on their way to workers, all together
     max_upload_bytes: int = Field(4096 * MIB, ge=LARGEST_FILE)  # that one tenant may send here in two hours
     longest_generation: float = Field(3600.0, gt=0)
+    quarantine: float = Field(600.0, ge=0, le=REMEMBERED)  # seconds that a worker's death is held against what it ran
     max_generations: int = Field(256, gt=0)  # under way at once in this gateway
     tenant_share: float = Field(SHARE, gt=0, le=1)  # of these that one tenant may have, of what others leave
     drain: float = Field(60.0, ge=0)  # how long a stopping gateway lets streams finish

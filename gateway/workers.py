@@ -44,6 +44,7 @@ from reprise.v1.inference_pb2_grpc import InferenceServiceStub
 _MAX_MESSAGE = 64 * 1024 * 1024
 _FORESEE_TIMEOUT = 2.0  # seconds
 _CALL_TIMEOUT = 5.0  # seconds, for calls that answer at once
+_ANSWERS_WITHIN = 1.0  # whoever is asked whether it lives, while somebody waits to go on elsewhere
 _SIGN_OF_LIFE = 15.0  # a Status stream silent for longer is dead; workers speak every 5 seconds
 _RESOLVE_EVERY = 5.0
 _PIECE = 256 * 1024  # bytes of media in a message: what gRPC copies, and writes, without letting anybody else run
@@ -97,6 +98,8 @@ class Worker:
         self.status: StatusResponse | None = None
         self.descriptions: dict[str, Description] = {}
         self.started_at = 0.0
+        self.process = ""  # which one serves there: another one after a restart
+        self._leaving = ""  # the process that said it would go
         self._changed = changed
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = InferenceServiceStub(self._channel)
@@ -166,8 +169,21 @@ class Worker:
             _log.warning("worker not described", worker=self.address, error=type(error).__name__)
         self._changed()
 
+    async def has_died(self, process: str) -> bool:
+        """Whether this process, which was there, is gone without having said that it would go. False if nobody knows:
+        what is silent may live.
+        """
+        if process == self._leaving:
+            return False
+        try:
+            response: DescribeResponse = await self._stub.Describe(DescribeRequest(), timeout=_ANSWERS_WITHIN)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE  # nobody listens, or whoever came after it still loads
+        return _process(response) != process
+
     async def retire(self) -> None:
         """Give it no new work, let what runs there end, and close."""
+        self._leaving = self.process
         await self._stop_watching()
         while self._runs:
             await self._run_ended.wait()
@@ -216,6 +232,7 @@ class Worker:
         descriptions = [Description.from_bytes(content) for content in response.descriptions]
         self.descriptions = {description.model: description for description in descriptions}
         self.started_at = response.started_at
+        self.process = _process(response)
 
     async def _follow_status(self) -> None:
         call = self._stub.Status(StatusRequest())
@@ -230,6 +247,8 @@ class Worker:
                 if not isinstance(status, StatusResponse):
                     return
                 self.status = status
+                if status.state == StatusResponse.STATE_DRAINING:
+                    self._leaving = self.process
                 self._changed()
         finally:
             call.cancel()
@@ -321,6 +340,10 @@ class Fleet:
     async def _retire(self, worker: Worker) -> None:
         await worker.retire()
         self._retiring = {task: other for task, other in self._retiring.items() if other is not worker}
+
+
+def _process(response: DescribeResponse) -> str:
+    return f"{response.worker} {response.started_at}"
 
 
 def _rendezvous(address: str, affinity: str) -> bytes:

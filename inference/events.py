@@ -13,11 +13,12 @@ from cache.keys import Address
 from cache.record import Record
 from inference.handover import Note
 from reprise.v1.common_pb2 import StageReport
-from reprise.v1.inference_pb2 import Finished, RunResponse
+from reprise.v1.inference_pb2 import Begun, Finished, RunResponse
 from reprise.v1.media_pb2 import Chunk, GenerationEvent, Preview, Progress, Queued, Samples, SoundHeader, Stored
 
 CHUNK_BYTES = 1024 * 1024
 _PREVIEW_PIXELS = 256  # of the longer side
+_HEARD_WITHIN = 0.5  # seconds; a connection that is slower than that must not keep a device waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,14 @@ class EventLog:
 
     def queued(self, position: int) -> None:
         self._publish(GenerationEvent(queued=Queued(position=position)))
+
+    def begun(self) -> None:
+        """It has the device."""
+        self._flight.publish(RunResponse(begun=Begun()))
+
+    async def heard(self) -> None:
+        """Wait until what was told so far has left this process, if anybody follows and takes it."""
+        await self._flight.told(patience=_HEARD_WITHIN)
 
     def progress(self, stage: str, step: int, steps: int, part: int = 0, parts: int = 0) -> None:
         """`part` counts from 1; 0 where the stage has no parts."""

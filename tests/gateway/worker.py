@@ -4,6 +4,7 @@ What it computes is a pure function of what it is asked, what it stores goes to 
 tests are about: `requests` (plans received), `generations` (runs that computed anything) and `ran` (stages). A test
 makes it stop at a point with `hold`, waits until it is there, and lets it go on.
 
+    describe    a question what it serves has come
     begin       a run has started, nothing was looked up yet
     step        before every step of the denoising
     sentence    before every sentence that has to be made
@@ -218,6 +219,7 @@ class ScriptedWorker(InferenceServiceServicer):
         self.descriptions = dict(descriptions)
         self.started_at = started_at
         self.address = ""
+        self.dead = False
         self.requests: list[pb.RunRequest] = []
         self.metadata: list[dict[str, Any]] = []  # of each plan received
         self.generations = 0
@@ -288,6 +290,7 @@ class ScriptedWorker(InferenceServiceServicer):
 
     async def die(self) -> None:
         """Break every stream; refuse connections."""
+        self.dead = True
         if self._server is not None:
             await self._server.stop(0)
         await self._flights.drain(0)
@@ -307,6 +310,7 @@ class ScriptedWorker(InferenceServiceServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         self.described += 1
+        await self.at("describe")
         return pb.DescribeResponse(
             descriptions=[description.to_bytes() for description in self.descriptions.values()],
             worker=self.address,
@@ -623,6 +627,8 @@ class _Job:
             flight.publish(_event(progress=media.Progress(stage=whole, step=1, steps=1, part=part, parts=parts)))
         if stage.name == "denoise":
             async with self._turn(stage):
+                flight.publish(pb.RunResponse(begun=pb.Begun()))
+                await flight.told(patience=20.0)
                 steps = int(self.parameters["num_inference_steps"])
                 for step in range(1, steps + 1):
                     await self.worker.at("step")

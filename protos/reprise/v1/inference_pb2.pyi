@@ -151,16 +151,22 @@ class Sound(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., sample_rate: _Optional[int] = ..., samples: _Optional[int] = ..., pcm: _Optional[bytes] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("event", "finished", "stored", "elsewhere")
+    __slots__ = ("event", "finished", "stored", "elsewhere", "begun")
     EVENT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     event: _media_pb2.GenerationEvent
     finished: Finished
     stored: _media_pb2.Stored
     elsewhere: Elsewhere
-    def __init__(self, event: _Optional[_Union[_media_pb2.GenerationEvent, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., stored: _Optional[_Union[_media_pb2.Stored, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ...) -> None: ...
+    begun: Begun
+    def __init__(self, event: _Optional[_Union[_media_pb2.GenerationEvent, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., stored: _Optional[_Union[_media_pb2.Stored, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ...) -> None: ...
+
+class Begun(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Elsewhere(_message.Message):
     __slots__ = ("worker",)
