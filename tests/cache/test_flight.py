@@ -137,6 +137,33 @@ async def test_a_slow_follower_delays_nobody(flights: Flights[str, int]) -> None
             await anext(slow)
 
 
+async def test_a_leader_can_wait_until_somebody_has_passed_on_what_it_told(flights: Flights[str, int]) -> None:
+    """Who has taken an event has passed it on once it comes back for more; one of several is enough."""
+    flight, _ = flights.join("clip", Work())
+    with flight.following(), flight.following():
+        quick, slow = flight.follow(), flight.follow()
+        await wait_all_tasks_blocked()
+        telling = asyncio.create_task(flight.told(patience=NEVER))
+        assert (0, 0) == (await anext(quick), await anext(slow))
+        await wait_all_tasks_blocked()
+        assert not telling.done()
+        more = asyncio.ensure_future(anext(quick))
+        await telling
+        more.cancel()
+
+
+async def test_a_leader_waits_for_nobody_who_is_not_there(flights: Flights[str, int]) -> None:
+    """Nor for followers who leave, nor for longer than it has patience."""
+    flight, _ = flights.join("clip", Work())
+    await wait_all_tasks_blocked()
+    await flight.told(patience=NEVER)
+    with flight.following():
+        await flight.told(patience=0.0)
+        telling = asyncio.create_task(flight.told(patience=NEVER))
+        await wait_all_tasks_blocked()
+    await telling
+
+
 async def test_a_follower_can_stop_following(flights: Flights[str, int]) -> None:
     """When `until` holds after a wake, following ends without an error, and the others go on."""
     work, enough = Work(), False

@@ -16,6 +16,7 @@ from cache.bans import Ban, Bans
 from cache.build import Tiers, build_tiers
 from cache.catalogue import Catalogue
 from cache.condition import Condition
+from cache.crashes import REMEMBERED, Crash
 from cache.description import HOUR
 from cache.digest import Digest
 from cache.encoding import VERSION
@@ -342,6 +343,19 @@ async def test_of_the_book_goes_what_no_process_needs(tiers: Tiers) -> None:
         assert [(Subject.MODEL, "l2"), (Subject.TIER, "l2")] == late.switches.off
         assert [TWO] == late.pins.wanted
         assert late.bans
+
+
+async def test_crashes_go_once_nothing_is_set_apart_for_them(tiers: Tiers) -> None:
+    """A day after they came."""
+    objects = objects_of(tiers)
+    async with Orders(objects, None, process="p", secret=SECRET, bans=Bans(), switches=Switches()) as orders:
+        orders.note(Crash(time.time(), ONE, "a"))
+        async with asyncio.timeout(20.0):
+            while not await names(tiers):  # noqa: ASYNC110  # it is written behind
+                await asyncio.sleep(0.01)
+    early = await sweep(objects, SECRET, clock=later(REMEMBERED + MARGIN - 60.0))
+    late = await sweep(objects, SECRET, clock=later(REMEMBERED + MARGIN + 60.0))
+    assert ({}, {Why.OVER: 1}) == (entries(early), entries(late))
 
 
 async def test_orders_that_cannot_be_read_stay(folder: Tiers) -> None:

@@ -15,6 +15,7 @@ import pytest
 from cache.bans import Ban, Bans
 from cache.channel import RedisChannel
 from cache.condition import Condition
+from cache.crashes import Crash
 from cache.errors import TierError
 from cache.keys import Address
 from cache.objects import ObjectsStore
@@ -26,6 +27,7 @@ from gateway.stack import Stack
 from tests import servers
 from tests.cache.helpers import NOW, SECRET, Clock, pause, record_of
 
+ONE = Address("0" * 32, "1" * 64)
 BAN = Ban(NOW + 1.0, Condition(model="small"))
 
 
@@ -107,6 +109,23 @@ async def test_every_process_hears_an_order_once_and_says_so(deployment: Deploym
     assert [Gone(2, 20)] * 3 == [hearing.gone for hearing in heard.processes]
     assert [True] * 3 == [process.forbids for process in (first, second, third)]
     assert [[BAN]] * 3 == [process.obeyed for process in (first, second, third)]
+
+
+async def test_every_process_knows_of_a_crash_and_lets_go_of_nothing(deployment: Deployment) -> None:
+    """Who tells it knows at once, who listens soon, who is deaf or starts later by the book; nobody answers."""
+    first, second, deaf = (
+        await deployment.process("first"),
+        await deployment.process("second"),
+        await deployment.process("deaf", listens=False),
+    )
+    for process in ("a", "b"):
+        first.orders.note(Crash(NOW, ONE, process))
+    assert [ONE] == first.orders.crashes.set_apart(since=0.0)
+    for other in (second, deaf):
+        await until(lambda: [ONE] == other.orders.crashes.set_apart(since=0.0))  # noqa: B023  # awaited right here
+    late = await deployment.process("late", listens=False)
+    assert [ONE] == late.orders.crashes.set_apart(since=0.0)
+    assert [[]] * 4 == [process.obeyed for process in (first, second, deaf, late)]
 
 
 async def test_a_process_that_starts_later_knows_what_is_in_force(deployment: Deployment) -> None:
@@ -216,7 +235,7 @@ async def test_what_a_later_version_says_deafens_nobody(deployment: Deployment) 
         Ban(NOW, Condition("m", "r", "s", ("a:b", "c:d"), "ff", 0.0)),
         Ban(NOW, Condition(older_than=0.0)),
         Switch(NOW, Subject.TENANT, "0" * 32, on=True),
-        Pin(NOW, Address("0" * 32, "1" * 64), on=True),
+        Pin(NOW, ONE, on=True),
     ],
     ids=["model", "all", "everything", "switch", "pin"],
 )

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from cache.record import INLINE_LIMIT
 from cache.settings import TelemetrySettings
 from cache.switches import Subject, Switch
 from cache.telemetry import set_up_logs
-from inference import tensors
+from inference import events, tensors
 from inference.errors import Abandoned, DeviceMemory, Fault, MediaNeeded, NoSuchRun, NotReady, QueueFull
 from inference.models.base import Artifact, Call, Output
 from inference.models.i2vgen_xl import I2VGenXL
@@ -526,6 +527,30 @@ async def test_nothing_older_than_wished_is_reused(bench: Bench) -> None:
     await bench.run()
     assert (await bench.run(max_age=3600.0)).stages["video"] == ("REUSED", "L1")
     assert (await bench.run(max_age=0.0, replace=True)).stages == ALL_RUN
+
+
+async def test_no_stage_runs_before_it_is_told_that_the_run_has_the_device(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever follows knows what was running if the worker dies of it: the news has left before any stage begins."""
+    monkeypatch.setattr(events, "_HEARD_WITHIN", PATIENCE)
+    plan = await bench.engine.plan(bench.ask(pixels=True))
+    async with aclosing(bench.engine.run(plan)) as responses:
+        assert (await anext(responses)).HasField("begun")
+        await wait_all_tasks_blocked()
+        assert stage_runs(bench) == {}
+        more = [_kind(response) async for response in responses]
+    assert "begun" not in more
+    assert stage_runs(bench) != {}
+
+
+async def test_a_follower_that_takes_nothing_delays_a_run_for_a_moment_only(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_HEARD_WITHIN", 0.0)
+    async with aclosing(bench.engine.run(await bench.engine.plan(bench.ask(pixels=True)))) as responses:
+        assert (await anext(responses)).HasField("begun")
+        await until(lambda: bool(bench.model.runs["video"]))
 
 
 # The queue.

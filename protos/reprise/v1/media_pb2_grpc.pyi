@@ -35,6 +35,8 @@ class MediaServiceStub:
       repeats). Never what is cached or under way. A message over 64 MiB is not read at all: the same code, without
       details.
     - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
+    - FAILED_PRECONDITION, reason QUARANTINED: workers died of this very request. Change it; ErrorInfo says for how many
+      seconds it is not run again.
     - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again. With reason
       DEADLINE_TOO_SHORT, at once: such work takes longer on the device than there is time; ErrorInfo says how long.
     - INTERNAL: a fault of ours. Retry once; report the trace id.
@@ -114,6 +116,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
           repeats). Never what is cached or under way. A message over 64 MiB is not read at all: the same code, without
           details.
         - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
+        - FAILED_PRECONDITION, reason QUARANTINED: workers died of this very request. Change it; ErrorInfo says for how many
+          seconds it is not run again.
         - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again. With reason
           DEADLINE_TOO_SHORT, at once: such work takes longer on the device than there is time; ErrorInfo says how long.
         - INTERNAL: a fault of ours. Retry once; report the trace id.
