@@ -34,12 +34,12 @@ class Crashes:
 
     def enough(self, address: Address, *, since: float) -> float | None:
         """When the older of the last crashes came that are enough; None if they are not, of those since then."""
-        times = sorted((at for at in self._by_address.get(address, {}).values() if at > since), reverse=True)
+        times = sorted((at for at in list(self._by_address.get(address, {}).values()) if at > since), reverse=True)
         return times[ENOUGH - 1] if len(times) >= ENOUGH else None
 
     def set_apart(self, *, since: float) -> list[Address]:
-        """All that crashed enough since then."""
-        return [address for address in self._by_address if self.enough(address, since=since) is not None]
+        """All that crashed enough since then. May be asked for by another thread."""
+        return [address for address in list(self._by_address) if self.enough(address, since=since) is not None]
 
     def forget(self, before: float) -> None:
         """Drop crashes older than this time."""

@@ -7,12 +7,12 @@ so nothing takes more than two workers with it in that time. What is cached is s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from cache.clock import steady
 from cache.crashes import Crash
 from cache.keys import Address
 from cache.orders import Orders
@@ -30,7 +30,7 @@ class Quarantine:
         registry: CollectorRegistry,
         *,
         seconds: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self._orders = orders
         self._seconds = seconds
