@@ -71,7 +71,7 @@ class _Run:
     fill: Callable[[Completed], None]
     arrival: Arrival
     with_media: bool
-    begun: bool = False  # it has the device of the worker where it was sent last
+    begun: bool = False  # the worker where it was sent last works on it
     tuned: bool = False
     heard: int = 0  # samples
 
@@ -400,6 +400,8 @@ async def _read(
                 if can_be_heard(run.plan.parameters):
                     run.hear(message.event)
             else:
+                if message.event.HasField("queued"):
+                    run.begun = False
                 message.event.sequence = len(flight.events) + 1
                 flight.publish(event_response(message.event))
     except grpc.aio.AioRpcError as error:

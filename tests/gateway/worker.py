@@ -387,6 +387,7 @@ class ScriptedWorker(InferenceServiceServicer):
         if self.refusals:
             await self.at("refuse")
             await _abort(context, self.refusals.pop(0))
+        yield pb.RunResponse(begun=pb.Begun())
         try:
             job = _Job(self, request)
         except Refusal as refusal:

@@ -192,6 +192,13 @@ async def test_a_malformed_input_names_its_field(wire: Wire, bench: Bench) -> No
     assert (violation.field, violation.description) == ("seed", "must be given")
 
 
+async def _told(call: Any, kind: str) -> None:
+    """Wait until a run's stream has said something of this kind."""
+    async with asyncio.timeout(PATIENCE):
+        while not (await call.read()).event.HasField(kind):
+            continue
+
+
 async def test_a_full_queue_says_when_to_come_again(wire: Wire, bench: Bench) -> None:
     """RESOURCE_EXHAUSTED with RetryInfo."""
     gate = bench.model.gates["denoise"]
@@ -199,9 +206,7 @@ async def test_a_full_queue_says_when_to_come_again(wire: Wire, bench: Bench) ->
     running = asyncio.create_task(wire.run(bench.ask(seed=1)))
     await gate.reached()
     waiting = wire.inference.Run(iter([bench.ask(seed=2)]))
-    first = await waiting.read()
-    assert isinstance(first, pb.RunResponse)
-    assert first.event.HasField("queued")
+    await _told(waiting, "queued")
     error = await wire.error(wire.run(bench.ask(seed=3)))
     assert (error.code().name, details(error)["ErrorInfo"].reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
     assert details(error)["RetryInfo"].retry_delay.ToTimedelta().total_seconds() >= 1.0
@@ -566,7 +571,7 @@ async def test_a_second_signal_ends_a_process_now(tmp_path: Path, small_folder: 
         request = _small_request(Description.from_bytes(document), num_inference_steps=200, num_frames=16)
         reports = wire.inference.Status(pb.StatusRequest())
         call = wire.inference.Run(iter([request]))
-        await call.read()
+        await _told(call, "progress")
         running.send_signal(signal.SIGTERM)
         while (await _report(reports)).state != DRAINING:
             continue
