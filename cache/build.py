@@ -174,4 +174,5 @@ def _objects(settings: CacheSettings) -> ObjectsStore | None:
         stall=l3.stall,
         write_timeout=l3.write_timeout,
         reads=l3.reads,
+        writes=l3.writes,
     )

@@ -41,11 +41,12 @@ class Entry(NamedTuple):
 class ObjectsStore:
     """Bytes in an object store. It forgets nothing by itself; age is judged by what the records say."""
 
-    def __init__(self, store: ObjectStore, *, stall: float, write_timeout: float, reads: int) -> None:
+    def __init__(self, store: ObjectStore, *, stall: float, write_timeout: float, reads: int, writes: int) -> None:
         self._store = store
         self._stall = stall
         self._write_timeout = write_timeout
         self._reading = asyncio.Semaphore(reads)
+        self._others = asyncio.Semaphore(writes)
         self._moved = 0.0  # when a read last got something, by the loop's clock
 
     @classmethod
@@ -60,8 +61,11 @@ class ObjectsStore:
         stall: float = 0.5,
         write_timeout: float = 10.0,
         reads: int = 16,
+        writes: int = 16,
     ) -> ObjectsStore:
-        """`s3://bucket/prefix` or `file:///folder`. `stall` and `write_timeout` are in seconds."""
+        """`s3://bucket/prefix` or `file:///folder`. `stall` and `write_timeout` are in seconds; listings are bounded
+        by what writes are.
+        """
         if url.startswith("file://"):
             store: ObjectStore = _folder(Path(url.removeprefix("file://")))
         else:
@@ -82,7 +86,7 @@ class ObjectsStore:
                 retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=0)},
                 **options,
             )
-        return cls(store, stall=stall, write_timeout=write_timeout, reads=reads)
+        return cls(store, stall=stall, write_timeout=write_timeout, reads=reads, writes=writes)
 
     async def get(self, name: str, ttl: float | None) -> bytes | None:
         async with self._turn(), _translated(self._stall) as deadline:
@@ -102,7 +106,7 @@ class ObjectsStore:
         return await asyncio.gather(*(self.get(name, ttl) for name in names))
 
     async def put(self, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
-        async with _translated(self._write_timeout):
+        async with self._other_turn():
             try:
                 await obstore.put_async(self._store, name, data, mode="overwrite" if replace else "create")
             except AlreadyExistsError:
@@ -110,7 +114,7 @@ class ObjectsStore:
             return True
 
     async def delete(self, name: str) -> None:
-        async with _translated(self._write_timeout):
+        async with self._other_turn():
             try:
                 await obstore.delete_async(self._store, name)
             except FileNotFoundError:
@@ -124,7 +128,7 @@ class ObjectsStore:
         """Everything under a prefix, however much that is. The budget is that of a page."""
         listing = aiter(obstore.list(self._store, prefix=prefix, offset=after, chunk_size=_LISTED))
         while True:
-            async with _translated(self._write_timeout):
+            async with self._other_turn():
                 try:
                     page = await anext(listing)
                 except StopAsyncIteration:
@@ -133,13 +137,13 @@ class ObjectsStore:
 
     async def folders(self, prefix: str) -> list[str]:
         """The next part of the names under a prefix that ends in a slash, each once."""
-        async with _translated(self._write_timeout):
+        async with self._other_turn():
             found = await obstore.list_with_delimiter_async(self._store, prefix)
             return [name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"]]
 
     async def head(self, name: str) -> Entry | None:
         """What there is under a name now."""
-        async with _translated(self._write_timeout):
+        async with self._other_turn():
             try:
                 return Entry.of(await obstore.head_async(self._store, name))
             except FileNotFoundError:
@@ -155,6 +159,12 @@ class ObjectsStore:
         async with self._reading:
             if _now() - max(began, self._moved) >= self._stall:
                 raise TierTimeout("object store")
+            yield
+
+    @asynccontextmanager
+    async def _other_turn(self) -> AsyncIterator[None]:
+        """One of the calls at a time that are no reads. The budget holds for the waiting as well."""
+        async with _translated(self._write_timeout), self._others:
             yield
 
 

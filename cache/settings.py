@@ -151,6 +151,7 @@ class L3Settings(Section):
     stall: float = Field(0.5, gt=0)  # until the first byte, and for every stalled piece
     write_timeout: float = Field(10.0, gt=0)
     reads: int = Field(16, gt=0)  # at a time
+    writes: int = Field(16, gt=0)  # likewise, removals and listings among them
 
 
 class BreakerSettings(Section):

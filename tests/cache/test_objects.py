@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -191,7 +191,7 @@ async def test_a_key_the_server_does_not_know_is_an_error(s3: S3) -> None:
 async def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     """Where a name leads through a file, nothing can be read or written."""
     (tmp_path / "a").write_bytes(b"a file")
-    store = ObjectsStore(LocalStore(tmp_path), stall=10.0, write_timeout=10.0, reads=4)
+    store = ObjectsStore(LocalStore(tmp_path), stall=10.0, write_timeout=10.0, reads=4, writes=4)
 
     with pytest.raises(TierError):
         await store.put("a/b", b"x", 60.0, replace=False)
@@ -222,7 +222,7 @@ class _Server:
 
     @asynccontextmanager
     async def serving(
-        self, *, stall: float, write_timeout: float = 10.0, reads: int = 16
+        self, *, stall: float, write_timeout: float = 10.0, reads: int = 16, writes: int = 16
     ) -> AsyncIterator[ObjectsStore]:
         server = await asyncio.start_server(self._serve, LOOPBACK, 0)
         try:
@@ -234,6 +234,7 @@ class _Server:
                 stall=stall,
                 write_timeout=write_timeout,
                 reads=reads,
+                writes=writes,
             )
         finally:
             server.close()
@@ -337,16 +338,43 @@ async def test_no_more_reads_at_a_time_than_allowed() -> None:
     """Of many reads so many are under way as were allowed; the others wait their turn."""
     server = _Server()
     async with server.serving(stall=30.0, reads=3) as store:
-        reads = [asyncio.create_task(store.get(str(number), 60.0)) for number in range(10)]
-        while server.requests < 3:
-            server.asked.clear()
-            await server.asked.wait()
-        await wait_all_tasks_blocked()
+        await _bounded(server, [store.get(str(number), 60.0) for number in range(10)], 3)
 
-        assert 3 == server.requests
-        for read in reads:
-            read.cancel()
-        await asyncio.gather(*reads, return_exceptions=True)
+
+async def test_no_more_other_calls_at_a_time_than_allowed() -> None:
+    """Writes, removals and listings wait for each other, and not for reads."""
+    server = _Server()
+    async with server.serving(stall=30.0, write_timeout=30.0, reads=2, writes=3) as store:
+        others = [other for _ in range(3) for other in _calls(store)[2:]]
+        reads = [store.get(str(number), 60.0) for number in range(10)]
+
+        await _bounded(server, [*(call() for call in others), *reads], 5)
+
+
+async def _bounded(server: _Server, calls: Sequence[Awaitable[object]], most: int) -> None:
+    """Of these calls, which are never answered, so many reach the server and no more."""
+    under_way = [asyncio.ensure_future(call) for call in calls]
+    while server.requests < most:
+        server.asked.clear()
+        await server.asked.wait()
+    await wait_all_tasks_blocked()
+
+    assert most == server.requests
+    for call in under_way:
+        call.cancel()
+    await asyncio.gather(*under_way, return_exceptions=True)
+
+
+async def test_writers_to_a_hung_server_wait_for_each_other_no_longer_than_for_the_server() -> None:
+    """However many want to write, each has its budget once."""
+    async with _Server().serving(stall=30.0, write_timeout=0.1, writes=2) as store:
+        started = time.perf_counter()
+        results = await asyncio.gather(
+            *(store.put(str(number), b"x", 60.0, replace=True) for number in range(200)), return_exceptions=True
+        )
+
+        assert time.perf_counter() - started < 3.0  # 200 writers, two at a time, would take 10 s
+        assert all(isinstance(result, TierTimeout) for result in results)
 
 
 async def test_readers_of_a_hung_server_wait_for_each_other_no_longer_than_for_the_server() -> None:

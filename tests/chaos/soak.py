@@ -13,13 +13,12 @@ import itertools
 import json
 import random
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 import wave
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +37,7 @@ from reprise.v1.cache_pb2 import InvalidateRequest
 from reprise.v1.media_pb2 import GenerationEvent, SynthesizeSpeechRequest
 from tests.chaos.cases.steps import BOTH_WAYS
 from tests.chaos.clients import PATIENCE, Callers, Heard, Oracle, Wish, photo
+from tests.chaos.growth import Finding, Look, judge
 from tests.chaos.proxy import Fault
 from tests.chaos.world import OBJECTS, ONE, OURS, REDIS, TWO, WORKERS, World, standing
 
@@ -46,21 +46,8 @@ _SHORTEST = 10.0  # minutes, of a run that growth is judged of: before that, mem
 _EVERY = 5.0  # seconds between two looks at the processes
 _BREAK_EVERY = 30.0
 _STEADY = (ONE, WORKERS[0])  # never restarted
-_MOST = {"bytes": 2.0 * 1024**2, "files": 1.0, "threads": 0.5}  # growth a minute that is none
 _COLOURS = {"gateway": "#2a7f62", "gateway-2": "#3b6fb5", "worker-1": "#d1301f", "worker-2": "#a07000"}
 _Lag: TypeAlias = dict[float, float]  # upper bound of a bucket, in seconds -> how many were within
-
-
-@dataclass
-class Look:
-    """What a process held at a moment, in seconds since the start."""
-
-    at: float
-    process: str
-    pid: int
-    bytes: int
-    files: int
-    threads: int
 
 
 @dataclass
@@ -236,7 +223,10 @@ class Soak:
         for name in OURS:
             with suppress(Exception):  # it may be gone in this moment
                 held = self.world.resources(name)
-                self.looks.append(Look(self.now, name, self.world.pid(name), held.bytes, held.files, held.threads))
+                threads = held.threads - held.carriers
+                self.looks.append(
+                    Look(self.now, name, self.world.pid(name), held.bytes, held.files, threads, held.carriers)
+                )
 
     def _count_answers(self) -> None:
         """Those that have ended move from the callers' log to the tally."""
@@ -259,8 +249,8 @@ class Soak:
                 if latest is not None:
                     lag = await self._lag(name)
                     told.append(
-                        f"{name} {latest.bytes / 1e6:.0f} MB, {latest.files} files, {latest.threads} threads, "
-                        f"lag p99 {lag * 1000:.0f} ms"
+                        f"{name} {latest.bytes / 1e6:.0f} MB, {latest.files} files, "
+                        f"{latest.threads}+{latest.carriers} threads, lag p99 {lag * 1000:.0f} ms"
                     )
             self._tell(
                 f"{minute:3} min  {tally.requests:,} requests, {tally.failed} failed, {tally.wrong} wrong; "
@@ -284,19 +274,11 @@ class Soak:
             return lag
         return float("nan")
 
-    def growth(self) -> dict[str, dict[str, float]]:
-        """By process that lived through it all: what it gained a minute after the warm-up, by least squares."""
-        told = {}
-        for name in _STEADY:
-            looks = [look for look in self.looks if look.process == name and look.at >= _WARM_UP * self.now]
-            told[name] = {what: _slope([(look.at, getattr(look, what)) for look in looks]) * 60 for what in _MOST}
-        return told
-
-
-def _slope(points: Sequence[tuple[float, float]]) -> float:
-    if len(points) < 3:
-        return 0.0
-    return float(statistics.linear_regression(*zip(*points, strict=True)).slope)
+    def growth(self) -> dict[str, list[Finding]]:
+        """By process that lived through it all."""
+        return {
+            name: judge([look for look in self.looks if look.process == name], _WARM_UP * self.now) for name in _STEADY
+        }
 
 
 def _reason(heard: Heard) -> str:
@@ -357,7 +339,7 @@ def report(soak: Soak) -> dict[str, Any]:
         "wrong": soak.tally.wrong,
         "others": dict(soak.tally.others),
         "reasons": dict(soak.tally.reasons),
-        "growth_a_minute": soak.growth(),
+        "growth": {name: [asdict(finding) for finding in found] for name, found in soak.growth().items()},
         "faults": soak.faults,
         "lag_p99": soak.lags,
         "looks": [asdict(look) for look in soak.looks],
@@ -391,12 +373,12 @@ def main(minutes: float, out: Path) -> None:
     (out / "soak.json").write_text(json.dumps(report(soak), indent=1))
     chart(soak).save(out / "soak.png")
     grown = False
-    for name, growth in soak.growth().items():
-        for what, much in growth.items():
-            bad = much > _MOST[what] and minutes >= _SHORTEST
+    for name, found in soak.growth().items():
+        for finding in found:
+            bad = finding.grown and minutes >= _SHORTEST
             grown |= bad
             mark = "  [red]✗[/]" if bad else "  ·"
-            console.print(f"{mark} {name}: {much:+,.2f} {what} a minute after the warm-up (at most {_MOST[what]:,.1f})")
+            console.print(f"{mark} {name}: {finding.text}")
     tally = soak.tally
     for what, many in (tally.others + tally.reasons).items():
         console.print(f"  · {what}: {many:,}")

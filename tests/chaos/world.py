@@ -51,6 +51,7 @@ ONE_THREAD = {"REPRISE_WORKER__THREADS": "1", "OMP_NUM_THREADS": "1"}  # several
 _ROOT = Path(__file__).resolve().parents[2]
 _DISK = {REDIS: "96m", OBJECTS: "1500m"}
 Metrics: TypeAlias = dict[tuple[str, ...], float]  # (name, values of its labels...) -> value
+_CARRIER = "tokio-rt-worker"
 _VOLUME = "-master.volumeSizeLimitMB=8"  # so that a small disk has room for many
 
 
@@ -60,6 +61,7 @@ class Resources:
 
     files: int  # descriptors, connections among them
     threads: int
+    carriers: int  # those among them that belong to the object store's library
     bytes: int  # resident
 
 
@@ -259,7 +261,8 @@ class World:
     def resources(self, name: str) -> Resources:
         process = psutil.Process(self.pid(name))
         with process.oneshot():
-            return Resources(process.num_fds(), process.num_threads(), process.memory_info().rss)
+            threads = _threads(process.pid)
+            return Resources(process.num_fds(), len(threads), threads.count(_CARRIER), process.memory_info().rss)
 
     async def at_rest(self) -> bool:
         """Nothing runs and nothing waits, at any worker or in any gateway's queue of writes."""
@@ -321,6 +324,15 @@ def _is_fault(line: str) -> bool:
     except ValueError:
         return line.startswith("Traceback")
     return isinstance(said, dict) and said.get("level") in ("error", "critical", "exception")
+
+
+def _threads(pid: int) -> list[str]:
+    """Their names."""
+    names = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it ended in this moment
+            names.append((thread / "comm").read_text().strip())
+    return names
 
 
 def _size(log: Path) -> int:
