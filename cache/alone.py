@@ -13,6 +13,7 @@ from any number of threads. The cache never fails its caller: a tier that does i
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import secrets
@@ -96,11 +97,10 @@ class Cache:
     def get(self, key: Value, *, ttl: float = HOUR) -> bytes | None:
         """The bytes stored under a key, or None. In Redis they then stay for `ttl` seconds more. Raises Closed."""
         try:
-            found = self._bridge.call(self.tiers.through_memory.fetch(self._address(key), ttl), self._patience)
+            return self._bridge.call(self._fetch(self._address(key), ttl), self._patience)
         except TimeoutError:
             _log.warning("the cache did not answer in time")
             return None
-        return found.data
 
     def set(
         self,
@@ -197,12 +197,24 @@ class Cache:
     def _address(self, key: Value) -> Address:
         return Address(self._namespace, keyed_hash_of(self._secret, "key", key))
 
+    async def _fetch(self, address: Address, ttl: float) -> bytes | None:
+        found = await self.tiers.through_memory.fetch(address, ttl)
+        record, data = found.record, found.data
+        if record is not None and data is not None and record.pending:
+            self._know(address, self.tiers.through_memory.heal(record, lambda: data))
+        return data
+
     async def _commit(self, record: Record, data: bytes) -> None:
         stored = await self.tiers.through_memory.commit(record, data)
         self._own[record.address] = replace(record, output=replace(record.output, inline=None))
-        stored.add_done_callback(lambda durable: durable.result() and self._own.pop(record.address, None))
+        self._know(record.address, stored)
         if len(self._own) > 2 * len(self.tiers.memory.entries) + 64:
             self._own = {address: own for address, own in self._own.items() if self._remembers(address)}
+
+    def _know(self, address: Address, stored: asyncio.Future[bool] | None) -> None:
+        """Once it is durable, whoever lists the store finds it."""
+        if stored is not None:
+            stored.add_done_callback(lambda durable: durable.result() and self._own.pop(address, None))
 
     async def _purge(self, condition: Condition) -> Receipt:
         now = steady()

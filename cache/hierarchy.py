@@ -55,6 +55,7 @@ class Hierarchy:
         self._absent: dict[Address, float] = {}
         self._healing: set[Address] = set()
         self._next_healing = float("-inf")
+        self._settling: set[asyncio.Task[None]] = set()
 
     async def fetch(self, address: Address, ttl: float, *, max_age: float | None = None) -> Found:
         """The output at an address: its record and its bytes, from the first tiers that have them."""
@@ -145,13 +146,13 @@ class Hierarchy:
             refused: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             refused.set_result(False)
             return refused
-        writes = [_index(entry.settled(), replace=replace) for entry in (record, *aliases)]
-        if record.output.inline is None:
-            writes.insert(0, _blob(record, data))
-        await _remember(writes, self.tiers)
-        for entry in (record, *aliases):
-            self._absent.pop(entry.address, None)
-        return await self._writer.submit(writes)
+        records = [entry.settled() for entry in (record, *aliases)]
+        blobs = [_blob(record, data)] if record.output.inline is None else []
+        await self._remember_alone(records, blobs)
+        self.expect(entry.address for entry in records)
+        durable = await self._writer.submit([*blobs, *(_index(entry, replace=replace) for entry in records)])
+        durable.add_done_callback(partial(self._stored, records))
+        return durable
 
     def expect(self, addresses: Iterable[Address]) -> None:
         """Somebody else has made these just now: whatever was remembered of their absence is old."""
@@ -190,12 +191,33 @@ class Hierarchy:
         if durable is not None:
             self._healing.add(record.address)
             durable.add_done_callback(partial(self._healed, record.address))
+            durable.add_done_callback(partial(self._stored, [record]))
         return durable
 
     def _healed(self, address: Address, durable: asyncio.Future[bool]) -> None:
         self._healing.discard(address)
         if durable.cancelled() or not durable.result():
             self._next_healing = self._clock() + _HEALING_RESTS
+
+    async def _remember_alone(self, records: Sequence[Record], blobs: Sequence[Write]) -> None:
+        """In this process, as entries that the durable tier may not have."""
+        beneath = not self.tiers[-1].local if self.tiers else False
+        shown = [_index(replace(record, pending=True) if beneath else record) for record in records]
+        await _remember([*blobs, *shown], self.tiers)
+
+    def _stored(self, records: Sequence[Record], durable: asyncio.Future[bool]) -> None:
+        """What this process remembers of them need not say any more that it may be alone."""
+        if not durable.cancelled() and durable.result():
+            task = asyncio.ensure_future(self._settle(records))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, records: Sequence[Record]) -> None:
+        for tier in self.tiers:
+            for record in records if tier.local else ():
+                there, _ = self._record(record.address, await tier.get(Key.of_record(record.address), None))
+                if there is not None and there.pending and there.made_at == record.made_at:
+                    await _remember([_index(there.settled())], [tier])
 
     async def _find(self, address: Address, ttl: float) -> tuple[Record | None, list[Lookup], int]:
         lookups: list[Lookup] = []

@@ -16,6 +16,7 @@ from cache.bridge import Closed
 from cache.errors import TierError
 from cache.settings import CacheSettings, L1Settings, L2Settings, L3Settings
 from cache.sweep import Gone
+from cache.switches import Subject, Switch
 from cache.tier import TierName
 from gateway.stack import Stack
 from tests import servers
@@ -287,6 +288,27 @@ def test_redis_alone_is_refused(redis_url: str) -> None:
     """What cannot be listed cannot be invalidated."""
     with pytest.raises(ValueError, match="beneath"):
         Cache.open(redis=redis_url)
+
+
+@over_redis
+@pytest.mark.parametrize("data", [_SMALL, _LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("whose", ["its own", "another one's"])
+def test_what_the_store_did_not_take_is_stored_when_it_is_used(opened: Opener, data: bytes, whose: str) -> None:
+    """It lay in Redis and in memory alone; then a process that has neither finds it."""
+    first = opened()
+    first.tiers.switches.turn(Switch(1.0, Subject.TIER, L3.value, on=False))
+    first.set("key", data)
+    first.flush()
+    first.tiers.switches.turn(Switch(2.0, Subject.TIER, L3.value, on=True))
+    user = first if whose == "its own" else opened()
+
+    assert data == user.get("key")
+    user.flush()
+
+    other = opened()
+    other.tiers.switches.turn(Switch(3.0, Subject.TIER, L2.value, on=False))
+    assert data == other.get("key")
+    assert {} == user._own
 
 
 @over_memory

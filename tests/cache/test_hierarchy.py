@@ -400,6 +400,64 @@ async def test_nothing_is_written_again_while_the_durable_tier_refuses(shared: B
     assert (2, 2) == (tries, shared.l3.tries - 2 * 4)  # of the first writes each was tried four times
 
 
+async def test_what_a_process_made_and_was_given_up_it_writes_again(bench: Bench) -> None:
+    """What it remembers itself says that it may be alone, until the durable tier has it."""
+    bench.l3.fault = Outcome.ERROR
+    await bench.commit(record_of(DATA), DATA, record_of(DATA).alias(address_of("as written")))
+    bench.l3.fault = None
+    for name in ("clip", "as written"):
+        found = await bench.fetch(name)
+        assert (TierName.L1, True) == (found.tier, found.record is not None and found.record.pending)
+        assert found.record is not None
+        healing = bench.hierarchy.heal(found.record, lambda: DATA)
+        assert healing is not None
+        assert await healing
+        assert not await _may_be_alone(bench, name)
+    assert {_blob_key(), _record_key(), _record_key("as written")} == set(bench.l3.entries)
+
+
+async def test_what_a_process_made_is_known_to_be_durable_as_soon_as_it_is(bench: Bench) -> None:
+    bench.l3.open = asyncio.Event()
+    committing = asyncio.create_task(bench.commit(record_of(DATA), DATA))
+    await wait_all_tasks_blocked()
+    assert await _may_be_alone(bench)
+    bench.l3.open.set()
+    assert await committing
+    assert not await _may_be_alone(bench)
+
+
+async def test_what_was_replaced_or_removed_meanwhile_is_not_brought_back(bench: Bench) -> None:
+    """A write that ends late says nothing of what is there by then."""
+    bench.l3.open = asyncio.Event()
+    older, newer = record_of(DATA), record_of(DATA, now=bench.clock() + 5)
+    replaced = asyncio.create_task(bench.commit(older, DATA))
+    removed = asyncio.create_task(bench.commit(record_of(b"gone", name="gone"), b"gone"))
+    await wait_all_tasks_blocked()
+    await bench.memory.put(_record_key(), replace(newer, pending=True).to_bytes(), TTL, replace=True)
+    await bench.memory.delete(_record_key("gone"))
+    bench.l3.open.set()
+    assert await replaced
+    assert await removed
+    await wait_all_tasks_blocked()
+    assert replace(newer, pending=True).to_bytes() == bench.memory.peek(_record_key())
+    assert bench.memory.peek(_record_key("gone")) is None
+
+
+async def test_memory_alone_is_all_there_is() -> None:
+    """Nothing beneath it could have what it holds, so it says nothing of that."""
+    memory = MemoryTier(max_bytes=100_000, clock=Clock())
+    async with WriteBehind([], max_bytes=100_000, max_entries=100, clock=Clock()) as writer:
+        hierarchy = Hierarchy([memory], writer, clock=Clock())
+        await hierarchy.commit(record_of(DATA), DATA)
+    assert record_of(DATA).to_bytes() == memory.peek(_record_key())
+
+
+async def _may_be_alone(bench: Bench, name: str = "clip") -> bool:
+    """What this process's memory says of an entry once nothing is under way."""
+    await wait_all_tasks_blocked()
+    return Record.from_bytes(bench.memory.peek(_record_key(name)) or b"").pending
+
+
 @pytest.mark.parametrize("why", ["on its way", "no room", "switched off"])
 async def test_what_cannot_be_written_again_now_is_not_read_for_it(shared: Bench, why: str) -> None:
     """Where its first write is still under way, the queue is full, or the durable tier takes nothing of this size."""

@@ -341,6 +341,18 @@ async def test_an_encoding_that_redis_alone_has_is_stored_when_it_is_read(tmp_pa
         assert ("l2", False) == (found.tier, found.record.pending)
 
 
+async def test_an_output_of_its_own_that_was_not_stored_is_stored_when_it_is_read(bench: Bench) -> None:
+    """From this process's memory, which knows that it may be alone."""
+    bench.tiers.switches.turn(Switch(1.0, Subject.TIER, "l3", on=False))
+    first = await bench.run(fps=8)
+    assert ("NOT_STORED", set()) == (first.stored, bench.stored("r"))
+    bench.tiers.switches.turn(Switch(2.0, Subject.TIER, "l3", on=True))
+    second = await bench.run(fps=9, with_pixels=False)
+    assert second.stages["denoise"] == ("REUSED", "L1")
+    stored = await bench.records(second.record.address.namespace)
+    assert {"denoise", "video"} == {record.stage for record in stored}
+
+
 async def test_records_in_the_plan_are_used(bench: Bench) -> None:
     """What the gateway found needs no second lookup; where the bytes are inside, no tier is asked at all."""
     first = await bench.run()
