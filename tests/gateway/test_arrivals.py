@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from anyio import wait_all_tasks_blocked
 from hypothesis import given
@@ -22,19 +23,30 @@ def test_all_come_in_and_no_more_is_held_than_fits(results: list[Chunks]) -> Non
     assert max(held, default=0) <= BOUND + max(map(sum, results), default=0)
 
 
-async def _all_come(results: list[Chunks]) -> list[int]:
+@given(st.lists(st.tuples(st.lists(st.integers(0, 60), max_size=6), st.booleans()), max_size=12))
+def test_all_come_in_beside_those_that_break_off(results: list[tuple[Chunks, bool]]) -> None:
+    """Whose worker is lost after any of their chunks, and who come once more from their first byte."""
+    broken = [number for number, (_, breaks) in enumerate(results) if breaks]
+    held = asyncio.run(_all_come([chunks for chunks, _ in results], broken))
+
+    assert max(held, default=0) <= BOUND + max((sum(chunks) for chunks, _ in results), default=0)
+
+
+async def _all_come(results: list[Chunks], broken: Sequence[int] = ()) -> list[int]:
     arrivals, held = Arrivals(BOUND), list[int]()
 
-    async def come(chunks: Chunks) -> None:
+    async def come(chunks: Chunks, *, breaks: bool) -> None:
         with arrivals.one() as arrival:
-            for size in chunks:
-                await arrival.take(size)
-                held.append(arrivals.bytes)
-                await asyncio.sleep(0)
+            for sent in [chunks[: len(chunks) // 2]] * breaks + [chunks]:
+                arrival.begin()
+                for size in sent:
+                    await arrival.take(size)
+                    held.append(arrivals.bytes)
+                    await asyncio.sleep(0)
             arrival.end()
             await asyncio.sleep(0)  # it is being stored
 
-    await asyncio.gather(*map(come, results))
+    await asyncio.gather(*(come(chunks, breaks=number in broken) for number, chunks in enumerate(results)))
     assert (0, 0, []) == (arrivals.bytes, arrivals.whole, arrivals.coming)
     return held
 

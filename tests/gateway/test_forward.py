@@ -12,9 +12,12 @@ import grpc
 import pytest
 
 import gateway
+from cache import write_behind
 from cache.description import Description
 from cache.digest import Digest
+from cache.errors import TierError
 from cache.keys import Address
+from cache.objects import ObjectsStore
 from cache.record import Record
 from cache.settings import CacheSettings
 from gateway import models
@@ -450,6 +453,46 @@ async def test_a_result_that_waits_for_room_is_made_elsewhere_once_its_worker_ha
     for gate in gates:
         gate.open()
     assert 1000 == len((await follower.media()).data)
+
+
+@pytest.mark.parametrize("fate", ["stored", "given up"])
+@pytest.mark.parametrize("size", [1000, 16 * MIB], ids=["sent to its end", "half sent"])
+async def test_a_result_that_waits_for_room_behind_lost_workers_comes_in(
+    world: World, monkeypatch: pytest.MonkeyPatch, size: int, fate: str
+) -> None:
+    """All the room is held by a result that this gateway stores itself, and the worker of the next one dies, too: what
+    it had sent is read once that has ended, however it did, and what is missing is made elsewhere.
+    """
+    monkeypatch.setattr(write_behind, "_PAUSES", (0.0, 0.0))
+    holder = await world.worker(family("alpha"))
+    workers = [await world.worker(family("beta")) for _ in range(2)]
+    gates = [worker.hold("stored") for worker in (holder, *workers)]
+    desk = await world.desk(holder, *workers, max_unstored_bytes=size * 3 // 2)
+    held = await desk.animate(model="alpha", extra={"size": size})
+    writing, may_end, put = asyncio.Event(), asyncio.Event(), ObjectsStore.put
+
+    async def put_late(store: ObjectsStore, name: str, data: bytes, ttl: float, *, replace: bool) -> bool:
+        writing.set()
+        await may_end.wait()
+        if fate == "given up":
+            raise TierError("full")
+        return await put(store, name, data, ttl, replace=replace)
+
+    monkeypatch.setattr(ObjectsStore, "put", put_late)
+    await holder.die()
+    await writing.wait()
+    follower = desk.follow("a dog", model="beta", extra={"size": size})
+    await eventually(lambda: desk.metric("reprise_unstored_waiting"))
+    lost = next(worker for worker in workers if worker.requests)
+    await lost.die()
+    assert "chunk" not in kinds(follower.events)
+    may_end.set()
+    for gate in gates:
+        gate.open()
+
+    assert size == len((await follower.media()).data)
+    assert {"stored": "durable", "given up": "not_stored"}[fate] == await desk.stored(held)
+    await eventually(lambda: desk.metric("reprise_unstored_bytes"), wanted=lambda left: left == 0)
 
 
 async def test_results_of_workers_that_are_lost_give_their_room_back(world: World) -> None:
