@@ -200,11 +200,23 @@ class Client:
                 raise
         return heard.media()
 
-    async def until_stored(self, media: Media) -> media_pb2.Stored.State:
-        """Wait until it is known whether the artifact is durable. PENDING if the gateway that knew it is gone."""
+    async def until_stored(
+        self, media: Media, request: Request | None = None, *, patience: float = 60.0
+    ) -> media_pb2.Stored.State:
+        """Wait until it is known whether the artifact is durable.
+
+        A hit has no name to be watched by, and is stored because it is asked for: with its `request` it is asked for
+        again, for `patience` seconds. PENDING if it is not known then, or if the gateway that knew it is gone.
+        """
         state = media.result.stored.state
-        if state != media_pb2.Stored.STATE_PENDING or not media.name:
-            return state
+        if state == media_pb2.Stored.STATE_PENDING and media.name:
+            state = await self._watch_until_stored(media)
+        if state == media_pb2.Stored.STATE_PENDING and request is not None:
+            state = await self._ask_until_stored(_for_its_state(request, media), patience)
+        return state
+
+    async def _watch_until_stored(self, media: Media) -> media_pb2.Stored.State:
+        state = media.result.stored.state
         try:
             async for event in self.watch(media.name, media.last_sequence + 1):
                 if event.HasField("stored"):
@@ -213,6 +225,21 @@ class Client:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
         return state
+
+    async def _ask_until_stored(self, request: Request, patience: float) -> media_pb2.Stored.State:
+        until, pause = self._clock() + patience, _FIRST_PAUSE
+        while self._clock() + pause < until:
+            await self._sleep(pause)
+            pause = min(_LONGEST_PAUSE, 2 * pause)
+            try:
+                media = await self.make(request, deadline=until - self._clock())
+            except grpc.aio.AioRpcError as error:
+                if _problem(error).reason != "NOT_CACHED":
+                    raise
+                return media_pb2.Stored.STATE_NOT_STORED
+            if (state := media.result.stored.state) != media_pb2.Stored.STATE_PENDING:
+                return state
+        return media_pb2.Stored.STATE_PENDING
 
     async def watch(self, name: str, from_sequence: int = 0) -> AsyncIterator[media_pb2.GenerationEvent]:
         """The events of a generation from one on. A stream that breaks is picked up where it broke, at any gateway."""
@@ -391,6 +418,18 @@ def _broken(problem: Problem) -> bool:
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.CANCELLED,
     )
+
+
+def _for_its_state(request: Request, media: Media) -> Request:
+    """The request for what is held of this artifact, without its bytes."""
+    again: Request = type(request).FromString(request.SerializeToString())
+    again.cache_policy.mode = common_pb2.CachePolicy.MODE_ONLY_IF_CACHED
+    again.delivery = media_pb2.DELIVERY_NONE
+    if again.cache_policy.fresh:
+        again.cache_policy.fresh, again.seed = False, media.result.seed
+    if isinstance(again, media_pb2.SynthesizeSpeechRequest):
+        again.live = False
+    return again
 
 
 def _refuse_too_large(field: str, file: bytes) -> None:

@@ -65,7 +65,9 @@ def asking_options(what: str) -> Callable[[_Command], _Command]:
         click.option(
             "--replayable", is_flag=True, help="Let the request be kept, to be made ahead if it is asked often."
         ),
-        click.option("--durable", is_flag=True, help=f"Wait until the {what} is stored for good."),
+        click.option(
+            "--durable", is_flag=True, help=f"Wait until the {what} is stored for good; exit code 1 if it is not."
+        ),
         click.option("--url", is_flag=True, help=f"Print a URL of the {what}, and write a file only with --out."),
         click.option(
             "--request",
@@ -214,7 +216,8 @@ def ask(request: Request, wishes: Wishes, usual: str, ending: str = "") -> None:
                 out_to.print(await _give_up(client, live.name))
                 raise
         data = await client.fetch(media) if wishes.out or not media.url else None
-        return media, data, await client.until_stored(media) if wishes.durable else media.result.stored.state
+        stored = await client.until_stored(media, request) if wishes.durable else media.result.stored.state
+        return media, data, stored
 
     media, data, stored = call(wishes.address, wishes.api_key, converse)
     suffix = media.result.media_type.rpartition("/")[2]
@@ -224,6 +227,8 @@ def ask(request: Request, wishes: Wishes, usual: str, ending: str = "") -> None:
     tell(out_to, media, stored, file)
     if wishes.url and not media.url:
         out_to.print("There is no URL: it was not stored, or the gateway serves none. The file came in the answer.")
+    if wishes.durable and stored != Stored.STATE_DURABLE:
+        raise click.exceptions.Exit(1)
 
 
 async def _give_up(client: Client, name: str) -> str:

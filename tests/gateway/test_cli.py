@@ -333,6 +333,34 @@ async def test_a_file_that_is_no_request_is_told_so(world: World, tmp_path: Path
     assert (2, True) == (done.exit_code, "give PICTURE, or a file with --request" in done.stderr)
 
 
+async def test_durable_waits_for_a_hit_as_well(world: World, file: Path, tmp_path: Path) -> None:
+    """Whoever's request made it: the exit code tells whether it is stored."""
+    worker = await world.worker()
+    gate = worker.hold("stored")
+    desk = await world.desk(worker)
+    command = ("animate", file, "-p", "a cat", "-o", tmp_path / "out")
+    assert "stored: pending" in (await run(*command, desk=desk)).stdout
+    asked = asyncio.create_task(run(*command, "--durable", desk=desk))
+    await eventually(
+        lambda: desk.metric("reprise_cache_lookups_total", tier="l1", outcome="hit"), wanted=lambda hits: hits > 1
+    )
+    gate.open()
+    done = await asked
+
+    assert (0, 1) == (done.exit_code, worker.generations)
+    assert (True, True) == ("hit from l1" in done.stdout, "stored: durable" in done.stdout), done.stdout
+
+
+async def test_durable_fails_where_nothing_is_stored(world: World, file: Path, tmp_path: Path) -> None:
+    """The file is there all the same."""
+    desk = await world.desk(await world.worker())
+    out = tmp_path / "out"
+    done = await run("animate", file, "-p", "a cat", "-o", out, "--no-store", "--durable", desk=desk)
+
+    assert (1, 1000) == (done.exit_code, len(out.read_bytes()))
+    assert "stored: not_stored" in done.stdout
+
+
 async def test_animate_survives_a_gateway(world: World, file: Path, tmp_path: Path) -> None:
     """The one it asked goes down in the middle: it says so, asks the next one, and the video is there."""
     worker = await world.worker()

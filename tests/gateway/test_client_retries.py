@@ -26,7 +26,9 @@ from gateway.errors import (
 )
 from gateway.stack.ports import free_port
 from gateway.status import Problem, status_of
+from reprise.v1.common_pb2 import CachePolicy
 from reprise.v1.media_pb2 import (
+    DELIVERY_NONE,
     Accepted,
     AnimateImageRequest,
     AnimateImageResponse,
@@ -477,6 +479,60 @@ async def test_a_name_whose_gateway_is_gone() -> None:
         assert Stored.STATE_PENDING == await client.until_stored(media)
         gateway.then(ends=Internal())
         assert grpc.StatusCode.INTERNAL == (await problem_of(client.until_stored(media))).code
+
+
+# Hits that are not durable yet.
+
+HIT, STORED_HIT = (
+    GenerationEvent(sequence=1, chunk=Chunk(data=b"abc"), result=Result(seed=77, stored=Stored(state=state)))
+    for state in (Stored.STATE_PENDING, Stored.STATE_DURABLE)
+)
+
+
+async def test_a_hit_is_asked_for_again_until_it_is_durable() -> None:
+    """Without its bytes, and so that nothing is made for it."""
+    request = say(live=True)
+    gateway = Gateway().then(HIT).then(HIT).then(STORED_HIT)
+    async with meeting(gateway) as (client, time):
+        media = await client.speak(request)
+        assert Stored.STATE_DURABLE == await client.until_stored(media, request)
+    assert [0.2, 0.4] == time.slept
+    for again in gateway.asked[1:]:
+        assert isinstance(again, SynthesizeSpeechRequest)
+        assert (DELIVERY_NONE, False) == (again.delivery, again.live)
+        assert CachePolicy.MODE_ONLY_IF_CACHED == again.cache_policy.mode
+        assert (request.text, request.voice) == (again.text, again.voice)
+
+
+async def test_a_hit_that_nobody_stores_is_not_asked_for_for_ever() -> None:
+    gateway = Gateway().then(HIT)
+    for _ in range(100):
+        gateway.then(HIT)
+    async with meeting(gateway) as (client, time):
+        media = await client.animate(ask())
+        assert Stored.STATE_PENDING == await client.until_stored(media, ask(), patience=20.0)
+    assert 10.0 < time.now < 20.0
+    assert len(gateway.asked) < 10
+
+
+async def test_a_hit_that_is_gone_was_not_stored() -> None:
+    gateway = Gateway().then(HIT).then(ends=NotFound("NOT_CACHED"))
+    async with meeting(gateway) as (client, _):
+        media = await client.animate(ask())
+        assert Stored.STATE_NOT_STORED == await client.until_stored(media, ask())
+
+
+async def test_what_was_made_at_a_gateway_that_is_gone_is_asked_for_with_the_seed_that_was_drawn() -> None:
+    """Nobody can be told by name any more; what is held of it tells."""
+    request = ask(policy={"fresh": True})
+    made = GenerationEvent(sequence=5, result=Result(seed=77, stored=Stored(state=Stored.STATE_PENDING)))
+    gateway = Gateway().then(ACCEPTED, PIECE, made).then(ends=NotFound("GENERATION_UNKNOWN")).then(STORED_HIT)
+    async with meeting(gateway) as (client, _):
+        media = await client.animate(request)
+        assert Stored.STATE_DURABLE == await client.until_stored(media, request)
+    again = gateway.asked[-1]
+    assert isinstance(again, AnimateImageRequest)
+    assert (77, False) == (again.seed, again.cache_policy.fresh)
 
 
 # Real gateways.
