@@ -12,7 +12,7 @@ import logging
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext, suppress
-from logging.handlers import QueueListener, RotatingFileHandler
+from logging.handlers import QueueListener
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ import structlog
 from cache.clock import steady
 from cache.encoding import keyed_hash_of
 from cache.keys import Address
+from cache.outlet import LineFile
 from cache.record import Record
 
 Subject: TypeAlias = Literal["result", "stage"]  # what a gateway's memory and a worker's pool are asked for
@@ -66,9 +67,7 @@ class AccessLog:
             _log.warning("accesses dropped, the disk was too slow", count=self.dropped)
 
     def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(self._path, maxBytes=_FILE_BYTES, backupCount=1)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler = LineFile(self._path, most=_FILE_BYTES, of="accesses")
         self._closing.callback(handler.close)
         writer = QueueListener(self._lines, handler)
         writer.start()

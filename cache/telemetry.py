@@ -13,7 +13,6 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +30,7 @@ from opentelemetry.util.types import AttributeValue
 from prometheus_client import CollectorRegistry, start_http_server
 
 from cache.clock import watch_clock
+from cache.outlet import LineFile, watch_outlets
 from cache.settings import TelemetrySettings
 from cache.tier import Lookup, Outcome
 
@@ -49,6 +49,7 @@ class Telemetry:
         self._provider = provider
         self._stop_metrics: Callable[[], None] = lambda: None
         watch_clock(registry)
+        watch_outlets(registry)
 
     @classmethod
     def start(cls, settings: TelemetrySettings, *, service: str, instance: str) -> Telemetry:
@@ -176,9 +177,7 @@ class SpanFile(SpanExporter):
     """Spans as JSON lines in a file that is rotated once: enough to draw recent requests without a collector."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._handler = RotatingFileHandler(path, maxBytes=_SPANS_FILE_BYTES, backupCount=1)
-        self._handler.setFormatter(logging.Formatter("%(message)s"))
+        self._handler = LineFile(path, most=_SPANS_FILE_BYTES, of="spans")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         for span in spans:
@@ -190,8 +189,9 @@ class SpanFile(SpanExporter):
         self._handler.close()
 
 
-def set_up_logs(settings: TelemetrySettings, stream: TextIO = sys.stderr) -> None:
-    """Structured logs with trace ids, from our code and from libraries alike."""
+def set_up_logs(settings: TelemetrySettings, stream: TextIO | None = None) -> None:
+    """Structured logs with trace ids, from our code and from libraries alike, to standard error by default."""
+    stream = stream or sys.stderr
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

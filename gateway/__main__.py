@@ -7,6 +7,7 @@ import sys
 import click
 import uvloop
 
+from cache.outlet import speak_freely
 from cache.process import keep_large_buffers
 from cache.settings import SettingsError, load
 from gateway.identity import KeyFileError
@@ -19,6 +20,7 @@ from gateway.settings import OTHERS, GatewaySettings
 def main(config: str | None) -> None:
     """Run a gateway until it is told to stop."""
     keep_large_buffers()
+    speak_freely()
     try:
         settings = load(GatewaySettings, config, others=OTHERS)
         uvloop.run(serve(settings))

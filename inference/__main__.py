@@ -8,6 +8,7 @@ import sys
 import click
 import uvloop
 
+from cache.outlet import speak_freely
 from cache.process import keep_large_buffers
 from cache.settings import SettingsError, load
 from inference.settings import OTHERS, WorkerSettings
@@ -18,6 +19,7 @@ from inference.settings import OTHERS, WorkerSettings
 def main(config: str | None) -> None:
     """Run a worker until it is told to stop."""
     keep_large_buffers()
+    speak_freely()
     # Torch's threads wait for each other many times in every stage. By default they do so awake for long, and where
     # others use the processor too, each wait lasts until these are pushed aside: a sentence of 0.15 s has taken ten.
     # Asleep at once they would be a fifth slower where nobody else is.

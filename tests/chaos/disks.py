@@ -63,15 +63,16 @@ class Disks:
         within = ("nsenter", "-t", str(self._keeper.pid), "-U", "-m", "--preserve-credentials", "--")
         return replace(part, command=(*within, "sh", "-c", 'cd "$0" && exec "$@"', str(part.folder), *command))
 
+    def seen(self, path: Path) -> Path:
+        """Where we see what they see there."""
+        assert self._keeper is not None
+        return Path(f"/proc/{self._keeper.pid}/root{path}")
+
     def fill(self, folder: Path) -> None:
         """Nothing more can be written there."""
-        with contextlib.suppress(OSError), (self._seen(folder) / _FILLER).open("ab", buffering=0) as file:
+        with contextlib.suppress(OSError), (self.seen(folder) / _FILLER).open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
 
     def empty(self, folder: Path) -> None:
-        (self._seen(folder) / _FILLER).unlink(missing_ok=True)
-
-    def _seen(self, folder: Path) -> Path:
-        assert self._keeper is not None
-        return Path(f"/proc/{self._keeper.pid}/root{folder}")
+        (self.seen(folder) / _FILLER).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Self
 
 import obstore
 from blake3 import blake3
-from obstore.store import S3Store
+from obstore.store import ObjectStore
 
 from cache.envelope import Damaged, unseal
 from cache.keys import Address, Key
@@ -64,12 +64,12 @@ class History:
         """Of everything that was ever called durable."""
         return await self._unreadable(world.store(), self._durable)
 
-    async def _unreadable(self, store: S3Store, durable: dict[str, str]) -> list[str]:
+    async def _unreadable(self, store: ObjectStore, durable: dict[str, str]) -> list[str]:
         found = await asyncio.gather(*(fault_of(store, each, durable[each]) for each in durable))
         return [f"durable, and {each}" for each in found if each]
 
 
-async def fault_of(store: S3Store, named: str, digest: str) -> str:
+async def fault_of(store: ObjectStore, named: str, digest: str) -> str:
     """Why what lies under this address is not the output that was called durable; empty if it is."""
     address = Address.parse(named)
     key = Key.of_record(address)
@@ -86,7 +86,7 @@ async def fault_of(store: S3Store, named: str, digest: str) -> str:
     return "" if blake3(output).hexdigest() == digest else f"another output: {key}"
 
 
-async def _read(store: S3Store, key: Key) -> bytes:
+async def _read(store: ObjectStore, key: Key) -> bytes:
     return bytes(await (await obstore.get_async(store, str(key))).bytes_async())
 
 

@@ -3,7 +3,8 @@
 Every process reaches every server over a link of its own (`proxy.py`), named "gateway-2 to redis" and so on, so that
 one of them can be cut off and the others not. Workers have the same address for both gateways, a socket in the folder
 each runs in, for by its address they find the one where equal requests meet. Redis and the S3 server lie on small
-disks, where this machine allows to make such (`disks.py`). What a case breaks the world mends: `mended`.
+disks, and there is one more, where this machine allows to make such (`disks.py`). What a case breaks the world mends:
+`mended`.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ ONE, TWO = GATEWAYS = ("gateway", "gateway-2")
 WORKERS = ("worker-1", "worker-2")
 OURS = (*GATEWAYS, *WORKERS)
 REDIS, OBJECTS = "redis", "objects"
+LOCAL = "local"  # a disk for what a case brings along
 FEW_CONNECTIONS = 8  # that the second gateway has to Redis
 PATIENCE = 90.0  # seconds
 ONE_THREAD = {"REPRISE_WORKER__THREADS": "1", "OMP_NUM_THREADS": "1"}  # several workers share a small machine
 _ROOT = Path(__file__).resolve().parents[2]
-_DISK = {REDIS: "96m", OBJECTS: "1500m"}
+_DISK = {REDIS: "96m", OBJECTS: "1500m", LOCAL: "64m"}
 Metrics: TypeAlias = dict[tuple[str, ...], float]  # (name, values of its labels...) -> value
 _CARRIER = "tokio-rt-worker"
 _VOLUME = "-master.volumeSizeLimitMB=8"  # so that a small disk has room for many
@@ -112,8 +114,8 @@ class World:
             socket_timeout=10.0,
         )
 
-    def disk(self, server: str) -> Path:
-        return _disk(self.stack.data, server)
+    def disk(self, name: str) -> Path:
+        return _disk(self.stack.data, name)
 
     # How it is broken.
 
@@ -199,8 +201,8 @@ class World:
             if not running.alive():
                 self.stack.start(part.name)
         if self.disks is not None:
-            for server in _DISK:
-                self.disks.empty(self.disk(server))
+            for name in _DISK:
+                self.disks.empty(self.disk(name))
 
     async def _all_closed(self) -> bool:
         """Whether every breaker is; a lookup finds out."""
@@ -315,10 +317,10 @@ def faults_in(log: Path, known: int = 0) -> list[str]:
     """What a process of ours has logged as a fault of its own, beyond the bytes that are known."""
     text = log.read_bytes()
     lines = text[known if len(text) >= known else 0 :].decode(errors="replace").splitlines()
-    return [line for line in lines if _is_fault(line)]
+    return [line for line in lines if is_fault(line)]
 
 
-def _is_fault(line: str) -> bool:
+def is_fault(line: str) -> bool:
     try:
         said = json.loads(line)
     except ValueError:
@@ -339,8 +341,8 @@ def _size(log: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
-def _disk(data: Path, server: str) -> Path:
-    return data / "disks" / server
+def _disk(data: Path, name: str) -> Path:
+    return data / "disks" / name
 
 
 @contextmanager
@@ -352,7 +354,7 @@ def standing(data: Path) -> Iterator[World]:
         parts = {part.name: part for part in compose(data, port=free_port(), gateways=2, workers=2)}
         disks: Disks | None = None
         try:
-            disks = ending.enter_context(Disks({_disk(data, server): size for server, size in _DISK.items()}))
+            disks = ending.enter_context(Disks({_disk(data, name): size for name, size in _DISK.items()}))
         except NoDisks:
             disks = None
         wanted, metrics = dict[str, tuple[str, str]](), dict[str, int]()
@@ -360,7 +362,7 @@ def standing(data: Path) -> Iterator[World]:
             metrics[name] = free_port()
             parts[name] = _linked(parts, name, wanted, metrics[name])
         if disks is not None:
-            for server in _DISK:
+            for server in (REDIS, OBJECTS):
                 parts[server] = _on_disk(disks, parts[server], _disk(data, server))
         links = ending.enter_context(Links(wanted))
         stack.up(list(parts.values()))

@@ -1,27 +1,156 @@
-"""M: what the machine does to us that we run on: its clock is set."""
+"""M: what the machine does to us that we run on: its disk is full, its clock is set."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
+import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+
+from obstore.store import LocalStore
 
 from gateway.client import Media
+from gateway.stack import Part, Stack
 from gateway.stack.ports import free_port
 from reprise.v1.media_pb2 import DELIVERY_URL, AnimateImageRequest
 from tests.chaos.beside import beside, one_more
-from tests.chaos.case import CannotBeHad, Scene, case
+from tests.chaos.case import CannotBeHad, Scene, Sheet, case
 from tests.chaos.cases.steps import Running, counting, early, everybody, stored
 from tests.chaos.clients import PATIENCE, Callers, Heard, Wish
 from tests.chaos.clock import NoClock, SetClock
-from tests.chaos.world import ONE, faults_in, metrics_at, until
+from tests.chaos.disks import Disks
+from tests.chaos.history import fault_of
+from tests.chaos.world import LOCAL, ONE, WORKERS, faults_in, is_fault, metrics_at, until
 
 HOUR = 3600
+_LOCAL, _WORKER = "gateway-local", "worker-local"  # all of whose files lie on one small disk
 _SET = "gateway-set"  # whose clock is set
 _URL_LIFETIME = 300  # seconds, by the settings
+_GRACE = 30.0  # seconds to end in
+
+
+@case(
+    "M2",
+    fault="the disk is full on which a gateway and its worker have their logs, spans, accesses, temporary files and L3",
+    promise="nobody fails, no process ends before it is told to, and then well; hits stay hits; lines are dropped and "
+    "counted, and come again once there is room; results are durable again, and nothing half-written is left",
+    share=True,
+)
+async def local_disk_full(scene: Scene) -> None:
+    count = scene.size(16, 4)
+    async with _on_a_small_disk(scene) as here:
+        callers, sheet = here.callers, scene.sheet
+        hot = await callers.at_once(scene.wishes(count), _LOCAL, stored=True)
+        with scene.during("the disk is full"):
+            await asyncio.to_thread(here.disks.fill, here.disk)
+            cold = await callers.at_once(scene.wishes(count), _LOCAL, stored=True)
+            sheet.exactly(f"hits of {10 * count}", await here.hits(hot * 10), 10 * count)
+            # What was begun may have room for one more.
+            sheet.at_least("results that were not called durable", sum(not each.durable for each in cold), 1)
+            for name, lines in ((_LOCAL, "accesses"), (_LOCAL, "spans"), (_WORKER, "log")):
+                sheet.at_least(f"{lines} that {name} has dropped", await here.dropped(name, lines), 1)
+            for name in (_LOCAL, _WORKER) if scene.full else (_LOCAL,):
+                sheet.exactly(f"{name}, told to end and started again: status", await here.restart(name), 0)
+            sheet.exactly(f"hits of {count} by who was started again", await here.hits(hot), count)
+            await asyncio.to_thread(here.disks.empty, here.disk)
+        known = len(here.said(_WORKER))
+        sheet.exactly(f"{_WORKER}, told to end and started again: status", await here.restart(_WORKER), 0)
+        words = _words(here.said(_WORKER)[known:], "draining", "serving")
+        sheet.exactly("its last word, and the first of the next one", words, "draining, serving")
+        again = await callers.at_once([each.wish for each in cold], _LOCAL, stored=True)
+        sheet.exactly(f"durable now, of {count}", sum(each.durable for each in again), count)
+        await here.judge_files([*hot, *again], sheet)
+        scene.judge_answers(callers.log)
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A gateway and its worker that keep everything on one small disk, and who asks there."""
+
+    stack: Stack
+    disks: Disks
+    disk: Path
+    callers: Callers
+    metrics: dict[str, int]
+
+    async def hits(self, heard: Sequence[Heard]) -> int:
+        told = await self.callers.all([each.wish for each in heard], _LOCAL)
+        return sum(each.outcome == "hit" for each in told)
+
+    async def dropped(self, name: str, lines: str) -> float:
+        return (await metrics_at(self.metrics[name]))["reprise_lines_dropped", lines]
+
+    async def restart(self, name: str) -> int:
+        """Also waits until the gateway knows that the worker is there. What the old process ended with."""
+        old = self.stack.part(name)
+        await asyncio.to_thread(self.stack.restart, name)
+        await self.callers.reconnect()
+        await until(self._worker_is_there)
+        assert old.exit_status is not None
+        return old.exit_status
+
+    async def _worker_is_there(self) -> bool:
+        stats = await self.callers.client(_LOCAL).stats()
+        return all(worker.healthy for worker in stats.workers)
+
+    def said(self, name: str) -> list[str]:
+        return self.disks.seen(self.disk / f"{name}.log").read_text().splitlines()
+
+    async def judge_files(self, durable: Sequence[Heard], sheet: Sheet) -> None:
+        """Of L3, which are read where we can name them, and of the logs."""
+        with tempfile.TemporaryDirectory(prefix="reprise-chaos-") as copied:
+            folder = Path(copied) / "l3"
+            await asyncio.to_thread(shutil.copytree, self.disks.seen(self.disk / "l3"), folder)
+            store = LocalStore(folder)
+            faults = [fault for each in durable if (fault := await fault_of(store, each.address, each.digest))]
+            unfinished = [file.name for file in folder.rglob("*#*")]
+        sheet.exactly(f"of {len(durable)} that were called durable, not in the folder", len(faults), 0)
+        sheet.exactly("files in it that are unfinished", len(unfinished), 0)
+        faults = [line for name in (_LOCAL, _WORKER) for line in self.said(name) if is_fault(line)]
+        sheet.exactly("faults of ours in the logs", "; ".join(faults) or "none", "none")
+
+
+@asynccontextmanager
+async def _on_a_small_disk(scene: Scene) -> AsyncIterator[_Here]:
+    """A deployment of its own, without Redis, whose L3 is a folder."""
+    world, disks = scene.world, scene.world.disks
+    if disks is None:
+        raise CannotBeHad("file systems of its own (unshare and mount)")
+    disk, metrics = world.disk(LOCAL), {name: free_port() for name in (_LOCAL, _WORKER)}
+    (disks.seen(disk) / "tmp").mkdir(exist_ok=True)
+    files = {
+        "REPRISE_CACHE__L2__ENABLED": "false",
+        "REPRISE_CACHE__L3__URL": f"file://{disk}/l3",
+        "REPRISE_TELEMETRY__SPANS_FOLDER": f"{disk}/spans",
+        "REPRISE_TELEMETRY__ACCESSES_FOLDER": f"{disk}/accesses",
+        "REPRISE_TELEMETRY__SAMPLE_RATIO": "1",
+        "TMPDIR": f"{disk}/tmp",
+    }
+    worker = one_more(world, WORKERS[0], _WORKER, metrics=metrics[_WORKER], environment=files)
+    known = {"REPRISE_GATEWAY__WORKERS": json.dumps([worker.address])}
+    gateway = one_more(world, ONE, _LOCAL, metrics=metrics[_LOCAL], environment=files | known)
+    parts = [_logging_to(disks, disk, part) for part in (worker, gateway)]
+    async with beside(world, *parts) as (stack, door), Callers(door, scene.callers.oracle) as callers:
+        yield _Here(stack, disks, disk, callers, metrics)
+
+
+def _logging_to(disks: Disks, disk: Path, part: Part) -> Part:
+    """The part, which says what it has to say in a file there, and has time to end well."""
+    file = str(disk / f"{part.name}.log")
+    return disks.on(replace(part, grace=_GRACE), ["sh", "-c", 'exec "$@" >>"$0" 2>&1', file, *part.command])
+
+
+def _words(lines: Sequence[str], *events: str) -> str:
+    """Which of these events were logged, in the order in which they were."""
+    said = [str(json.loads(line).get("event")) for line in lines if line.startswith("{")]
+    return ", ".join(each for each in said if each in events)
 
 
 @case(
