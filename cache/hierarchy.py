@@ -7,9 +7,10 @@ removed, so that the next commit can heal it. A tier that failed proves nothing,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 from cache.bans import Bans
 from cache.clock import steady
@@ -19,6 +20,8 @@ from cache.keys import Address, Key
 from cache.record import NotARecord, Record
 from cache.tier import FAULTS, Lookup, Outcome, Tier, TierName, proves_absence
 from cache.write_behind import Write, WriteBehind
+
+Reserve: TypeAlias = Callable[[int], Awaitable[None]]  # so many bytes
 
 _NEGATIVE_SECONDS = 1.0  # for how long a stage that no tier had is not asked for again
 _NEGATIVE_ENTRIES = 10_000
@@ -57,8 +60,17 @@ class Hierarchy:
         self._next_healing = float("-inf")
         self._settling: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, address: Address, ttl: float, *, max_age: float | None = None) -> Found:
-        """The output at an address: its record and its bytes, from the first tiers that have them."""
+    async def fetch(
+        self,
+        address: Address,
+        ttl: float,
+        *,
+        max_age: float | None = None,
+        reserve: Reserve | None = None,
+    ) -> Found:
+        """The output at an address: its record and its bytes, from the first tiers that have them. What is read from
+        anywhere but this process has its size reserved before, with whatever that raises.
+        """
         record, lookups, holder = await self._find(address, ttl)
         if record is None or (max_age is not None and self._clock() - record.made_at > max_age):
             return Found(tuple(lookups))
@@ -67,7 +79,8 @@ class Hierarchy:
             return Found(tuple(lookups), record, record.output.inline, self.tiers[holder].name)
         # A tier that failed a moment ago is not waited for again: a request pays its budget once.
         failed = {lookup.tier for lookup in lookups if lookup.outcome in FAULTS}
-        data, source, reads = await self._read(address.namespace, record.output.digest, ttl, without=failed)
+        digest = record.output.digest
+        data, source, reads = await self._read(address.namespace, digest, ttl, without=failed, reserve=reserve)
         if data is None:
             lost = proves_absence(reads) and not failed
             if lost:
@@ -121,10 +134,12 @@ class Hierarchy:
         return replace(found, tier=source)
 
     async def read(
-        self, namespace: str, digest: Digest, ttl: float, *, cost: float = 0.0
+        self, namespace: str, digest: Digest, ttl: float, *, cost: float = 0.0, reserve: Reserve | None = None
     ) -> tuple[bytes | None, TierName | None, list[Lookup]]:
-        """A blob's bytes, the tier that gave them, and every lookup on the way. `cost`: device seconds it saves."""
-        data, source, lookups = await self._read(namespace, digest, ttl)
+        """A blob's bytes, the tier that gave them, and every lookup on the way. `cost`: device seconds it saves; its
+        size is reserved as in `fetch`.
+        """
+        data, source, lookups = await self._read(namespace, digest, ttl, reserve=reserve)
         if data is None:
             return None, None, lookups
         await self._promote_writes([Write(Key.of_blob(namespace, digest), data, ttl, cost=cost)], self.tiers[:source])
@@ -231,14 +246,23 @@ class Hierarchy:
         return None, lookups, len(self.tiers)
 
     async def _read(
-        self, namespace: str, digest: Digest, ttl: float, *, without: Collection[TierName] = ()
+        self,
+        namespace: str,
+        digest: Digest,
+        ttl: float,
+        *,
+        without: Collection[TierName] = (),
+        reserve: Reserve | None = None,
     ) -> tuple[bytes | None, int, list[Lookup]]:
         key, lookups = Key.of_blob(namespace, digest), list[Lookup]()
         for position, tier in enumerate(self.tiers):
             if not tier.holds(digest.size) or tier.name in without:
                 continue
+            if reserve is not None and not tier.local:
+                await reserve(digest.size)
+                reserve = None
             lookup = await _checked(tier, key, digest, await tier.get(key, ttl))
-            lookups.append(lookup)
+            lookups.append(replace(lookup, value=None))  # they are kept for as long as an answer is sent
             if lookup.value is not None:
                 return lookup.value, position, lookups
         return None, len(self.tiers), lookups

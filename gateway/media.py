@@ -14,8 +14,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 from cache.build import Tiers
 from cache.description import HOUR, Scope
 from cache.digest import Digest
+from cache.flight import Errands
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom
+from gateway.departures import Departure, Departures
 from gateway.errors import InvalidField, NotFound, OutOfRange, Refused
 from gateway.explain import Explainer
 from gateway.identity import current_caller
@@ -52,6 +54,7 @@ class MediaServicer:
         darkroom: Darkroom,
         studio: Studio,
         uploads: Uploads,
+        departures: Departures,
         names: Names,
         peers: Peers,
         plans: Plans,
@@ -67,6 +70,7 @@ class MediaServicer:
         self._darkroom = darkroom
         self._studio = studio
         self._uploads = uploads
+        self._departures = departures
         self._names = names
         self._peers = peers
         self._plans = plans
@@ -74,6 +78,7 @@ class MediaServicer:
         self._ledger = ledger
         self._tracing = tracing
         self._counter = Counter()
+        self._downloads: Errands[object, Callable[[int, int], bytes]] = Errands()
 
     def AnimateImage(self, message: bytes, context: Context) -> AsyncGenerator[bytes]:
         return self._make(ANIMATE, message, context)
@@ -141,21 +146,27 @@ class MediaServicer:
             if request.offset > digest.size:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
             namespaces = self._planner.namespaces(visit.principal).values()
-            read = await self._artifact(digest, namespaces)
-            for offset in range(request.offset, max(digest.size, request.offset + 1), _PIECE):
-                yield _piece(offset, read(offset, offset + _PIECE))
+            key = digest, tuple(namespaces)
+            with self._departures.one(key) as reader:
+                artifact = partial(self._artifact, digest, namespaces, reader.departure)
+                reader.takes(_pieces(await self._downloads.share(key, artifact), request.offset, digest.size))
+                for piece in reader:
+                    yield piece
 
-    async def _artifact(self, digest: Digest, namespaces: Collection[str]) -> Callable[[int, int], bytes]:
+    async def _artifact(
+        self, digest: Digest, namespaces: Collection[str], departure: Departure
+    ) -> Callable[[int, int], bytes]:
         """What reads a finished file from one byte to another. Raises NotFound.
 
         A file in memory is not copied for each of its readers, who may take their time.
         """
         if (made := self._resolver.just_made(digest, namespaces)) is not None:
             return made.read
-        for namespace in namespaces:
-            data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL)
-            if data is not None:
-                return partial(_cut, data)
+        with departure.being_read():
+            for namespace in namespaces:
+                data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL, reserve=departure.reserve)
+                if data is not None:
+                    return partial(_cut, data)
         raise NotFound("ARTIFACT_UNKNOWN")
 
     async def Explain(self, request: media.ExplainRequest, context: Context) -> media.ExplainResponse:
@@ -220,6 +231,11 @@ def metadata_of(context: Context) -> Mapping[str, str]:
 
 def _cut(data: bytes, start: int, stop: int) -> bytes:
     return data[start:stop]
+
+
+def _pieces(read: Callable[[int, int], bytes], start: int, size: int) -> Iterator[bytes]:
+    for offset in range(start, max(size, start + 1), _PIECE):
+        yield _piece(offset, read(offset, offset + _PIECE))
 
 
 def _piece(offset: int, data: bytes) -> bytes:

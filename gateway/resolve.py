@@ -29,6 +29,7 @@ from cache.tier import Outcome as LookupOutcome
 from gateway.admission import Admission
 from gateway.answer import Answer, Outcome, hit_stages, lookup_message, tier_name, with_lookups
 from gateway.costs import Costs
+from gateway.departures import Departure, Departures, Reader
 from gateway.errors import NotFound, Refused
 from gateway.forward import Forwarder
 from gateway.generation import Completed, Generation, Generations, Planned, Settled, Step, result_message
@@ -70,6 +71,7 @@ class Resolver:
         admission: Admission,
         flights: Flights[object, Step],
         generations: Generations,
+        departures: Departures,
         names: Names,
         look_alikes: LookAlikes,
         tracing: Tracing,
@@ -92,6 +94,7 @@ class Resolver:
         self._errands: Errands[object, tuple[Found, Reply | None]] = Errands()
         self._listening: Errands[tuple[Address, Digest], Reply] = Errands()
         self._generations = generations
+        self._departures = departures
         self._names = names
         self._look_alikes = look_alikes
         self._tracing = tracing
@@ -108,17 +111,22 @@ class Resolver:
 
     async def resolve(self, plan: Plan, visit: Visit) -> AsyncGenerator[bytes]:
         """Responses in wire form, the result in the last. Raises Refused."""
-        reply, lookups, missed = await self._look_up(plan)
-        if reply is None and (near := await self._look_alikes.stand_in(plan)) is not None:
-            plan = near
-            reply, lookups, missed = await self._look_up(plan)
-        self._look_alikes.remember(plan)
-        if reply is not None and not self._comes_by_url_soon(plan, reply):
-            if plan.live:
-                reply = await self._sounding(reply)
-            for message in self._hit(plan, visit, reply, lookups):
-                yield message
-            return
+        with ExitStack() as departing:
+            reader = departing.enter_context(self._departures.one(_read_key(plan)))
+            reply, lookups, missed = await self._look_up(plan, reader)
+            if reply is None and (near := await self._look_alikes.stand_in(plan)) is not None:
+                plan = near
+                reader = departing.enter_context(self._departures.one(_read_key(plan)))
+                reply, lookups, missed = await self._look_up(plan, reader)
+            self._look_alikes.remember(plan)
+            if reply is not None and not self._comes_by_url_soon(plan, reply):
+                if plan.live:
+                    reply = await self._sounding(reply)
+                reader.takes(self._hit(plan, visit, reply, lookups))
+                del reply  # it is the reader's to let go of
+                for message in reader:
+                    yield message
+                return
         if not plan.policy.generate:
             raise NotFound("NOT_CACHED", field="cache_policy.mode")
         span = self._begin_span(plan, visit, lookups)
@@ -183,13 +191,13 @@ class Resolver:
         made = self._generations.artifact(artifact, namespaces)
         return None if made is None or self._bans.forbid(made.record) else made
 
-    async def _look_up(self, plan: Plan) -> tuple[Reply | None, Sequence[Lookup], Seen]:
+    async def _look_up(self, plan: Plan, reader: Reader) -> tuple[Reply | None, Sequence[Lookup], Seen]:
         if not plan.policy.read:
             return None, (), Seen()
         reply, lookup = self._in_memory(plan)
         if reply is not None:
             return reply, (lookup,), Seen()
-        found, reply = await self._errands.share((plan.address, plan.policy.max_age), partial(self._fetch, plan))
+        found, reply = await self._errands.share(_read_key(plan), partial(self._fetch, plan, reader.departure))
         lookups = (lookup, *found.lookups)
         if reply is not None:
             return reply, lookups, Seen()
@@ -216,13 +224,16 @@ class Resolver:
             self._hold(held)  # with its samples it is too much
         return replace(reply, sound=sound)
 
-    async def _fetch(self, plan: Plan) -> tuple[Found, Reply | None]:
-        found = await self._hierarchy.fetch(plan.address, plan.description.final.ttl, max_age=plan.policy.max_age)
-        if found.record is None or found.data is None:
-            return found, None
-        reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights)
-        self._hold(reply)
-        return found, reply
+    async def _fetch(self, plan: Plan, departure: Departure) -> tuple[Found, Reply | None]:
+        with departure.being_read():
+            found = await self._hierarchy.fetch(
+                plan.address, plan.description.final.ttl, max_age=plan.policy.max_age, reserve=departure.reserve
+            )
+            if found.record is None or found.data is None:
+                return found, None
+            reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights)
+            self._hold(reply)
+            return replace(found, data=None), reply
 
     def _in_memory(self, plan: Plan) -> tuple[Reply | None, Lookup]:
         started_ns, start = time.time_ns(), time.perf_counter()
@@ -454,6 +465,11 @@ class Resolver:
 def _are_same(one: Reply, other: Reply) -> bool:
     """Whether both are the same artifact as it came in, whatever is known of it by now."""
     return one.last is other.last
+
+
+def _read_key(plan: Plan) -> object:
+    """Requests with this in common can share one look at the tiers."""
+    return plan.address, plan.policy.max_age
 
 
 def _flight_key(plan: Plan) -> object:

@@ -34,6 +34,7 @@ from gateway.artifacts import Artifacts
 from gateway.control import Control
 from gateway.costs import Costs
 from gateway.darkroom import Darkroom
+from gateway.departures import Departures
 from gateway.errors import InvalidField
 from gateway.explain import Explainer
 from gateway.forward import Forwarder
@@ -192,6 +193,8 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         )
         arrivals = Arrivals(section.max_unstored_bytes)
         arrivals.watch(telemetry.registry)
+        departures = Departures(section.max_departing_bytes)
+        departures.watch(telemetry.registry)
         forwarder = Forwarder(
             tiers.below_memory,
             fleet,
@@ -218,6 +221,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             admission,
             flights,
             Generations(linger=section.linger, max_bytes=section.linger_bytes),
+            departures,
             names,
             look_alikes,
             telemetry.tracing,
@@ -240,6 +244,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             darkroom,
             studio,
             uploads,
+            departures,
             names,
             peers,
             plans,

@@ -83,6 +83,7 @@ class GatewaySection(Section):
     heartbeat: float = Field(15.0, gt=0)  # a stream is never silent for longer
     linger_bytes: int = Field(128 * MIB, gt=0)  # of finished generations, all together
     max_unstored_bytes: int = Field(256 * MIB, gt=0)  # of results until they are stored, all but one together
+    max_departing_bytes: int = Field(256 * MIB, gt=0)  # of files that are read from tiers and sent, or one larger file
     max_pixel_bytes: int = Field(1024 * MIB, gt=0)  # of decoded media on their way to workers, all together
     max_upload_bytes: int = Field(4096 * MIB, ge=LARGEST_FILE)  # that one tenant may send here in two hours
     longest_generation: float = Field(3600.0, gt=0)

@@ -200,8 +200,8 @@ def _process(memory: Need, bounds: Bounds) -> Need:
         "each gateway",
         "L1, and all that the process may hold besides",
         memory.bytes + bounds.beside + PROCESS,
-        "L1 + write_behind.max_bytes + linger_bytes + max_unstored_bytes + max_pixel_bytes + max_url_bytes + "
-        f"similarity.max_bytes + {PROCESS // MIB} MiB of the process itself",
+        "L1 + write_behind.max_bytes + linger_bytes + max_unstored_bytes + max_departing_bytes + max_pixel_bytes + "
+        f"max_url_bytes + similarity.max_bytes + {PROCESS // MIB} MiB of the process itself",
         note="the memory limit of its container or unit",
     )
 

@@ -161,6 +161,7 @@ def _bounds(settings: GatewaySettings, worker: Mapping[str, Any]) -> Bounds:
         settings.cache.write_behind.max_bytes,
         section.linger_bytes,
         section.max_unstored_bytes,
+        section.max_departing_bytes,
         section.max_pixel_bytes,
         section.max_url_bytes,
         section.similarity.max_bytes,

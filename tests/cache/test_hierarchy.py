@@ -812,6 +812,38 @@ async def test_the_memo_of_what_is_absent_is_bounded(bench: Bench) -> None:
     assert len(bench.hierarchy._absent) <= 11_000
 
 
+async def test_lookups_do_not_hold_what_was_found(shared: Bench) -> None:
+    """They are kept for as long as an answer is sent, which may have let go of its bytes long before."""
+    _plant(shared.l3, record_of(DATA), DATA)
+    found = await shared.fetch()
+    _, _, lookups = await shared.hierarchy.read(NAMESPACE, Digest.of(DATA), TTL)
+
+    assert DATA == found.data
+    assert all(DATA != lookup.value for lookup in (*found.lookups, *lookups))
+
+
+async def test_bytes_are_reserved_before_they_are_read(bench: Bench) -> None:
+    """Once for all tiers that are asked, before the first one is; not for what is in this process, or in its record."""
+    _plant(bench.l3, record_of(DATA), DATA)
+    reserved, asked = list[int](), list[int]()
+
+    async def reserve(size: int) -> None:
+        reserved.append(size)
+        asked.append(sum(key.kind == "b" for key in (*bench.l2.gets, *bench.l3.gets)))
+
+    for _ in range(2):
+        found = await bench.hierarchy.fetch(address_of("clip"), TTL, reserve=reserve)
+        assert DATA == found.data
+        assert ([len(DATA)], [0]) == (reserved, asked)
+    data, _, _ = await bench.hierarchy.read(NAMESPACE, Digest.of(DATA), TTL, reserve=reserve)
+    assert (DATA, [len(DATA)]) == (data, reserved)
+
+    inlined = record_of(DATA, name="inlined", inline=True)
+    _plant(bench.l3, inlined, None)
+    assert DATA == (await bench.hierarchy.fetch(address_of("inlined"), TTL, reserve=reserve)).data
+    assert [len(DATA)] == reserved
+
+
 async def test_a_blob_is_read_and_kept_by_itself(bench: Bench) -> None:
     """`keep` stores a blob durably, `read` finds it in the first tier that has it and promotes it."""
     assert await bench.hierarchy.keep(NAMESPACE, DATA, TTL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -316,8 +317,8 @@ async def test_a_flight_that_lands_while_another_request_looks_answers_it(
     await gate.reached.wait()
     fetch, looked, look_on = Hierarchy.fetch, asyncio.Event(), asyncio.Event()
 
-    async def slow_fetch(self: Hierarchy, address: Address, ttl: float, *, max_age: float | None = None) -> Found:
-        found = await fetch(self, address, ttl, max_age=max_age)
+    async def slow_fetch(self: Hierarchy, address: Address, ttl: float, **how: Any) -> Found:
+        found = await fetch(self, address, ttl, **how)
         looked.set()
         await look_on.wait()
         return Found(found.lookups[:0])

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ _SMALL = {  # what a gateway of so little memory is configured to
     "REPRISE_CACHE__WRITE_BEHIND__MAX_BYTES": str(32 * MIB),
     "REPRISE_GATEWAY__LINGER_BYTES": str(16 * MIB),
     "REPRISE_GATEWAY__MAX_UNSTORED_BYTES": str(48 * MIB),
+    "REPRISE_GATEWAY__MAX_DEPARTING_BYTES": str(32 * MIB),
 }
 
 
@@ -60,7 +61,8 @@ async def many_keys(scene: Scene) -> None:
 
 @case(
     "B2 large files",
-    fault="a gateway of 400 MiB: 2 GiB of different files of 8 MiB; of 8 callers 2 stand still again and again",
+    fault="a gateway of 400 MiB: 2 GiB of different files of 8 MiB, made, and read again from the object store, "
+    "by 8 callers at once, of whom 2 stand still again and again",
     promise="it stays within its memory; nobody fails, and every file is right",
     share=True,
 )
@@ -83,11 +85,10 @@ async def large_files(scene: Scene) -> None:
             )
         )
         pid = up.gateways.part("gateway").pid
-        readers, numbers = _Readers(), iter(range(count))
+        readers = _Readers()
         async with stubs(up.addresses[0], _CALLERS) as many:
-            reading = [readers.read(stub, numbers, slow=number < _SLOW) for number, stub in enumerate(many)]
-            await asyncio.gather(*reading)
-            await readers.read(many[0], range(0, count, 10), slow=False)  # they come from the object store now
+            await readers.share_out(many, count)
+            await readers.share_out(many, count)  # they come from the object store now
         sheet.exactly("failed requests", ", ".join(sorted(readers.failed)) or "none", "none")
         sheet.exactly("wrong files, also when asked again", readers.wrong, 0)
         sheet.exactly("different files", len(set(readers.digests.values())), count)
@@ -105,10 +106,15 @@ class _Readers:
         self.failed: list[str] = []
         self.wrong = 0
         self._had = 0
-        self._quick = _CALLERS - _SLOW  # who still reads
+        self._quick = 0  # who still reads
         self._news = News()
 
-    async def read(self, stub: Any, numbers: Iterable[int], *, slow: bool) -> None:
+    async def share_out(self, stubs: Sequence[Any], count: int) -> None:
+        """All at once, each the next of so many files as soon as it has had one."""
+        numbers, self._quick = iter(range(count)), len(stubs) - _SLOW
+        await asyncio.gather(*(self._read(stub, numbers, slow=place < _SLOW) for place, stub in enumerate(stubs)))
+
+    async def _read(self, stub: Any, numbers: Iterable[int], *, slow: bool) -> None:
         for number in numbers:
             try:
                 await self._file(stub, number, slow=slow)
