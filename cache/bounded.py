@@ -214,7 +214,11 @@ class Bounded(Generic[K, V]):
         self.max_bytes = max_bytes
         if self._parts is not None:
             self._parts.max_bytes = max_bytes
-        going, over = list[K](), self.bytes - max_bytes
+        self.shrink(max_bytes)
+
+    def shrink(self, most: int) -> None:
+        """Let go of entries until `most` bytes are left, or only what is leased; the budget stays as it is."""
+        going, over = list[K](), self.bytes - most
         for key in self._policy.victims():
             if over <= 0:
                 break

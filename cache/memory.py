@@ -80,6 +80,10 @@ class MemoryTier:
             key, value, weight=weight + _OVERHEAD, now=self._clock(), ttl=ttl, hard_expiry=hard_expiry, cost=cost
         )
 
+    def shrink(self, most: int) -> None:
+        """Give up entries until `most` bytes are left, those of least value first."""
+        self.entries.shrink(most)
+
     def held(self, key: Key) -> Any | None:
         return self.entries.get(key, self._clock()) if self.on else None
 

@@ -2,6 +2,7 @@
 
 Never asked of what costs no device: a hit, or joining what is under way. The others are refused where
 
+- this process is short of memory (`pressure.py`): MEMORY_SHORT;
 - as many generations are under way here as may be, or the tenant has its share of them (`cache/fair.py`): TENANT_SHARE
   says which;
 - there is less time than the work takes on the device (DEADLINE_TOO_SHORT: asking again is of no use), or than it takes
@@ -23,6 +24,7 @@ from gateway.errors import DeadlineExceeded, Overloaded
 from gateway.forward import Forwarder
 from gateway.parts import RUN
 from gateway.plan import Plan
+from gateway.pressure import Pressure
 from gateway.workers import Fleet
 
 _DOUBT = (
@@ -33,15 +35,19 @@ _DOUBT = (
 class Admission:
     """`places` is how many generations may be under way at once, `share` what one tenant may have of that."""
 
-    def __init__(self, fleet: Fleet, forwarder: Forwarder, costs: Costs, *, places: int, share: float) -> None:
+    def __init__(
+        self, fleet: Fleet, forwarder: Forwarder, costs: Costs, pressure: Pressure, *, places: int, share: float
+    ) -> None:
         self._fleet = fleet
         self._forwarder = forwarder
         self._costs = costs
+        self._pressure = pressure
         self._places = places
         self._share = share
 
     def check_place(self, plan: Plan, under_way: Iterable[str]) -> None:
         """`under_way` are the namespaces of the tenants for whom generations are. Raises Overloaded."""
+        self._pressure.admit_work()
         tenants = list(under_way)
         held = tenants.count(plan.namespaces[Scope.TENANT])
         if not may_take(held, len(tenants) - held, places=self._places, share=self._share):

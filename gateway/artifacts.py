@@ -11,7 +11,7 @@ answered, they have been read: what was purged is gone for a HEAD and a revalida
 | 401, 403 | unknown credentials; an altered URL, or another tenant's |
 | 404, 410 | no tier has it any more; the URL has expired |
 | 416 | the range begins beyond the end |
-| 503 | a tier that may have it cannot be reached, or too much is being sent: with Retry-After |
+| 503 | a tier that may have it cannot be reached, too much is being sent, or memory is short: with Retry-After |
 
 Shared caches may keep an answer as long as its URL is good, because whoever can ask them has the URL. What was answered
 to somebody with credentials is for their own cache.
@@ -100,6 +100,7 @@ class Artifacts:
         secret: bytes,
         max_bytes: int,
         patience: float = _PATIENCE,
+        admit: Callable[[], None] = lambda: None,
     ) -> None:
         self._links = links
         self._files = files
@@ -110,6 +111,7 @@ class Artifacts:
         self._secret = secret
         self._max_bytes = max_bytes
         self._patience = patience
+        self._admit = admit
         self._bytes = 0  # of files that are being sent
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -120,6 +122,7 @@ class Artifacts:
         headers = {name.lower(): value for name, value in request.headers.items()}
         visit = _Visit(parent_of(headers))
         try:
+            self._admit()
             visit.link = link = self._links.open(request.path)
             visit.named = self._is_named(request.headers, link)
             with self._room_for(link.digest.size):

@@ -73,9 +73,17 @@ class Darkroom(Reception[Framing, _Known, _Developed]):
     """Identifies uploaded pictures."""
 
     def __init__(
-        self, *, threads: int = 2, most_waiting: int = 64, most_remembered: int = 16_384, looks: bool = True
+        self,
+        *,
+        threads: int = 2,
+        most_waiting: int = 64,
+        most_remembered: int = 16_384,
+        looks: bool = True,
+        admit: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__("darkroom", threads=threads, most_waiting=most_waiting, most_remembered=most_remembered)
+        super().__init__(
+            "darkroom", threads=threads, most_waiting=most_waiting, most_remembered=most_remembered, admit=admit
+        )
         self._looks = looks
 
     async def identify(self, namespace: str, raw: bytes, framing: Framing = WHOLE) -> Source:

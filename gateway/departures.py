@@ -1,8 +1,8 @@
 """Departures: how many bytes of files a gateway holds because they are read from the tiers and sent, all together.
 
 How large a file is stands in its record, so its bytes are reserved before it is read; where there is no room for them,
-it waits in line. While it is read there are two copies of it: its pieces and the whole, sealed and opened, as a file and
-in wire form. From then on there is one, until everybody who shares the read has been sent it.
+it waits in line. While it is read there are two copies of it: its pieces and the whole, sealed and opened, as a file
+and in wire form. From then on there is one, until everybody who shares the read has been sent it.
 
 A reader may stand still for as long as nobody needs the room. Where somebody waits for it, those who have not moved for
 `patience` seconds lose the file: they are told to ask again as soon as they move. Whoever has waited for `longest_wait`

@@ -38,7 +38,7 @@ UnavailableReason: TypeAlias = Literal[
     "NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED", "SOUND_CHANGED", "GATEWAY_LEAVING"
 ]
 OverloadedReason: TypeAlias = Literal[
-    "QUEUE_FULL", "QUEUE_TOO_LONG", "TENANT_SHARE", "UPLOAD_SHARE", "DEVICE_MEMORY", "GATEWAY_BUSY"
+    "QUEUE_FULL", "QUEUE_TOO_LONG", "TENANT_SHARE", "UPLOAD_SHARE", "DEVICE_MEMORY", "GATEWAY_BUSY", "MEMORY_SHORT"
 ]
 
 _NOT_FOUND: dict[NotFoundReason, str] = {
@@ -65,6 +65,7 @@ _OVERLOADED: dict[OverloadedReason, str] = {
     "UPLOAD_SHARE": "this tenant has uploaded as much as it may for now",
     "DEVICE_MEMORY": "more than the device's memory holds: ask for fewer frames or fewer pixels",
     "GATEWAY_BUSY": "too many requests at once",
+    "MEMORY_SHORT": "this gateway is short of memory",
 }
 
 

@@ -91,13 +91,16 @@ class Reception(ABC, Generic[H, F, C]):
 
     Decoding runs in a few threads of its own. A caller that leaves does not free its thread before it is done, so that
     asking and leaving again and again cannot make more of them. At most `most_waiting` files wait or are decoded at
-    once; equal files of one namespace at the same time, decoded alike, are one. What is remembered is remembered per
-    namespace: how long an answer takes must not tell what others have uploaded.
+    once, and none where `admit` raises; equal files of one namespace at the same time, decoded alike, are one. What is
+    remembered is remembered per namespace: how long an answer takes must not tell what others have uploaded.
     """
 
-    def __init__(self, name: str, *, threads: int, most_waiting: int, most_remembered: int) -> None:
+    def __init__(
+        self, name: str, *, threads: int, most_waiting: int, most_remembered: int, admit: Callable[[], None]
+    ) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._most_waiting = most_waiting
+        self._admit = admit
         self._most_remembered = most_remembered
         self._remembered: OrderedDict[Hashable, F] = OrderedDict()
         self._decoding: dict[Hashable, asyncio.Future[C]] = {}
@@ -142,6 +145,7 @@ class Reception(ABC, Generic[H, F, C]):
         return await asyncio.shield(under_way)
 
     def _begin(self, place: Hashable, how: H, raw: bytes) -> asyncio.Future[C]:
+        self._admit()
         if len(self._decoding) >= self._most_waiting:
             raise Overloaded("GATEWAY_BUSY")
         under_way = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, raw, how)

@@ -26,6 +26,7 @@ from cache.description import Scope
 from cache.flight import Flights
 from cache.keys import Principal, namespace
 from cache.lag import LoopLag
+from cache.resident import limit_of_group
 from cache.settings import SettingsError
 from cache.telemetry import Telemetry
 from gateway.admission import Admission
@@ -51,6 +52,7 @@ from gateway.operators import CacheServicer
 from gateway.peers import Names, PeerIdentifier, Peers
 from gateway.planning import Planner
 from gateway.plans import Plans
+from gateway.pressure import Pressure, PressureInterceptor
 from gateway.quarantine import Quarantine
 from gateway.replays import Replays
 from gateway.resolve import Resolver
@@ -131,7 +133,7 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> AsyncIterator[Gateway]:
-    section = settings.gateway
+    section, secret = settings.gateway, settings.cache.secret_bytes
     async with AsyncExitStack() as stack:
         # In threads: files are read, and a folder as L3 is looked through for unfinished ones.
         identify = await asyncio.to_thread(identifier, section.identity)
@@ -139,26 +141,29 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
             await asyncio.to_thread(build_tiers, settings.cache, telemetry.registry, process=section.name)
         )
         await stack.enter_async_context(LoopLag(telemetry.registry))
-        fleet = await stack.enter_async_context(Fleet(section.workers))
-        fleet.watch(telemetry.registry)
-        secret = settings.cache.secret_bytes
-        identity = IdentityInterceptor(PeerIdentifier(secret, identify))
-        errors = ErrorInterceptor()
-        server = grpc.aio.server(interceptors=[errors, identity], options=_OPTIONS)
-        try:
-            port = server.add_insecure_port(f"{section.host}:{section.port}")
-        except RuntimeError:
-            raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
-        names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
-        peers = await stack.enter_async_context(Peers(secret))
-        darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0))
-        studio = stack.enter_context(Studio())
+        pressure = Pressure(tiers.memory, section.max_memory_bytes or await asyncio.to_thread(limit_of_group))
+        pressure.watch(telemetry.registry)
+        await stack.enter_async_context(pressure)
         ledger = Ledger(
             telemetry.registry,
             await stack.enter_async_context(
                 access_log(settings.telemetry.accesses_folder, section.name, "result", secret)
             ),
         )
+        fleet = await stack.enter_async_context(Fleet(section.workers))
+        fleet.watch(telemetry.registry)
+        identity = IdentityInterceptor(PeerIdentifier(secret, identify))
+        errors = ErrorInterceptor()
+        short = PressureInterceptor(pressure, ledger, _MEDIA.full_name)
+        server = grpc.aio.server(interceptors=[errors, short, identity], options=_OPTIONS)
+        try:
+            port = server.add_insecure_port(f"{section.host}:{section.port}")
+        except RuntimeError:
+            raise SettingsError(f"gateway: cannot listen on {section.host}:{section.port}; is it in use?") from None
+        names = Names(secret, section.advertise or f"{_reachable(section.host)}:{port}")
+        peers = await stack.enter_async_context(Peers(secret))
+        darkroom = stack.enter_context(Darkroom(looks=section.similarity.max_bytes > 0, admit=pressure.admit_work))
+        studio = stack.enter_context(Studio(admit=pressure.admit_work))
         catalogue = (
             Catalogue(tiers.objects, tiers.below_memory, namespace(secret, Scope.SHARED, Principal("")))
             if tiers.objects is not None
@@ -214,7 +219,9 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         links = _links(section, secret, http)
         look_alikes = LookAlikes(tiers.below_memory, max_bytes=section.similarity.max_bytes)
         tiers.orders.on_order(look_alikes.obey)
-        admission = Admission(fleet, forwarder, costs, places=section.max_generations, share=section.tenant_share)
+        admission = Admission(
+            fleet, forwarder, costs, pressure, places=section.max_generations, share=section.tenant_share
+        )
         resolver = Resolver(
             tiers,
             forwarder,
@@ -270,6 +277,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
                 telemetry.tracing,
                 secret=secret,
                 max_bytes=section.max_url_bytes,
+                admit=pressure.admit_anything,
             )
             await http.serve(artifacts.answer)
         await server.start()

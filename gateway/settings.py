@@ -82,6 +82,7 @@ class GatewaySection(Section):
     linger: float = Field(60.0, ge=0)  # how long a finished generation can still be watched
     heartbeat: float = Field(15.0, gt=0)  # a stream is never silent for longer
     linger_bytes: int = Field(128 * MIB, gt=0)  # of finished generations, all together
+    max_memory_bytes: int | None = Field(None, gt=0)  # of this process; None: what its control group may have
     max_unstored_bytes: int = Field(256 * MIB, gt=0)  # of results until they are stored, all but one together
     max_departing_bytes: int = Field(256 * MIB, gt=0)  # of files that are read from tiers and sent, or one larger file
     max_pixel_bytes: int = Field(1024 * MIB, gt=0)  # of decoded media on their way to workers, all together

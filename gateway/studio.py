@@ -44,8 +44,17 @@ class Studio(Reception[Recording, Facts, Sound]):
     every time, because what is remembered of a file says nothing of who asked first.
     """
 
-    def __init__(self, *, threads: int = 2, most_waiting: int = 64, most_remembered: int = 16_384) -> None:
-        super().__init__("studio", threads=threads, most_waiting=most_waiting, most_remembered=most_remembered)
+    def __init__(
+        self,
+        *,
+        threads: int = 2,
+        most_waiting: int = 64,
+        most_remembered: int = 16_384,
+        admit: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(
+            "studio", threads=threads, most_waiting=most_waiting, most_remembered=most_remembered, admit=admit
+        )
 
     async def identify(self, namespace: str, raw: bytes, limits: Recording = ANY) -> Take:
         """The recording in this file. Raises TooLarge, InvalidField, Overloaded."""

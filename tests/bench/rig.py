@@ -100,12 +100,12 @@ def serving(
     line: int | None = None,
     section: Mapping[str, Any] | None = None,
     environment: Mapping[str, dict[str, str]] | None = None,
-    command: Sequence[str] = (),
+    commands: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Servers]:
     """Storage, a worker and gateways that are all alike, by their names; gone at the end, whatever happens.
 
     With `line` the worker runs one generation at a time, and so many may wait for it. `section` is of the gateways'
-    settings, `environment` of single ones, by name. They are run by `command`, if there is one.
+    settings, `environment` of single ones, by name, and so are `commands` that they are run by.
     """
     with (
         leashed(data / "storage") as storage,
@@ -122,7 +122,10 @@ def serving(
         arguments = ("tests.bench.worker", str(file), _port(home), str(step_seconds), *waiting)
         worker.up([_program(worker.data, "worker", home, *arguments)])
         started = standing.up(
-            [_gateway(standing.data, name, file, (environment or {}).get(name, {}), command) for name in gateways]
+            [
+                _gateway(standing.data, name, file, (environment or {}).get(name, {}), (commands or {}).get(name, ()))
+                for name in gateways
+            ]
         )
         yield Servers(storage, standing, [each.part.address for each in started])
 

@@ -209,6 +209,20 @@ def test_another_budget_holds_at_once() -> None:
     assert entries.put("d", 1, weight=4, now=0, ttl=10)
 
 
+def test_it_shrinks_once_and_keeps_its_budget() -> None:
+    """Those of least value go until so many bytes are left; what is leased stays, and there is room for others."""
+    entries = _map(max_bytes=9)
+    for key in "abc":
+        entries.put(key, 1, weight=3, now=0, ttl=10)
+    entries.lease("a", 0)
+
+    entries.shrink(6)
+    assert ({"a", "c"}, 6) == ({key for key, _ in entries.items()}, entries.bytes)
+    entries.shrink(0)
+    assert ({"a"}, 3, 2) == ({key for key, _ in entries.items()}, entries.bytes, entries.removals[Removal.SIZE])
+    assert entries.put("d", 1, weight=6, now=0, ttl=10)
+
+
 def test_the_share_of_one_entry_is_of_the_budget_there_is() -> None:
     """After a change of the budget, too."""
     entries: Bounded[str, int] = Bounded(max_bytes=8, max_share=0.25)

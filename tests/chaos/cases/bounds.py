@@ -1,4 +1,4 @@
-"""B: how much there may be of everything, for ever. Memory has bounds that hold whatever comes."""
+"""B and M1: how much there may be of everything, for ever. Memory has bounds that hold whatever comes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import grpc
 from blake3 import blake3
 
 from cache.news import News
+from gateway.client import Client
 from reprise.v1 import common_pb2 as pb
 from reprise.v1.media_pb2 import AnimateImageRequest
 from tests.bench.large import stubs
@@ -33,6 +34,10 @@ _SMALL = {  # what a gateway of so little memory is configured to
     "REPRISE_GATEWAY__LINGER_BYTES": str(16 * MIB),
     "REPRISE_GATEWAY__MAX_UNSTORED_BYTES": str(48 * MIB),
     "REPRISE_GATEWAY__MAX_DEPARTING_BYTES": str(32 * MIB),
+}
+_GREEDY = {  # what it had better not be configured to
+    "REPRISE_CACHE__L1__MAX_BYTES": str(2048 * MIB),
+    "REPRISE_CACHE__L1__MAX_ENTRIES": "10000",
 }
 
 
@@ -81,7 +86,7 @@ async def large_files(scene: Scene) -> None:
                 gateways=["gateway"],
                 step_seconds=0.0,
                 environment={"gateway": _SMALL},
-                command=limit.command if limit else (),
+                commands={"gateway": limit.command} if limit else {},
             )
         )
         pid = up.gateways.part("gateway").pid
@@ -96,6 +101,75 @@ async def large_files(scene: Scene) -> None:
             sheet.exactly("kills by the kernel", limit.kills, 0)
             sheet.tell("MiB charged at its peak", limit.peak / MIB)
         sheet.at_most("MiB resident at its peak", resident_peak(pid) / MIB, _LIMIT / MIB)
+
+
+@case(
+    "M1 memory pressure",
+    fault="a gateway of 400 MiB whose L1 alone may have 2 GiB: hits of different files of 8 MiB until it would be full",
+    promise="it is not killed: L1 gives way; nobody who asks for a hit fails, and it is as before afterwards",
+    share=True,
+)
+async def memory_pressure(scene: Scene) -> None:
+    sheet, count = scene.sheet, scene.size(250, 50)  # the share is as large as all its memory
+    with ExitStack() as ending:
+        limit, environment = None, {**_SMALL, **_GREEDY}
+        try:
+            limit = ending.enter_context(MemoryLimit(_LIMIT))
+        except NoLimits as lack:
+            sheet.tell("no limit by the kernel, but by the setting", str(lack))
+            environment["REPRISE_GATEWAY__MAX_MEMORY_BYTES"] = str(_LIMIT)
+        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="reprise-chaos-")))
+        up = ending.enter_context(
+            serving(
+                folder,
+                gateways=["maker", "gateway"],
+                step_seconds=0.0,
+                environment={"gateway": environment},
+                commands={"gateway": limit.command} if limit else {},
+            )
+        )
+        pid = up.gateways.part("gateway").pid
+        readers = _Readers()
+        readers.digests = await _made(up.addresses[0], count)
+        async with stubs(up.addresses[1], _CALLERS) as many, Client(up.addresses[1]) as client:
+            for _ in range(2):
+                await readers.share_out(many, count)
+            told = await client.stats()
+            again = [await client.animate(_wish(0)) for _ in range(2)]
+            new = await client.animate(_wish(count))
+        sheet.exactly("failed hits", ", ".join(sorted(readers.failed)) or "none", "none")
+        sheet.exactly("wrong files", readers.wrong, 0)
+        sheet.exactly("generations for what is cached", told.generations, 0)
+        (l1,) = (tier for tier in told.tiers if tier.tier == pb.TIER_L1)
+        sheet.at_least("entries that L1 gave up", l1.evictions, 1)
+        sheet.tell("MiB that are left in it", l1.bytes / MIB)
+        sheet.exactly("afterwards a hit is one of L1", again[1].report.tier == pb.TIER_L1, promised=True)
+        sheet.exactly("and a miss is made", new.report.outcome == pb.OUTCOME_MISS, promised=True)
+        if limit:
+            sheet.exactly("kills by the kernel", limit.kills, 0)
+            sheet.tell("MiB charged at its peak", limit.peak / MIB)
+        sheet.at_most("MiB resident at its peak", resident_peak(pid) / MIB, _LIMIT / MIB)
+
+
+async def _made(address: str, count: int) -> dict[int, str]:
+    """So many files in the object store: their digests."""
+    digests, numbers = dict[int, str](), iter(range(count))
+
+    async def make(client: Client) -> None:
+        for number in numbers:
+            made = await client.animate(_wish(number))
+            await client.until_stored(made)
+            digests[number] = made.result.artifact.hex
+
+    async with Client(address) as client:
+        await asyncio.gather(*(make(client) for _ in range(_CALLERS)))
+    return digests
+
+
+def _wish(number: int) -> AnimateImageRequest:
+    request = AnimateImageRequest(image=photo(0), prompt=f"file {number}")
+    request.extra["size"].CopyFrom(pb.ParameterValue(int_value=_FILE))
+    return request
 
 
 class _Readers:
@@ -126,10 +200,8 @@ class _Readers:
         self._news.announce()
 
     async def _file(self, stub: Any, number: int, *, slow: bool) -> None:
-        request = AnimateImageRequest(image=photo(0), prompt=f"file {number}")
-        request.extra["size"].CopyFrom(pb.ParameterValue(int_value=_FILE))
         data, named = blake3(), ""
-        async for response in stub.AnimateImage(request):
+        async for response in stub.AnimateImage(_wish(number)):
             event = response.event
             data.update(event.chunk.data)
             named = event.result.artifact.hex or named
