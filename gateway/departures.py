@@ -70,7 +70,7 @@ class Departures:
         try:
             async with asyncio.timeout(self._longest_wait):
                 while not self._has_room(departure, size):
-                    await self._wait(size)
+                    await self._wait(departure, size)
             self.hold(departure, size)
         except TimeoutError:
             raise Overloaded("GATEWAY_BUSY") from None
@@ -96,12 +96,13 @@ class Departures:
     def _has_room(self, departure: Departure, size: int) -> bool:
         return self.line[0] is departure and (self.bytes == 0 or self.bytes + size <= self.max_bytes)
 
-    async def _wait(self, size: int) -> None:
+    async def _wait(self, departure: Departure, size: int) -> None:
         try:
             async with asyncio.timeout(self._patience):
                 await self._news.wait()
         except TimeoutError:
-            self._send_away(size)
+            if self.line[0] is departure:
+                self._send_away(size)
 
     def _send_away(self, size: int) -> None:
         """Have as many give way as it takes, those first who have stood still for longest."""
