@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from cache.memory import MemoryTier
@@ -26,6 +27,7 @@ from gateway.errors import Overloaded
 from gateway.ledger import Ledger
 
 EVERY = 0.1  # seconds; a few quick hits may bring a hundred mebibytes in a quarter of one
+_log = structlog.get_logger(__name__)
 
 
 class Level(IntEnum):
@@ -111,7 +113,11 @@ class Pressure:
 
     async def _watch(self, max_bytes: int) -> None:
         while True:
-            await self._look(max_bytes)
+            try:
+                await self._look(max_bytes)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the last look must not refuse people for ever
+                _log.error("memory not looked at", error=type(error).__name__)
+                self.level = Level.NONE
             await self._sleep(EVERY)
 
     async def _look(self, max_bytes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from gateway.departures import Departures, Reader
 from gateway.errors import Overloaded
 from gateway.wire import CHUNK_BYTES as PIECE
+from gateway.wire import Reply
 from reprise.v1.media_pb2_grpc import MediaServiceStub
 from tests.gateway.world import MIB, World, ask, eventually, outcome, problem_of
 
@@ -178,7 +180,9 @@ async def test_who_moves_does_not_give_way() -> None:
 async def test_a_caller_who_stands_still_is_told_to_ask_again(
     world: World, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """There is room for one file: the one who waits gets his, the other hears why he did not get the rest."""
+    """There is room for one file: the one who waits gets his, the other hears why he did not get the rest. Nobody holds
+    that file any more by then, which counts here for more than what is said of it.
+    """
     monkeypatch.setattr("gateway.serve.Departures", partial(Departures, patience=0.0, longest_wait=FOREVER))
     size = 16 * MIB
     worker = await world.worker()
@@ -186,16 +190,20 @@ async def test_a_caller_who_stands_still_is_told_to_ask_again(
     made = [await maker.animate(name, extra={"size": size}) for name in ("one", "two")]
     assert ["durable"] * 2 == [await maker.stored(each) for each in made]
     desk = await world.desk(worker, cache=world.only("l3"), max_departing_bytes=1)
+    copies = partial(_copies, made[0].result.artifact.hex)
+    before = copies()
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(desk.address, options=_OWN_CHANNEL))
         stub = MediaServiceStub(channel)
         still = aiter(stub.AnimateImage(ask("one", extra={"size": size})))
         await anext(still)
         await eventually(lambda: desk.metric("reprise_departing_bytes"), wanted=lambda held: held == size)
+        assert before + 1 == copies()
         if how == "hit":
             assert "hit from L3" == outcome(await desk.animate("two", extra={"size": size}))
         else:
             assert made[1].data == await desk.client.download(made[1].result.artifact)
+        assert before == copies()
 
         async def rest() -> None:
             async for _ in still:
@@ -208,6 +216,13 @@ async def test_a_caller_who_stands_still_is_told_to_ask_again(
         problem.retry_after,
     )
     await eventually(lambda: desk.metric("reprise_departing_bytes"), wanted=lambda held: held == 0)
+
+
+def _copies(digest: str) -> int:
+    """How often a file is held in wire form."""
+    gc.collect()
+    replies = [each for each in gc.get_objects() if isinstance(each, Reply)]
+    return sum(reply.record.output.digest.hex == digest for reply in replies)
 
 
 async def test_equal_requests_share_the_room_and_the_read(world: World) -> None:

@@ -31,6 +31,7 @@ class Machine:
         self.kept = 0
         self.memory = MemoryTier(max_bytes=10_000_000)
         self.trims = 0
+        self.failing = False
         self._before = 0
         self._steps = asyncio.Event()
         self._looks = asyncio.Event()
@@ -45,6 +46,8 @@ class Machine:
         return sorted(name for _, name in self.memory.entries.items())
 
     def resident(self) -> int:
+        if self.failing:
+            raise ValueError
         self._free()
         return self.base + self.kept + self.memory.entries.bytes
 
@@ -144,6 +147,17 @@ def _admits(ask: Callable[[], None]) -> bool:
     except Overloaded:
         return False
     return True
+
+
+async def test_a_look_that_fails_refuses_nobody() -> None:
+    """It is looked again."""
+    machine = Machine(base=990)
+    async with machine.pressure() as pressure:
+        levels = list[Level]()
+        for machine.failing in (False, True, False):
+            await machine.look()
+            levels.append(pressure.level)
+        assert [Level.NOTHING, Level.NONE, Level.NOTHING] == levels
 
 
 async def test_where_nobody_knows_what_there_may_be_nothing_is_done() -> None:
