@@ -1,8 +1,9 @@
 """Outlet: where a process writes lines, its log above all, and what never fails it.
 
-On a full disk a write raises OSError, in the middle of whatever had something to say: a request, a library that shows
-how far a model is loaded, the interpreter that flushes at the end. Here what has no room is dropped and counted, and
-the next line that has room begins on a line of its own. Nothing is buffered, so nothing waits for the room to come.
+On a full disk, or where whoever read the log is gone, a write raises OSError, in the middle of whatever had something
+to say: a request, a library that shows how far a model is loaded, the interpreter that flushes at the end. Here what
+has no room, or nobody takes, is dropped and counted, and the next line that is written begins on a line of its own.
+Nothing is buffered, so nothing waits for the room to come.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ class Outlet(io.FileIO):
         mode, ours = ("w", False) if isinstance(file, int) else ("a", True)
         super().__init__(file, mode, closefd=ours)
         self._of = of
-        self._torn = self._ends_within_a_line()
+        self._within = self._ends_within_a_line()  # the last byte that was written ends no line
+        self._torn = self._within  # and what was to follow it has been dropped
 
     def write(self, data: Any) -> int:
         """Never fails. Says that all was written, whatever was."""
         whole = b"\n" + data if self._torn else bytes(data)
         written = self._as_much_as_has_room(whole)
+        if written:
+            self._within = whole[written - 1 : written] != b"\n"
         if written < len(whole):
             dropped[self._of] += 1
-        if written:
-            self._torn = written < len(whole) and whole[written - 1 : written] != b"\n"
+        self._torn = self._within and written < len(whole)
         return len(data)
 
     def _as_much_as_has_room(self, data: bytes) -> int:

@@ -81,6 +81,27 @@ def test_a_line_that_was_torn_ends_before_the_next_one_that_has_room(tmp_path: P
     assert 2 == outlet.dropped["log"]
 
 
+def test_a_line_in_pieces_of_which_one_had_no_room_ends_before_the_next(tmp_path: Path) -> None:
+    """The piece that was written was whole; what was to follow it was not."""
+    file = tmp_path / "log"
+    with Outlet(file, "log").as_text() as lines:
+        with room(len("one")):
+            print("one", "two", file=lines)
+        print('{"next": 1}', file=lines)
+        print('{"next": 2}', file=lines)
+    assert 'one\n{"next": 1}\n{"next": 2}\n' == file.read_text()
+
+
+def test_what_nobody_reads_any_more_is_dropped_and_counted() -> None:
+    """As when the collector of a process's log has died."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as pipe, Outlet(pipe.fileno(), "log").as_text() as lines:
+        lines.write("heard\n")
+        os.close(reader)
+        lines.write("unheard\n")
+    assert 1 == outlet.dropped["log"]
+
+
 def test_a_line_that_another_process_has_torn_ends_before_ours(tmp_path: Path) -> None:
     """It was left without room, and has been replaced. Nothing is added to lines that are whole."""
     file = tmp_path / "log"
