@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 import aiohttp
 import grpc
 
+from cache.description import LONGEST_AGE
 from cache.digest import Digest
 from gateway.blueprint import LARGEST_FILE
 from gateway.budget import RetryBudget
@@ -206,13 +207,14 @@ class Client:
         """Wait until it is known whether the artifact is durable.
 
         A hit has no name to be watched by, and is stored because it is asked for: with its `request` it is asked for
-        again, for `patience` seconds. PENDING if it is not known then, or if the gateway that knew it is gone.
+        again, for `patience` seconds. PENDING if it is not known then, or if the gateway that knew it is gone;
+        NOT_STORED if nobody who was asked had it.
         """
         state = media.result.stored.state
         if state == media_pb2.Stored.STATE_PENDING and media.name:
             state = await self._watch_until_stored(media)
         if state == media_pb2.Stored.STATE_PENDING and request is not None:
-            state = await self._ask_until_stored(_for_its_state(request, media), patience)
+            state = await self._ask_until_stored(_for_its_state(request, media), media.result.artifact, patience)
         return state
 
     async def _watch_until_stored(self, media: Media) -> media_pb2.Stored.State:
@@ -222,24 +224,41 @@ class Client:
                 if event.HasField("stored"):
                     state = event.stored.state
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
+            if error.code() is not grpc.StatusCode.NOT_FOUND and not _leaves_unknown(_problem(error)):
                 raise
         return state
 
-    async def _ask_until_stored(self, request: Request, patience: float) -> media_pb2.Stored.State:
+    async def _ask_until_stored(
+        self, request: Request, artifact: common_pb2.Digest, patience: float
+    ) -> media_pb2.Stored.State:
         until, pause = self._clock() + patience, _FIRST_PAUSE
+        told: set[media_pb2.Stored.State] = set()  # one gateway may not have yet what another one is storing
         while self._clock() + pause < until:
             await self._sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
             try:
-                media = await self.make(request, deadline=until - self._clock())
-            except grpc.aio.AioRpcError as error:
-                if _problem(error).reason != "NOT_CACHED":
+                state = await self._held_state(request, artifact, until - self._clock())
+            except (grpc.aio.AioRpcError, ConnectionError) as error:
+                if not _leaves_unknown(_problem(error)):
                     raise
-                return media_pb2.Stored.STATE_NOT_STORED
-            if (state := media.result.stored.state) != media_pb2.Stored.STATE_PENDING:
+                return media_pb2.Stored.STATE_PENDING
+            if state == media_pb2.Stored.STATE_DURABLE:
                 return state
-        return media_pb2.Stored.STATE_PENDING
+            told.add(state)
+        lost = told == {media_pb2.Stored.STATE_NOT_STORED}
+        return media_pb2.Stored.STATE_NOT_STORED if lost else media_pb2.Stored.STATE_PENDING
+
+    async def _held_state(
+        self, request: Request, artifact: common_pb2.Digest, deadline: float
+    ) -> media_pb2.Stored.State:
+        """NOT_STORED where nothing is held, or another artifact, whose state says nothing of this one."""
+        try:
+            found = (await self.make(request, deadline=deadline)).result
+        except grpc.aio.AioRpcError as error:
+            if _problem(error).reason != "NOT_CACHED":
+                raise
+            return media_pb2.Stored.STATE_NOT_STORED
+        return found.stored.state if found.artifact == artifact else media_pb2.Stored.STATE_NOT_STORED
 
     async def watch(self, name: str, from_sequence: int = 0) -> AsyncIterator[media_pb2.GenerationEvent]:
         """The events of a generation from one on. A stream that breaks is picked up where it broke, at any gateway."""
@@ -420,13 +439,20 @@ def _broken(problem: Problem) -> bool:
     )
 
 
+def _leaves_unknown(problem: Problem) -> bool:
+    """Whether nobody was there, or in time, to answer what was asked."""
+    return _worth_another_try(problem) or problem.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def _for_its_state(request: Request, media: Media) -> Request:
-    """The request for what is held of this artifact, without its bytes."""
+    """The request for what is held of this artifact, without its bytes, however old it is by now."""
     again: Request = type(request).FromString(request.SerializeToString())
     again.cache_policy.mode = common_pb2.CachePolicy.MODE_ONLY_IF_CACHED
+    again.cache_policy.max_age.FromSeconds(int(LONGEST_AGE))  # unset, the deployment's default would hold
     again.delivery = media_pb2.DELIVERY_NONE
-    if again.cache_policy.fresh:
-        again.cache_policy.fresh, again.seed = False, media.result.seed
+    again.cache_policy.fresh = False
+    if media.result.seed:  # a model may have none, and refuse it; one that was drawn is not 0
+        again.seed = media.result.seed
     if isinstance(again, media_pb2.SynthesizeSpeechRequest):
         again.live = False
     return again

@@ -10,8 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc_status import rpc_status
 
+from cache.description import LONGEST_AGE
 from gateway.budget import RetryBudget
 from gateway.client import Client
 from gateway.errors import (
@@ -26,7 +28,7 @@ from gateway.errors import (
 )
 from gateway.stack.ports import free_port
 from gateway.status import Problem, status_of
-from reprise.v1.common_pb2 import CachePolicy
+from reprise.v1.common_pb2 import CachePolicy, Digest
 from reprise.v1.media_pb2 import (
     DELIVERY_NONE,
     Accepted,
@@ -483,10 +485,14 @@ async def test_a_name_whose_gateway_is_gone() -> None:
 
 # Hits that are not durable yet.
 
-HIT, STORED_HIT = (
-    GenerationEvent(sequence=1, chunk=Chunk(data=b"abc"), result=Result(seed=77, stored=Stored(state=state)))
-    for state in (Stored.STATE_PENDING, Stored.STATE_DURABLE)
-)
+
+def hit(state: Stored.State, hexadecimal: str = "ab") -> GenerationEvent:
+    result = Result(artifact=Digest(hex=hexadecimal, size=3), seed=77, stored=Stored(state=state))
+    return GenerationEvent(sequence=1, chunk=Chunk(data=b"abc"), result=result)
+
+
+HIT, STORED_HIT = hit(Stored.STATE_PENDING), hit(Stored.STATE_DURABLE)
+NOT_CACHED = NotFound("NOT_CACHED")
 
 
 async def test_a_hit_is_asked_for_again_until_it_is_durable() -> None:
@@ -516,16 +522,110 @@ async def test_a_hit_that_nobody_stores_is_not_asked_for_for_ever() -> None:
 
 
 async def test_a_hit_that_is_gone_was_not_stored() -> None:
-    gateway = Gateway().then(HIT).then(ends=NotFound("NOT_CACHED"))
+    """Once patience is over: until then somebody may be about to store it."""
+    gateway = Gateway().then(HIT)
+    for _ in range(100):
+        gateway.then(ends=NOT_CACHED)
+    async with meeting(gateway) as (client, time):
+        media = await client.animate(ask())
+        assert Stored.STATE_NOT_STORED == await client.until_stored(media, ask(), patience=20.0)
+    assert 10.0 < time.now < 20.0
+
+
+async def test_a_hit_that_the_next_gateway_does_not_have_yet_is_asked_for_again() -> None:
+    """A large one is nowhere but at its gateway until the object store has it."""
+    gateway = Gateway().then(HIT).then(ends=NOT_CACHED).then(ends=NOT_CACHED).then(STORED_HIT)
     async with meeting(gateway) as (client, _):
         media = await client.animate(ask())
-        assert Stored.STATE_NOT_STORED == await client.until_stored(media, ask())
+        assert Stored.STATE_DURABLE == await client.until_stored(media, ask())
+
+
+async def test_a_hit_that_one_gateway_has_is_not_called_lost_for_another_that_has_it_not() -> None:
+    gateway = Gateway().then(HIT)
+    for _ in range(50):
+        gateway.then(HIT).then(ends=NOT_CACHED)
+    async with meeting(gateway) as (client, _):
+        media = await client.animate(ask())
+        for patience in (20.0, 25.0):  # whoever of them is the last to be asked
+            assert Stored.STATE_PENDING == await client.until_stored(media, ask(), patience=patience)
+
+
+async def test_another_artifact_tells_nothing_of_a_hit() -> None:
+    """The one that is being replaced may be durable; that says nothing of the new one."""
+    gateway = Gateway().then(HIT)
+    for _ in range(100):
+        gateway.then(hit(Stored.STATE_DURABLE, "cd"))
+    async with meeting(gateway) as (client, _):
+        media = await client.animate(ask())
+        assert Stored.STATE_NOT_STORED == await client.until_stored(media, ask(), patience=20.0)
+        gateway.acts.insert(1, ([STORED_HIT], None))
+        assert Stored.STATE_DURABLE == await client.until_stored(media, ask(), patience=20.0)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [LOST, NO_WORKER, DeadlineExceeded(), None],
+    ids=lambda ending: getattr(ending, "reason", getattr(ending, "name", "no result")),
+)
+async def test_a_gateway_that_goes_leaves_it_unknown_whether_a_hit_is_stored(
+    ending: Refused | grpc.StatusCode | None,
+) -> None:
+    gateway = Gateway().then(HIT)
+    for _ in range(100):
+        gateway.then(ends=ending)
+    async with meeting(gateway) as (client, _):
+        media = await client.animate(ask())
+        assert Stored.STATE_PENDING == await client.until_stored(media, ask(), patience=20.0)
+
+
+async def test_what_was_made_at_a_gateway_that_died_is_not_known_to_be_stored() -> None:
+    """Whoever has the media has it: it is no error that nobody is there to be asked."""
+    gateway = Gateway().then(*WHOLE)
+    for _ in range(100):
+        gateway.then(ends=LOST)
+    async with meeting(gateway) as (client, _):
+        media = await client.animate(ask())
+        assert Stored.STATE_PENDING == await client.until_stored(media)
+        assert Stored.STATE_PENDING == await client.until_stored(media, ask(), patience=20.0)
+
+
+async def test_what_else_goes_wrong_with_a_hit_is_told() -> None:
+    gateway = Gateway().then(HIT).then(ends=Internal())
+    async with meeting(gateway) as (client, _):
+        media = await client.animate(ask())
+        assert grpc.StatusCode.INTERNAL == (await problem_of(client.until_stored(media, ask()))).code
+
+
+async def test_a_hit_is_never_too_old_to_be_asked_for_its_state_and_has_its_own_seed() -> None:
+    """Also where the deployment's own policy is to draw one, or to serve nothing that old."""
+    gateway = Gateway().then(HIT).then(STORED_HIT)
+    async with meeting(gateway) as (client, _):
+        request = ask(policy={"max_age": Duration(seconds=1)})
+        assert Stored.STATE_DURABLE == await client.until_stored(await client.animate(request), request)
+    again = gateway.asked[-1]
+    assert isinstance(again, AnimateImageRequest)
+    assert (LONGEST_AGE, 77) == (again.cache_policy.max_age.ToSeconds(), again.seed)
+    assert 1 == request.cache_policy.max_age.ToSeconds()
+
+
+async def test_a_model_that_draws_nothing_is_given_no_seed() -> None:
+    """It would refuse one."""
+    gateway = Gateway()
+    for event in (HIT, STORED_HIT):
+        unseeded = GenerationEvent.FromString(event.SerializeToString())
+        unseeded.result.seed = 0
+        gateway.then(unseeded)
+    async with meeting(gateway) as (client, _):
+        assert Stored.STATE_DURABLE == await client.until_stored(await client.animate(ask()), ask())
+    again = gateway.asked[-1]
+    assert isinstance(again, AnimateImageRequest)
+    assert not again.HasField("seed")
 
 
 async def test_what_was_made_at_a_gateway_that_is_gone_is_asked_for_with_the_seed_that_was_drawn() -> None:
     """Nobody can be told by name any more; what is held of it tells."""
     request = ask(policy={"fresh": True})
-    made = GenerationEvent(sequence=5, result=Result(seed=77, stored=Stored(state=Stored.STATE_PENDING)))
+    made = GenerationEvent(sequence=5, result=HIT.result)
     gateway = Gateway().then(ACCEPTED, PIECE, made).then(ends=NotFound("GENERATION_UNKNOWN")).then(STORED_HIT)
     async with meeting(gateway) as (client, _):
         media = await client.animate(request)
