@@ -208,22 +208,22 @@ def ask(request: Request, wishes: Wishes, usual: str, ending: str = "") -> None:
         write_request(wishes.save, request, medium)
     out_to = console(wishes.out)
 
-    async def converse(client: Client) -> tuple[Media, bytes | None, Stored.State]:
+    async def converse(client: Client) -> tuple[Media, Path | None, Stored.State]:
         with Live(out_to) as live:
             try:
                 media = await client.make(request, on_event=live.show, on_retry=live.retry, deadline=wishes.deadline)
             except asyncio.CancelledError:  # Ctrl-C
                 out_to.print(await _give_up(client, live.name))
                 raise
-        data = await client.fetch(media) if wishes.out or not media.url else None
+        file = None
+        if wishes.out or not media.url:
+            data = await client.fetch(media)
+            file = wishes.out or Path(f"{wishes.stem}{ending}.{media.result.media_type.rpartition('/')[2]}")
+            write(file, data)  # before it waits for anything else
         stored = await client.until_stored(media, request) if wishes.durable else media.result.stored.state
-        return media, data, stored
+        return media, file, stored
 
-    media, data, stored = call(wishes.address, wishes.api_key, converse)
-    suffix = media.result.media_type.rpartition("/")[2]
-    file = None if data is None else wishes.out or Path(f"{wishes.stem}{ending}.{suffix}")
-    if file is not None and data is not None:
-        write(file, data)
+    media, file, stored = call(wishes.address, wishes.api_key, converse)
     tell(out_to, media, stored, file)
     if wishes.url and not media.url:
         out_to.print("There is no URL: it was not stored, or the gateway serves none. The file came in the answer.")

@@ -351,6 +351,26 @@ async def test_durable_waits_for_a_hit_as_well(world: World, file: Path, tmp_pat
     assert (True, True) == ("hit from l1" in done.stdout, "stored: durable" in done.stdout), done.stdout
 
 
+async def test_the_file_is_there_while_durable_waits(world: World, file: Path, tmp_path: Path) -> None:
+    """Whatever becomes of the gateway then."""
+    worker = await world.worker()
+    gate = worker.hold("stored")
+    out = tmp_path / "out"
+    command = ("animate", file, "-p", "a cat", "-o", out, "--durable")
+    asked = asyncio.create_task(run(*command, desk=await world.desk(worker)))
+
+    async def written() -> bool:
+        return out.exists() and len(out.read_bytes()) == 1000
+
+    try:
+        await eventually(written)
+        assert not asked.done()
+    finally:
+        gate.open()
+        done = await asked
+    assert (0, True) == (done.exit_code, "stored: durable" in done.stdout)
+
+
 async def test_durable_fails_where_nothing_is_stored(world: World, file: Path, tmp_path: Path) -> None:
     """The file is there all the same."""
     desk = await world.desk(await world.worker())
