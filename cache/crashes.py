@@ -30,6 +30,7 @@ class Crashes:
         self._by_address: dict[Address, dict[str, float]] = {}  # process -> when
 
     def add(self, crash: Crash) -> None:
+        self.forget(crash.at - REMEMBERED)
         self._by_address.setdefault(crash.address, {}).setdefault(crash.process, crash.at)
 
     def enough(self, address: Address, *, since: float) -> float | None:
@@ -42,7 +43,7 @@ class Crashes:
         return [address for address in list(self._by_address) if self.enough(address, since=since) is not None]
 
     def forget(self, before: float) -> None:
-        """Drop crashes older than this time."""
+        """Drop crashes older than this time, as those are that came long before the last one."""
         kept = {
             address: {process: at for process, at in crashes.items() if at >= before}
             for address, crashes in self._by_address.items()

@@ -81,6 +81,12 @@ class Flight(Generic[E]):
             if self.followers == 0 and not self.ended:
                 self._on_deserted(self)
 
+    def wait_again(self) -> None:
+        """What went on has to begin anew: it is dropped again if nobody follows it for a grace."""
+        self.goes_on = False
+        if self.followers == 0 and not self.ended:
+            self._on_deserted(self)
+
     def wake(self) -> None:
         """Let followers look whether they still want to follow."""
         self._news.announce()

@@ -35,7 +35,13 @@ NotFoundReason: TypeAlias = Literal[
     "ENTRY_UNKNOWN",
 ]
 UnavailableReason: TypeAlias = Literal[
-    "NO_WORKER", "NEVER_DESCRIBED", "STORE_UNREACHABLE", "WORKER_CHANGED", "SOUND_CHANGED", "GATEWAY_LEAVING"
+    "NO_WORKER",
+    "NEVER_DESCRIBED",
+    "STORE_UNREACHABLE",
+    "WORKER_CHANGED",
+    "WORKERS_DIED",
+    "SOUND_CHANGED",
+    "GATEWAY_LEAVING",
 ]
 OverloadedReason: TypeAlias = Literal[
     "QUEUE_FULL", "QUEUE_TOO_LONG", "TENANT_SHARE", "UPLOAD_SHARE", "DEVICE_MEMORY", "GATEWAY_BUSY", "MEMORY_SHORT"
@@ -55,6 +61,7 @@ _UNAVAILABLE: dict[UnavailableReason, str] = {
     "NEVER_DESCRIBED": "no worker has described this model yet",
     "STORE_UNREACHABLE": "the store cannot be reached",
     "WORKER_CHANGED": "the model changed at its workers while this was planned: ask again",
+    "WORKERS_DIED": "two workers died before they had begun with this: ask again",
     "SOUND_CHANGED": "what was heard is not what was made in the end: ask again, and hear it from its beginning",
     "GATEWAY_LEAVING": "this gateway ends: ask again, another one answers",
 }

@@ -14,6 +14,7 @@ import structlog
 from opentelemetry.trace import Span, StatusCode
 
 from cache.clock import steady
+from cache.crashes import ENOUGH
 from cache.description import Description, Scalar
 from cache.digest import Digest
 from cache.flight import Flight
@@ -71,7 +72,9 @@ class _Run:
     fill: Callable[[Completed], None]
     arrival: Arrival
     with_media: bool
-    begun: bool = False  # the worker where it was sent last works on it
+    begun: str = ""  # the process of a worker where it has the device
+    told: bool = False  # whether the worker where it was sent last has said anything of it
+    lost: int = 0  # workers that died before they did
     tuned: bool = False
     heard: int = 0  # samples
 
@@ -80,6 +83,18 @@ class _Run:
 
     async def contents(self) -> dict[str, bytes]:
         return await _contents(self.plan) if self.with_media else {}
+
+    def sent(self) -> None:
+        """It is on its way to a worker, and what was running before is dropped again if nobody follows it."""
+        self.told = False
+        if self.begun:
+            self.begun = ""
+            self.flight.wait_again()
+
+    def begin(self, process: str) -> None:
+        """It has the device there, and goes on if nobody follows it: somebody must hear what becomes of the worker."""
+        self.begun = process
+        self.flight.goes_on = True
 
     def hear(self, event: GenerationEvent) -> None:
         """Publish samples that were made. What is made again by another worker is not told again."""
@@ -273,7 +288,8 @@ class Forwarder:
         Quarantined.
         """
         self._quarantine.check(run.plan.address)
-        process, run.begun = worker.process, False
+        run.sent()
+        process = worker.process
         contents = await run.contents()
         span = self._tracing.child(run.span, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, contents, span, patience=self._patience)
@@ -283,8 +299,8 @@ class Forwarder:
             try:
                 told = await asyncio.shield(reading)
             except grpc.aio.AioRpcError as error:
-                if run.begun and _is_cut_off(error) and await worker.has_died(process):
-                    self._quarantine.suspect(run.plan.address, process)
+                if _is_cut_off(error) and await worker.has_died(run.begun or process):
+                    self._blame(run)
                 raise
             if isinstance(told, Elsewhere):
                 span.set_attribute("reprise.worker.elsewhere", told.worker)
@@ -302,6 +318,17 @@ class Forwarder:
                 del self._attendances[run.flight]
             await asyncio.gather(reading, return_exceptions=True)
             span.end()
+
+    def _blame(self, run: _Run) -> None:
+        """A worker died where this run was. Raises Unavailable if that was so twice before it came to the device: then
+        what is not told apart from it may be why, and it is not accused; but it must not go on from worker to worker.
+        """
+        if run.begun:
+            self._quarantine.suspect(run.plan.address, run.begun)
+        elif not run.told:
+            run.lost += 1
+            if run.lost >= ENOUGH:
+                raise Unavailable("WORKERS_DIED", retry_after=_NO_WORKER_RETRY)
 
     async def _store(self, artifact: _Artifact, plan: Plan) -> Stored:
         if not plan.policy.store:
@@ -380,8 +407,9 @@ async def _read(
     try:
         async for message in call:
             heard()
+            run.told = True
             if message.HasField("begun"):
-                run.begun = True
+                run.begin(message.begun.process)
             elif message.HasField("finished"):
                 run.arrival.end()
                 artifact = await _verified(message.finished, chunks, run.plan)
@@ -399,9 +427,7 @@ async def _read(
             elif message.event.HasField("sound") or message.event.HasField("samples"):
                 if can_be_heard(run.plan.parameters):
                     run.hear(message.event)
-            else:
-                if message.event.HasField("queued"):
-                    run.begun = False
+            elif message.HasField("event"):
                 message.event.sequence = len(flight.events) + 1
                 flight.publish(event_response(message.event))
     except grpc.aio.AioRpcError as error:

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from cache.description import Description
 from cache.news import News
 from cache.telemetry import as_metadata
+from gateway.status import explain_error
 from gateway.wire import serialize, tag, varint
 from reprise.v1.inference_pb2 import (
     DESCRIPTOR,
@@ -60,6 +61,7 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_NOBODY_LISTENS = ("Connection refused", "No such file or directory")  # at a port; at a socket
 _SERVICE = DESCRIPTOR.services_by_name["InferenceService"].full_name
 _IN_A_PIECE = tag(RunRequest.PIECE_FIELD_NUMBER)
 _NAME, _CONTENT = tag(MediaPiece.NAME_FIELD_NUMBER), tag(MediaPiece.CONTENT_FIELD_NUMBER)
@@ -98,7 +100,7 @@ class Worker:
         self.status: StatusResponse | None = None
         self.descriptions: dict[str, Description] = {}
         self.started_at = 0.0
-        self.process = ""  # which one serves there: another one after a restart
+        self.process = ""  # which one serves there, as it names itself
         self._leaving = ""  # the process that said it would go
         self._changed = changed
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
@@ -171,15 +173,16 @@ class Worker:
 
     async def has_died(self, process: str) -> bool:
         """Whether this process, which was there, is gone without having said that it would go. False if nobody knows:
-        what is silent may live.
+        what is silent may live, and so may what cannot be reached.
         """
         if process == self._leaving:
             return False
         try:
             response: DescribeResponse = await self._stub.Describe(DescribeRequest(), timeout=_ANSWERS_WITHIN)
         except grpc.aio.AioRpcError as error:
-            return error.code() is grpc.StatusCode.UNAVAILABLE  # nobody listens, or whoever came after it still loads
-        return _process(response) != process
+            said = error.details() or ""
+            return explain_error(error).reason == "LOADING" or any(words in said for words in _NOBODY_LISTENS)
+        return response.process != process
 
     async def retire(self) -> None:
         """Give it no new work, let what runs there end, and close."""
@@ -232,7 +235,7 @@ class Worker:
         descriptions = [Description.from_bytes(content) for content in response.descriptions]
         self.descriptions = {description.model: description for description in descriptions}
         self.started_at = response.started_at
-        self.process = _process(response)
+        self.process = response.process
 
     async def _follow_status(self) -> None:
         call = self._stub.Status(StatusRequest())
@@ -340,10 +343,6 @@ class Fleet:
     async def _retire(self, worker: Worker) -> None:
         await worker.retire()
         self._retiring = {task: other for task, other in self._retiring.items() if other is not worker}
-
-
-def _process(response: DescribeResponse) -> str:
-    return f"{response.worker} {response.started_at}"
 
 
 def _rendezvous(address: str, affinity: str) -> bytes:

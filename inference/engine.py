@@ -47,7 +47,7 @@ from inference.plan import Plan, read_plan
 from inference.status import report_fault
 from inference.turns import Ticket
 from inference.workshop import Workshop
-from reprise.v1.inference_pb2 import Begun, Elsewhere, ForeseeResponse, RunRequest, RunResponse, StatusResponse
+from reprise.v1.inference_pb2 import Elsewhere, ForeseeResponse, RunRequest, RunResponse, StatusResponse
 
 _Key: TypeAlias = "tuple[Address, bool, bool, float | None]"
 
@@ -103,7 +103,6 @@ class Engine:
         )
         bind(span)
         try:
-            yield RunResponse(begun=Begun())
             meaning = await self._understand(plan)
             async with aclosing(self._follow(plan, meaning, span)) as responses:
                 async for response in responses:

@@ -61,9 +61,9 @@ class EventLog:
     def queued(self, position: int) -> None:
         self._publish(GenerationEvent(queued=Queued(position=position)))
 
-    def begun(self) -> None:
-        """It has the device."""
-        self._flight.publish(RunResponse(begun=Begun()))
+    def begun(self, process: str) -> None:
+        """It has the device of this process."""
+        self._flight.publish(RunResponse(begun=Begun(process=process)))
 
     async def heard(self) -> None:
         """Wait until what was told so far has left this process, if anybody follows and takes it."""

@@ -169,10 +169,10 @@ class Job:
 
     async def _run(self, inputs: Inputs, log: EventLog) -> asyncio.Future[bool]:
         self._began = self._shop.clock()
-        log.begun()
+        log.begun(self._shop.process)
         await inputs.find()  # again, for those that had the device meanwhile may have made what was missing
-        outputs = await inputs.gather()
         await log.heard()  # for if this process dies of what comes now, nobody can be told any more
+        outputs = await inputs.gather()
         work = inputs.work()
         self._costs.know(inputs.records, [stage.name for stage in work.reuse])
         self._lineage = Lineage(self._plan, self._meaning)

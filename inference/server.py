@@ -67,10 +67,12 @@ class InferenceServicer(InferenceServiceServicer):
         self.news.announce()
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
+        engine = self._ready()
         return pb.DescribeResponse(
-            descriptions=[model.description.to_bytes() for model in self._ready().models.values()],
+            descriptions=[model.description.to_bytes() for model in engine.models.values()],
             worker=self._name,
             started_at=self._started_at,
+            process=engine.shop.process,
         )
 
     async def Run(  # type: ignore[override]  # see above

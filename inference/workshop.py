@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -55,6 +56,7 @@ class Workshop:
         accesses: AccessLog | None = None,
         clock: Callable[[], float] = steady,
     ) -> None:
+        self.process = secrets.token_hex(8)  # names this one, whatever was here before a restart
         self.device = device
         self.beside = beside  # moves things to and off the device while it computes
         self.pool = pool

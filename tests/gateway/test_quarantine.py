@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -31,13 +32,19 @@ async def three_workers(world: World) -> tuple[list[ScriptedWorker], list[Gate]]
     return workers, [worker.hold("step") for worker in workers]
 
 
-async def dies_of_it(workers: list[ScriptedWorker], gates: list[Gate], *, tries: int) -> None:
-    """The worker that the last of so many tries has come to dies while it runs there."""
+async def has_begun(gates: list[Gate], *, tries: int) -> None:
+    """The last of so many tries has come to a worker."""
 
     async def tried() -> int:
         return sum(gate.reached.is_set() for gate in gates)
 
     await eventually(tried, wanted=lambda count: count == tries)
+
+
+async def dies_of_it(workers: list[ScriptedWorker], gates: list[Gate], *, tries: int) -> None:
+    """The worker that the last of so many tries has come to dies while it runs there."""
+
+    await has_begun(gates, tries=tries)
     reached = [worker for worker, gate in zip(workers, gates, strict=True) if gate.reached.is_set()]
     (last,) = [worker for worker in reached if not worker.dead]
     await last.die()
@@ -87,11 +94,7 @@ async def test_what_waited_for_the_device_is_not_held_to_account(world: World) -
         worker.line_up(8)
     desk = await world.desk(*workers)
     running = desk.follow()
-
-    async def begun() -> bool:
-        return any(gate.reached.is_set() for gate in gates)
-
-    await eventually(begun)
+    await has_begun(gates, tries=1)
     waiting = desk.follow("a dog")
     await waiting.seen("queued")
     await dies_of_it(workers, gates, tries=1)
@@ -134,6 +137,57 @@ async def test_what_is_cached_is_served_though_workers_died_of_it(world: World) 
         await dies_of_it(workers, gates, tries=tries)
     assert "QUARANTINED" == (await problem_of(anew.media())).reason
     assert "hit from L1" == outcome(await desk.animate())
+
+
+async def test_what_workers_die_of_is_set_apart_though_its_callers_have_left(world: World) -> None:
+    """They had less patience than it takes to die of it; each comes back, and one day there would be no worker."""
+    workers, gates = await three_workers(world)
+    desk = await world.desk(*workers)
+    for tries in (1, 2):
+        impatient = desk.follow()
+        await has_begun(gates, tries=tries)
+        await impatient.leave()
+        await dies_of_it(workers, gates, tries=tries)
+
+        async def lost() -> float:
+            return await desk.metric("reprise_runs_lost_total")
+
+        await eventually(lost, wanted=tries.__eq__)
+    assert "QUARANTINED" == (await problem_of(desk.client.animate(ask()))).reason
+    assert 2 == sum(worker.dead for worker in workers)
+
+
+async def test_a_run_that_lost_its_worker_is_not_begun_again_for_nobody(world: World) -> None:
+    """The grace is over, here at once, and nobody has come back."""
+    workers, gates = await three_workers(world)
+    desk = await world.desk(*workers)
+    follower = desk.follow()
+    await has_begun(gates, tries=1)
+    await follower.leave()
+    await dies_of_it(workers, gates, tries=1)
+
+    async def under_way() -> int:
+        return len(desk.gateway._flights)
+
+    await eventually(under_way, wanted=lambda count: count == 0)
+    assert 1 == sum(gate.reached.is_set() for gate in gates)
+
+
+async def test_what_dies_before_it_has_begun_is_accused_by_nobody_and_does_not_go_on(world: World) -> None:
+    """It may be anything that was there: its callers are told to ask again, and are served when they do."""
+    workers, _ = await three_workers(world)
+    desk = await world.desk(*workers)
+    arrived = [worker.hold("arrived") for worker in workers]
+    follower = desk.follow()
+    for tries in (1, 2):
+        await dies_of_it(workers, arrived, tries=tries)
+    problem = await problem_of(follower.media())
+    assert (grpc.StatusCode.UNAVAILABLE, "WORKERS_DIED", 2.0) == (problem.code, problem.reason, problem.retry_after)
+    (alive,) = [worker for worker in workers if not worker.dead]
+    for gate in (alive.hold("arrived"), alive.hold("step")):
+        gate.open()
+    assert "miss" == outcome(await desk.animate())
+    assert 0 == await desk.metric("reprise_runs_lost_total")
 
 
 # Who is held to have died.
@@ -184,6 +238,17 @@ async def test_a_worker_that_said_it_would_go_has_not_died(world: World) -> None
         await eventually(heard)
         await worker.die()
         assert not await seen.has_died(seen.process)
+
+
+async def test_a_worker_that_cannot_be_reached_may_live(world: World) -> None:
+    """What is in between takes connections, and passes nothing on."""
+    worker = await world.worker()
+    async with watched(worker) as seen:
+        await worker.die()
+        host, _, port = worker.address.partition(":")
+        between = await asyncio.start_server(lambda reader, writer: writer.close(), host, int(port))
+        async with between:
+            assert not await seen.has_died(seen.process)
 
 
 async def test_of_a_worker_that_is_silent_nobody_knows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

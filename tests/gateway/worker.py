@@ -5,6 +5,7 @@ tests are about: `requests` (plans received), `generations` (runs that computed 
 makes it stop at a point with `hold`, waits until it is there, and lets it go on.
 
     describe    a question what it serves has come
+    arrived     a plan has come, nothing was told of it yet
     begin       a run has started, nothing was looked up yet
     step        before every step of the denoising
     sentence    before every sentence that has to be made
@@ -260,6 +261,10 @@ class ScriptedWorker(InferenceServiceServicer):
 
     # What a test does with it.
 
+    @property
+    def process(self) -> str:
+        return f"{self.address} {self.started_at}"
+
     def hold(self, point: str) -> Gate:
         """Stop every run at this point from now on."""
         self._gates[point] = Gate()
@@ -315,6 +320,7 @@ class ScriptedWorker(InferenceServiceServicer):
             descriptions=[description.to_bytes() for description in self.descriptions.values()],
             worker=self.address,
             started_at=self.started_at,
+            process=self.process,
         )
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusResponse]:
@@ -384,10 +390,10 @@ class ScriptedWorker(InferenceServiceServicer):
                 request.pictures[name].rgb = content
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
+        await self.at("arrived")
         if self.refusals:
             await self.at("refuse")
             await _abort(context, self.refusals.pop(0))
-        yield pb.RunResponse(begun=pb.Begun())
         try:
             job = _Job(self, request)
         except Refusal as refusal:
@@ -628,7 +634,7 @@ class _Job:
             flight.publish(_event(progress=media.Progress(stage=whole, step=1, steps=1, part=part, parts=parts)))
         if stage.name == "denoise":
             async with self._turn(stage):
-                flight.publish(pb.RunResponse(begun=pb.Begun()))
+                flight.publish(pb.RunResponse(begun=pb.Begun(process=self.worker.process)))
                 await flight.told(patience=20.0)
                 steps = int(self.parameters["num_inference_steps"])
                 for step in range(1, steps + 1):

@@ -14,14 +14,16 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("descriptions", "worker", "started_at")
+    __slots__ = ("descriptions", "worker", "started_at", "process")
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     descriptions: _containers.RepeatedScalarFieldContainer[bytes]
     worker: str
     started_at: float
-    def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ...) -> None: ...
+    process: str
+    def __init__(self, descriptions: _Optional[_Iterable[bytes]] = ..., worker: _Optional[str] = ..., started_at: _Optional[float] = ..., process: _Optional[str] = ...) -> None: ...
 
 class RunRequest(_message.Message):
     __slots__ = ("model", "revision", "parameters", "pictures", "sounds", "namespaces", "addresses", "records", "reuse_nothing", "store_nothing", "replace", "follower", "max_age", "idle", "must_run", "tags", "idle_priority", "estimates", "piece")
@@ -165,8 +167,10 @@ class RunResponse(_message.Message):
     def __init__(self, event: _Optional[_Union[_media_pb2.GenerationEvent, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., stored: _Optional[_Union[_media_pb2.Stored, _Mapping]] = ..., elsewhere: _Optional[_Union[Elsewhere, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ...) -> None: ...
 
 class Begun(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("process",)
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    process: str
+    def __init__(self, process: _Optional[str] = ...) -> None: ...
 
 class Elsewhere(_message.Message):
     __slots__ = ("worker",)
