@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from operator import eq
 
 import grpc
 import pytest
@@ -39,6 +41,15 @@ async def has_begun(gates: list[Gate], *, tries: int) -> None:
         return sum(gate.reached.is_set() for gate in gates)
 
     await eventually(tried, wanted=lambda count: count == tries)
+
+
+async def known(desk: Desk) -> None:
+    """The gateway has heard that its run has the device."""
+
+    async def goes_on() -> bool:
+        return any(flight.goes_on for flight in desk.gateway._flights)
+
+    await eventually(goes_on)
 
 
 async def dies_of_it(workers: list[ScriptedWorker], gates: list[Gate], *, tries: int) -> None:
@@ -146,13 +157,14 @@ async def test_what_workers_die_of_is_set_apart_though_its_callers_have_left(wor
     for tries in (1, 2):
         impatient = desk.follow()
         await has_begun(gates, tries=tries)
+        await known(desk)
         await impatient.leave()
         await dies_of_it(workers, gates, tries=tries)
 
         async def lost() -> float:
             return await desk.metric("reprise_runs_lost_total")
 
-        await eventually(lost, wanted=tries.__eq__)
+        await eventually(lost, wanted=partial(eq, tries))
     assert "QUARANTINED" == (await problem_of(desk.client.animate(ask()))).reason
     assert 2 == sum(worker.dead for worker in workers)
 
@@ -163,6 +175,7 @@ async def test_a_run_that_lost_its_worker_is_not_begun_again_for_nobody(world: W
     desk = await world.desk(*workers)
     follower = desk.follow()
     await has_begun(gates, tries=1)
+    await known(desk)
     await follower.leave()
     await dies_of_it(workers, gates, tries=1)
 

@@ -180,7 +180,7 @@ async def test_policies_of_a_favourite_do_not_stand_in_its_way(desk: Desk, worke
 async def test_leaving_ends_it(world: World, worker: ScriptedWorker) -> None:
     """What waits is given up after the grace, nothing more is begun, and there is room for another."""
     desk = await world.desk(worker)
-    gate = worker.hold("step")
+    gate = worker.hold("begin")
     warming = asyncio.create_task(warm(desk.client, *favourites("one", "two")))
     await gate.reached.wait()
     warming.cancel()
