@@ -34,7 +34,8 @@ class MediaServiceStub:
       it, or it is too long for the deadline (retry after RetryInfo, which `grpc-retry-pushback-ms` in the trailers
       repeats). Never what is cached or under way. A message over 64 MiB is not read at all: the same code, without
       details.
-    - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
+    - UNAVAILABLE: nothing is cached and no worker can be reached, or those that were died before they had begun. Retry
+      after RetryInfo.
     - FAILED_PRECONDITION, reason QUARANTINED: workers died of this very request. Change it; ErrorInfo says for how many
       seconds it is not run again.
     - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again. With reason
@@ -115,7 +116,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
           it, or it is too long for the deadline (retry after RetryInfo, which `grpc-retry-pushback-ms` in the trailers
           repeats). Never what is cached or under way. A message over 64 MiB is not read at all: the same code, without
           details.
-        - UNAVAILABLE: nothing is cached and no worker can be reached. Retry after RetryInfo.
+        - UNAVAILABLE: nothing is cached and no worker can be reached, or those that were died before they had begun. Retry
+          after RetryInfo.
         - FAILED_PRECONDITION, reason QUARANTINED: workers died of this very request. Change it; ErrorInfo says for how many
           seconds it is not run again.
         - DEADLINE_EXCEEDED, CANCELLED: as the caller wished. The work may be watched or asked for again. With reason
