@@ -4,6 +4,8 @@ How large a file is stands in its record, so its bytes are reserved before it is
 it waits in line. While it is read there are two copies of it: its pieces and the whole, sealed and opened, as a file
 and in wire form. From then on there is one, until everybody who shares the read has been sent it.
 
+A size that only the caller has said is not believed so far that others wait for it: it waits until nobody else does.
+
 A reader may stand still for as long as nobody needs the room. Where somebody waits for it, those who have not moved for
 `patience` seconds lose the file: they are told to ask again as soon as they move. Whoever has waited for `longest_wait`
 seconds is told so too.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -23,6 +25,7 @@ from gateway.errors import Overloaded
 from gateway.wire import CHUNK_BYTES
 
 _COPIES = 2  # of a file while it is read
+_MOST_WAITING = 256  # files
 
 
 class Departures:
@@ -54,9 +57,11 @@ class Departures:
         waiting.set_function(lambda: len(self.line))
 
     @contextmanager
-    def one(self, key: Hashable) -> Iterator[Reader]:
-        """One reader of a file. Who comes with the same key before it has been read shares the read."""
-        departure = self._open.setdefault(key, Departure(self, key))
+    def one(self, key: Hashable, *, claimed: bool = False) -> Iterator[Reader]:
+        """One reader of a file. Who comes with the same key before it has been read shares the read. `claimed`: its
+        size is what the caller says.
+        """
+        departure = self._open.setdefault(key, Departure(self, key, claimed=claimed))
         reader = Reader(departure, self._clock)
         departure.readers.append(reader)
         try:
@@ -65,11 +70,15 @@ class Departures:
             departure.leave(reader)
 
     async def reserve(self, departure: Departure, size: int) -> None:
-        """Wait in line for so many bytes. Raises Overloaded."""
+        """Wait in line for so many bytes, as long as there is a reader. Raises Overloaded."""
+        if len(self.line) >= _MOST_WAITING:
+            raise Overloaded("GATEWAY_BUSY")
         self.line.append(departure)
         try:
             async with asyncio.timeout(self._longest_wait):
                 while not self._has_room(departure, size):
+                    if not departure.readers:
+                        raise Overloaded("GATEWAY_BUSY")
                     await self._wait(departure, size)
             self.hold(departure, size)
         except TimeoutError:
@@ -93,16 +102,24 @@ class Departures:
         if self._open.get(key) is departure:
             del self._open[key]
 
+    def look_again(self) -> None:
+        """Somebody in line may not need to wait any more."""
+        self._news.announce()
+
     def _has_room(self, departure: Departure, size: int) -> bool:
-        return self.line[0] is departure and (self.bytes == 0 or self.bytes + size <= self.max_bytes)
+        return self._is_next(departure) and (self.bytes == 0 or self.bytes + size <= self.max_bytes)
+
+    def _is_next(self, departure: Departure) -> bool:
+        first = next((each for each in self.line if not each.claimed), departure)
+        return first is departure
 
     async def _wait(self, departure: Departure, size: int) -> None:
-        try:
+        # Looked at after any news, too: where there is some all the time, nobody would be sent away otherwise.
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
                 await self._news.wait()
-        except TimeoutError:
-            if self.line[0] is departure:
-                self._send_away(size)
+        if self._is_next(departure) and not self._has_room(departure, size):
+            self._send_away(size)
 
     def _send_away(self, size: int) -> None:
         """Have as many give way as it takes, those first who have stood still for longest."""
@@ -119,7 +136,8 @@ class Departures:
 class Departure:
     """One file, for all who share its read."""
 
-    def __init__(self, departures: Departures, key: Hashable) -> None:
+    def __init__(self, departures: Departures, key: Hashable, *, claimed: bool) -> None:
+        self.claimed = claimed
         self._all = departures
         self._key = key
         self._size = 0
@@ -144,6 +162,10 @@ class Departure:
             await self._all.reserve(self, _COPIES * size)
             self._size = size
 
+    def found_nothing(self) -> None:
+        """There is no such file, or it cannot be read."""
+        self._size = 0
+
     def settle(self) -> None:
         """Give back what is not needed any more."""
         if self._reading:
@@ -164,6 +186,8 @@ class Departure:
         if reader in self.readers:
             self.readers.remove(reader)
             self.settle()
+            if self in self._all.line:
+                self._all.look_again()
 
 
 class Reader:

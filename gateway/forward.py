@@ -289,8 +289,8 @@ class Forwarder:
         """
         self._quarantine.check(run.plan.address)
         run.sent()
-        process = worker.process
         contents = await run.contents()
+        process = worker.process
         span = self._tracing.child(run.span, "reprise.worker", {"server.address": worker.address})
         call = worker.run(request, contents, span, patience=self._patience)
         self._attendances[run.flight] = attendance = _Attendance(worker, request.follower, run.flight)

@@ -147,7 +147,7 @@ class MediaServicer:
                 raise OutOfRange("offset", f"the artifact has {digest.size} bytes")
             namespaces = self._planner.namespaces(visit.principal).values()
             key = digest, tuple(namespaces)
-            with self._departures.one(key) as reader:
+            with self._departures.one(key, claimed=True) as reader:
                 artifact = partial(self._artifact, digest, namespaces, reader.departure)
                 reader.takes(_pieces(await self._downloads.share(key, artifact), request.offset, digest.size))
                 for piece in reader:

@@ -3,7 +3,7 @@
 | of the memory it may have | what is given up |
 |---|---|
 | 85 % | entries of L1, those of least value first, until it is below; what they took goes back to the system |
-| 92 % | what would begin a generation, or decode media: refused (MEMORY_SHORT). Hits go on |
+| 92 % | what would begin a generation, or decode media that are new here: refused (MEMORY_SHORT). Other hits go on |
 | 95 % | everything but health checks and what operators ask |
 
 A step is taken back once it is three hundredths below where it began, so that none of them flaps.
@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import grpc
 import structlog
+from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import CollectorRegistry, Gauge
 
 from cache.memory import MemoryTier
@@ -41,6 +42,7 @@ class Level(IntEnum):
 
 _BEGINS = {Level.NOTHING: 0.95, Level.HITS: 0.92, Level.SHRINK: 0.85}  # as a share of what there may be
 _SLACK = 0.03
+_WORTH_A_TRY = 0.01  # more than was left the last time: giving back holds up whoever wants memory meanwhile
 
 
 def level_at(share: float, before: Level) -> Level:
@@ -122,12 +124,12 @@ class Pressure:
 
     async def _look(self, max_bytes: int) -> None:
         resident = await asyncio.to_thread(self._resident)
-        if resident >= _BEGINS[Level.SHRINK] * max_bytes and self._can_relieve(resident):
+        if resident >= _BEGINS[Level.SHRINK] * max_bytes and self._can_relieve(resident, max_bytes):
             resident = await self._relieve(max_bytes)
         self.bytes, self.level = resident, level_at(resident / max_bytes, self.level)
 
-    def _can_relieve(self, resident: int) -> bool:
-        return self._memory.entries.bytes > 0 or resident > self._relieved
+    def _can_relieve(self, resident: int, max_bytes: int) -> bool:
+        return self._memory.entries.bytes > 0 or resident > self._relieved + _WORTH_A_TRY * max_bytes
 
     async def _relieve(self, max_bytes: int) -> int:
         """Give back what is free, then as much of L1 as it takes; the bytes that are resident after that."""
@@ -148,10 +150,11 @@ class Pressure:
 class PressureInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls of these services before anything of them is read, where there is memory for nothing."""
 
-    def __init__(self, pressure: Pressure, ledger: Ledger, *services: str) -> None:
+    def __init__(self, pressure: Pressure, ledger: Ledger, *services: ServiceDescriptor) -> None:
         self._pressure = pressure
         self._ledger = ledger
-        self._prefixes = tuple(f"/{service}/" for service in services)
+        # By name: what else callers may write there is counted nowhere.
+        self._methods = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
 
     async def intercept_service(
         self,
@@ -159,7 +162,7 @@ class PressureInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         method = handler_call_details.method
-        if method.startswith(self._prefixes):
+        if method in self._methods:
             try:
                 self._pressure.admit_anything()
             except Overloaded as refused:

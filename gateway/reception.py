@@ -91,8 +91,9 @@ class Reception(ABC, Generic[H, F, C]):
 
     Decoding runs in a few threads of its own. A caller that leaves does not free its thread before it is done, so that
     asking and leaving again and again cannot make more of them. At most `most_waiting` files wait or are decoded at
-    once, and none where `admit` raises; equal files of one namespace at the same time, decoded alike, are one. What is
-    remembered is remembered per namespace: how long an answer takes must not tell what others have uploaded.
+    once; equal files of one namespace at the same time, decoded alike, are one. Where `admit` raises none is decoded
+    that is new here. What is remembered is remembered per namespace: how long an answer takes must not tell what
+    others have uploaded.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Reception(ABC, Generic[H, F, C]):
         again = partial(self._once, place, how, fetch)
         if (facts := self._recall(place)) is not None:
             return facts, None, again
+        self._admit()  # not where it is wanted again: that is for what was let in
         content = await again()
         return self._facts(content), content, again
 
@@ -145,7 +147,6 @@ class Reception(ABC, Generic[H, F, C]):
         return await asyncio.shield(under_way)
 
     def _begin(self, place: Hashable, how: H, raw: bytes) -> asyncio.Future[C]:
-        self._admit()
         if len(self._decoding) >= self._most_waiting:
             raise Overloaded("GATEWAY_BUSY")
         under_way = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, raw, how)

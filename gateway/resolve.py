@@ -230,6 +230,7 @@ class Resolver:
                 plan.address, plan.description.final.ttl, max_age=plan.policy.max_age, reserve=departure.reserve
             )
             if found.record is None or found.data is None:
+                departure.found_nothing()
                 return found, None
             reply = Reply.of(found.record, found.data, random_weights=plan.description.random_weights)
             self._hold(reply)

@@ -154,7 +154,7 @@ async def open_gateway(settings: GatewaySettings, telemetry: Telemetry) -> Async
         fleet.watch(telemetry.registry)
         identity = IdentityInterceptor(PeerIdentifier(secret, identify))
         errors = ErrorInterceptor()
-        short = PressureInterceptor(pressure, ledger, _MEDIA.full_name)
+        short = PressureInterceptor(pressure, ledger, _MEDIA)
         server = grpc.aio.server(interceptors=[errors, short, identity], options=_OPTIONS)
         try:
             port = server.add_insecure_port(f"{section.host}:{section.port}")

@@ -176,6 +176,66 @@ async def test_who_moves_does_not_give_way() -> None:
         assert [b"second"] * 2 == [next(still), next(moves)]
 
 
+async def test_who_stands_still_gives_way_though_others_come_and_go() -> None:
+    """Whatever there is news of meanwhile, more often than anybody has patience for."""
+    now = 0.0
+    departures = Departures(BOUND, patience=FOREVER, longest_wait=FOREVER, clock=lambda: now)
+    with departures.one("still") as still, departures.one("waits") as waits:
+        await read(departures, still, 60 * PIECE)
+        still.takes(iter((b"first", b"second")))
+        next(still)
+        waiting = asyncio.create_task(read(departures, waits, 25 * PIECE))
+        await wait_all_tasks_blocked()
+        now = 2 * FOREVER
+        departures.look_again()
+        assert 50 * PIECE == await waiting
+        with pytest.raises(Overloaded):
+            next(still)
+
+
+async def test_nobody_waits_for_a_size_that_a_caller_has_claimed() -> None:
+    """It waits until nobody else does, and holds nothing if there is no such file."""
+    departures = Departures(BOUND, patience=FOREVER, longest_wait=FOREVER)
+    with departures.one("held") as held, departures.one("claim", claimed=True) as claim:
+        await read(departures, held, 20 * PIECE)
+        claiming = asyncio.create_task(read(departures, claim, 2**60))
+        await wait_all_tasks_blocked()
+        with departures.one("believed") as believed:
+            assert 60 * PIECE == await read(departures, believed, 20 * PIECE)
+        assert not claiming.done()
+        claim.departure.found_nothing()
+        held.departure.leave(held)
+        await claiming
+        claim.departure.found_nothing()
+        claim.departure.settle()
+        assert 0 == departures.bytes
+
+
+async def test_whom_nobody_waits_for_any_more_leaves_the_line() -> None:
+    departures = Departures(BOUND, patience=FOREVER, longest_wait=FOREVER)
+    with departures.one("held") as held:
+        await read(departures, held, 50 * PIECE)
+        with departures.one("leaves") as leaves:
+            waiting = asyncio.create_task(read(departures, leaves, 50 * PIECE))
+            await wait_all_tasks_blocked()
+        with pytest.raises(Overloaded):
+            await waiting
+        assert [] == departures.line
+
+
+async def test_the_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.departures._MOST_WAITING", 1)
+    departures = Departures(BOUND, patience=FOREVER, longest_wait=FOREVER)
+    with departures.one("held") as held, departures.one("waits") as waits, departures.one("late") as late:
+        await read(departures, held, 50 * PIECE)
+        waiting = asyncio.create_task(read(departures, waits, 50 * PIECE))
+        await wait_all_tasks_blocked()
+        with pytest.raises(Overloaded):
+            await read(departures, late, PIECE * 2)
+        held.departure.leave(held)
+        await waiting
+
+
 # A real gateway.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import aiohttp
 import grpc
@@ -127,7 +128,7 @@ async def test_where_nothing_is_left_to_give_up_it_is_not_tried_again_and_again(
         trims = machine.trims
         await machine.look()
         assert (Level.HITS, trims) == (pressure.level, machine.trims)
-        machine.kept = 10
+        machine.kept = 11
         await machine.look()
         assert (Level.HITS, 0) == (pressure.level, machine.kept)
 
@@ -232,6 +233,24 @@ async def test_hits_go_on_where_nothing_new_is_begun(world: World, short: Short)
     assert "miss" == outcome(await desk.animate("new"))
 
 
+async def test_what_was_let_in_is_made_though_its_worker_dies(world: World, short: Short) -> None:
+    """Its picture is decoded once more for the other one."""
+    workers = [await world.worker(), await world.worker()]
+    gates = [worker.hold("step") for worker in workers]
+    desk = await world.desk(*workers)
+    under_way = desk.follow()
+
+    async def begun() -> bool:
+        return any(gate.reached.is_set() for gate in gates)
+
+    await eventually(begun)
+    await short.at(0.93, desk)
+    await next(worker for worker in workers if worker.requests).die()
+    for gate in gates:
+        gate.open()
+    assert "miss" == outcome(await under_way.media())
+
+
 async def test_health_and_operators_are_answered_to_the_end(world: World, short: Short) -> None:
     """Nobody else is, by gRPC or by URL; each is counted as refused."""
     desk = await world.desk(await world.worker(), http_port=0)
@@ -247,6 +266,11 @@ async def test_health_and_operators_are_answered_to_the_end(world: World, short:
         code="RESOURCE_EXHAUSTED",
         reason="MEMORY_SHORT",
     )
+    async with grpc.aio.insecure_channel(desk.address) as channel:
+        made_up: Any = channel.unary_unary("/reprise.v1.MediaService/MadeUp")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await made_up(b"")
+    assert grpc.StatusCode.UNIMPLEMENTED is caught.value.code()  # and no series of its own
     async with aiohttp.ClientSession() as session:
         async with session.get(made.result.url) as answer:
             assert (503, "1") == (answer.status, answer.headers["retry-after"])
