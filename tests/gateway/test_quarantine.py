@@ -253,8 +253,28 @@ async def test_a_worker_that_said_it_would_go_has_not_died(world: World) -> None
         assert not await seen.has_died(seen.process)
 
 
-async def test_a_worker_that_cannot_be_reached_may_live(world: World) -> None:
+async def test_a_question_that_is_lost_with_the_connection_is_asked_again(world: World) -> None:
+    """It was on its way when the worker died, and says nothing of that."""
+    worker = await world.worker()
+    async with watched(worker) as seen:
+        await worker.die()
+        host, _, port = worker.address.partition(":")
+        lost = asyncio.Event()
+
+        def lose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+            lost.set()
+
+        between = await asyncio.start_server(lose, host, int(port))
+        asking = asyncio.create_task(seen.has_died(seen.process))
+        await lost.wait()
+        between.close()
+        assert await asking
+
+
+async def test_a_worker_that_cannot_be_reached_may_live(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in between takes connections, and passes nothing on."""
+    monkeypatch.setattr(fleet, "_ANSWERS_WITHIN", 0.3)
     worker = await world.worker()
     async with watched(worker) as seen:
         await worker.die()
