@@ -78,6 +78,11 @@ class _Run:
     tuned: bool = False
     heard: int = 0  # samples
 
+    @property
+    def suspicious(self) -> bool:
+        """Whether the worker may have been at it: what is known to wait is not."""
+        return bool(self.begun) or not self.told
+
     def request(self, costs: Costs, *, idle: Sequence[str] = (), must_run: bool = False) -> RunRequest:
         return _run_request(self.plan, self.records, costs, idle=idle, must_run=must_run)
 
@@ -299,7 +304,7 @@ class Forwarder:
             try:
                 told = await asyncio.shield(reading)
             except grpc.aio.AioRpcError as error:
-                if _is_cut_off(error) and await worker.has_died(run.begun or process):
+                if run.suspicious and _is_cut_off(error) and await worker.has_died(run.begun or process):
                     self._blame(run)
                 raise
             if isinstance(told, Elsewhere):
@@ -325,10 +330,10 @@ class Forwarder:
         """
         if run.begun:
             self._quarantine.suspect(run.plan.address, run.begun)
-        elif not run.told:
-            run.lost += 1
-            if run.lost >= ENOUGH:
-                raise Unavailable("WORKERS_DIED", retry_after=_NO_WORKER_RETRY)
+            return
+        run.lost += 1
+        if run.lost >= ENOUGH:
+            raise Unavailable("WORKERS_DIED", retry_after=_NO_WORKER_RETRY)
 
     async def _store(self, artifact: _Artifact, plan: Plan) -> Stored:
         if not plan.policy.store:

@@ -12,7 +12,6 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -46,8 +45,8 @@ from reprise.v1.inference_pb2_grpc import InferenceServiceStub
 _MAX_MESSAGE = 64 * 1024 * 1024
 _FORESEE_TIMEOUT = 2.0  # seconds
 _CALL_TIMEOUT = 5.0  # seconds, for calls that answer at once
-_ANSWERS_WITHIN = 2.0  # whoever is asked whether it lives, while somebody waits to go on elsewhere
-_ASKED_AGAIN = 0.05
+_ANSWERS_WITHIN = 1.0  # whoever is asked whether it lives, while somebody waits to go on elsewhere
+_TIMES_ASKED, _ASKED_AGAIN = 10, 0.05  # seconds between; gRPC tries to connect again after a fifth of one
 _SIGN_OF_LIFE = 15.0  # a Status stream silent for longer is dead; workers speak every 5 seconds
 _RESOLVE_EVERY = 5.0
 _PIECE = 256 * 1024  # bytes of media in a message: what gRPC copies, and writes, without letting anybody else run
@@ -179,11 +178,10 @@ class Worker:
         """
         if process == self._leaving:
             return False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_ANSWERS_WITHIN):
-                while (gone := await self._is_gone(process)) is None:  # noqa: ASYNC110  # nobody tells
-                    await asyncio.sleep(_ASKED_AGAIN)
+        for _ in range(_TIMES_ASKED):
+            if (gone := await self._is_gone(process)) is not None:
                 return gone
+            await asyncio.sleep(_ASKED_AGAIN)
         return False
 
     async def _is_gone(self, process: str) -> bool | None:
@@ -192,8 +190,9 @@ class Worker:
             response: DescribeResponse = await self._stub.Describe(DescribeRequest(), timeout=_ANSWERS_WITHIN)
         except grpc.aio.AioRpcError as error:
             said = error.details() or ""
-            nobody = explain_error(error).reason == "LOADING" or any(words in said for words in _NOBODY_LISTENS)
-            return True if nobody else None
+            if explain_error(error).reason == "LOADING" or any(words in said for words in _NOBODY_LISTENS):
+                return True
+            return None if error.code() is grpc.StatusCode.UNAVAILABLE else False
         return response.process != process
 
     async def retire(self) -> None:

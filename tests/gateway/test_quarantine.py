@@ -274,7 +274,7 @@ async def test_a_question_that_is_lost_with_the_connection_is_asked_again(world:
 
 async def test_a_worker_that_cannot_be_reached_may_live(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in between takes connections, and passes nothing on."""
-    monkeypatch.setattr(fleet, "_ANSWERS_WITHIN", 0.3)
+    monkeypatch.setattr(fleet, "_ASKED_AGAIN", 0.0)
     worker = await world.worker()
     async with watched(worker) as seen:
         await worker.die()
