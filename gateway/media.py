@@ -15,6 +15,7 @@ from cache.build import Tiers
 from cache.description import HOUR, Scope
 from cache.digest import Digest
 from cache.flight import Errands
+from cache.keys import Key
 from cache.telemetry import Tracing, bind, parent_of
 from gateway.darkroom import Darkroom
 from gateway.departures import Departure, Departures
@@ -67,6 +68,7 @@ class MediaServicer:
         self._resolver = resolver
         self._explainer = explainer
         self._files = tiers.through_memory
+        self._memory = tiers.memory
         self._darkroom = darkroom
         self._studio = studio
         self._uploads = uploads
@@ -162,6 +164,10 @@ class MediaServicer:
         """
         if (made := self._resolver.just_made(digest, namespaces)) is not None:
             return made.read
+        for namespace in namespaces:  # all of them in memory first: to look below, room is reserved
+            data = self._memory.held(Key.of_blob(namespace, digest))
+            if data is not None and len(data) == digest.size:
+                return partial(_cut, data)
         with departure.being_read():
             for namespace in namespaces:
                 data, _, _ = await self._files.read(namespace, digest, _ARTIFACT_TTL, reserve=departure.reserve)

@@ -18,7 +18,9 @@ from gateway.departures import Departures, Reader
 from gateway.errors import Overloaded
 from gateway.wire import CHUNK_BYTES as PIECE
 from gateway.wire import Reply
+from reprise.v1.media_pb2 import DownloadRequest
 from reprise.v1.media_pb2_grpc import MediaServiceStub
+from tests.gateway.test_pictures import file_of, noise
 from tests.gateway.world import MIB, World, ask, eventually, outcome, problem_of
 
 BOUND = 100 * PIECE
@@ -279,6 +281,20 @@ async def test_a_caller_who_stands_still_is_told_to_ask_again(
         problem.retry_after,
     )
     await eventually(lambda: desk.metric("reprise_departing_bytes"), wanted=lambda held: held == 0)
+
+
+async def test_a_download_from_memory_waits_for_nobody(world: World) -> None:
+    """Whichever of its caller's namespaces the file lies in, and however many stand still."""
+    desk = await world.desk(await world.worker(), max_departing_bytes=1)
+    uploaded = (await desk.client.upload(file_of(noise((900, 700)), "PNG"))).digest
+    assert uploaded.size > PIECE
+    await desk.client.download(uploaded)
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(desk.address, options=_OWN_CHANNEL))
+        for _ in range(3):
+            still = aiter(MediaServiceStub(channel).Download(DownloadRequest(artifact=uploaded)))
+            await anext(still)
+            assert 0 == await desk.metric("reprise_departing_bytes")
 
 
 def _copies(digest: str) -> int:
